@@ -1,0 +1,231 @@
+//! The wiring: what is shared, the workers, and the tasks that keep identity and view current.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use outrider_proto::v1::{ServiceBacking, ServicePort};
+use outrider_runtime::{Drain, Drained, Readiness, Tasks, health};
+use prometheus_client::registry::Registry;
+use tokio::sync::Notify;
+
+use crate::{
+    config::{Config, ControlPlane, ExplicitUpstream, StateDir, StateDirError, Subscription, View, send_reports},
+    identity::{IdentityError, Renewal, Svids},
+    listener::{self, Bound, ListenError},
+    telemetry::{AccessLog, Metrics, report_queue, wire_protocol},
+    tls::Trust,
+    worker::{self, Shared, Sockets},
+};
+
+/// The agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its private directory.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Its certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// TLS.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The access log's file.
+    #[error("access log `{target}`: {reason}: choose another file with `--access-log`")]
+    AccessLog {
+        /// The file.
+        target: String,
+        /// What the system said.
+        reason: std::io::Error,
+    },
+    /// Threads or sockets of the system.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// HTTP proxy for the own program.
+    pub outbound: SocketAddr,
+    /// Where other agents connect.
+    pub mesh: SocketAddr,
+    /// Health and metrics.
+    pub health: SocketAddr,
+    /// What it still waits for.
+    pub readiness: Readiness,
+    /// Its certificate.
+    pub svids: Arc<Svids>,
+    drain: Drain,
+    tasks: Tasks,
+    deadline: Duration,
+}
+
+struct Listeners {
+    mesh: Bound,
+    outbound: Bound,
+    upstreams: Vec<(ExplicitUpstream, Bound)>,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self, ListenError> {
+        let upstreams = config
+            .upstreams
+            .iter()
+            .map(|upstream| Ok((upstream.clone(), listener::bind(upstream.listen, config.workers, "--upstream")?)));
+        Ok(Self {
+            mesh: listener::bind(config.mesh, config.workers, "--mesh")?,
+            outbound: listener::bind(config.outbound, config.workers, "--outbound")?,
+            upstreams: upstreams.collect::<Result<_, ListenError>>()?,
+        })
+    }
+
+    /// One worker's sockets.
+    fn take(&mut self) -> std::io::Result<Sockets> {
+        let gone = || std::io::Error::other("a worker's socket is gone");
+        let upstreams = self.upstreams.iter_mut().map(|(upstream, bound)| Ok((upstream.clone(), bound.take().ok_or_else(gone)?)));
+        Ok(Sockets {
+            upstreams: upstreams.collect::<std::io::Result<_>>()?,
+            mesh: self.mesh.take().ok_or_else(gone)?,
+            outbound: self.outbound.take().ok_or_else(gone)?,
+        })
+    }
+}
+
+impl Agent {
+    /// Starts an agent: it has an identity when this returns, and is ready when [`Agent::readiness`] says so.
+    ///
+    /// # Errors
+    /// When the state directory, a listener, or the first certificate cannot be had.
+    pub async fn start(config: Config, tasks: &Tasks, drain: &Drain) -> Result<Self, StartError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let mut listeners = Listeners::bind(&config)?;
+        let mut registry = Registry::with_prefix("outrider_agent");
+        let metrics = Metrics::new(&mut registry);
+        let readiness = Readiness::new();
+        let (identity_gate, policy_gate) = (readiness.gate("identity"), readiness.gate("policy"));
+        let health = serve_health(listener::bind(config.health, 1, "--health")?, &readiness, registry, drain, tasks)?;
+
+        let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
+        let control_plane = ControlPlane::new(config.control_plane.clone(), trust.clone(), svids.clone());
+        let renew = Arc::new(Notify::new());
+        let renewal = Renewal {
+            control_plane: control_plane.clone(),
+            svids: svids.clone(),
+            trust: trust.clone(),
+            file: state.sealed("identity"),
+            expected: config.identity.clone(),
+            gate: identity_gate,
+            now: renew.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+        };
+        renewal.start(config.token.as_ref()).await?;
+
+        let (reports, records) = report_queue(config.report_allows, metrics.reports_dropped.clone());
+        let shared = Shared::new(&config, &svids, &trust, &metrics, reports, drain, tasks)?;
+        let subscription = Subscription {
+            control_plane: control_plane.clone(),
+            agent_id: state.agent_id().to_owned(),
+            services: backings(&config, listeners.mesh.address),
+            view: View::default(),
+            snapshot: state.sealed("snapshot"),
+            trust,
+            policies: shared.policies.clone(),
+            directory: shared.directory.clone(),
+            svids: svids.clone(),
+            renew,
+            ready: policy_gate,
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+        };
+        let subscription = restore(subscription);
+        let log = AccessLog::start(&config.access_log, metrics.log_dropped.clone())
+            .map_err(|reason| StartError::AccessLog { target: config.access_log.to_string(), reason })?;
+        let (mesh, outbound) = (listeners.mesh.address, listeners.outbound.address);
+        for number in 0..config.workers {
+            worker::start(number, &shared, log.another(), listeners.take()?)?;
+        }
+        tasks.spawn("identity", renewal.run());
+        tasks.spawn("subscription", async move {
+            let _state = state; // the directory stays ours as long as the view is kept there
+            subscription.run().await
+        });
+        tasks.spawn("reports", send_reports(control_plane, records, metrics.reports_dropped, drain.clone()));
+        Ok(Self { outbound, mesh, health, readiness, svids, drain: drain.clone(), tasks: tasks.clone(), deadline: config.drain })
+    }
+
+    /// Runs until `stop` ends or a task fails, then drains.
+    ///
+    /// # Errors
+    /// When a task failed.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Drained, outrider_runtime::TaskFailed> {
+        let failure = tokio::select! {
+            () = stop => None,
+            failure = self.tasks.failure() => Some(failure),
+        };
+        let drained = self.stop().await;
+        failure.map_or(Ok(drained), Err)
+    }
+
+    /// Stops accepting, lets work under way end, and after the deadline ends it.
+    pub async fn stop(self) -> Drained {
+        let drained = self.drain.drain(self.deadline).await;
+        self.tasks.finish(Duration::from_secs(2)).await;
+        drained
+    }
+}
+
+fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
+    let mesh_address = config.advertise.clone().unwrap_or_else(|| mesh.to_string());
+    let mut services: Vec<ServiceBacking> = Vec::new();
+    for backed in &config.backed {
+        let port = ServicePort { port: backed.port.into(), protocol: wire_protocol(backed.protocol).into() };
+        match services.iter_mut().find(|service| service.service == backed.service.as_str()) {
+            Some(service) => service.ports.push(port),
+            None => services.push(ServiceBacking {
+                service: backed.service.to_string(),
+                mesh_address: mesh_address.clone(),
+                ports: vec![port],
+            }),
+        }
+    }
+    services
+}
+
+/// Puts the last good view in force, so that a restart without control plane serves.
+fn restore(mut subscription: Subscription) -> Subscription {
+    let view = match subscription.snapshot.read() {
+        Ok(None) => return subscription,
+        Ok(Some(bytes)) => View::decode(&bytes).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let restored = view.and_then(|view| {
+        let put = view.put_in_force(&subscription.trust, &subscription.policies, &subscription.directory);
+        put.map(|()| view).map_err(|error| error.to_string())
+    });
+    match restored {
+        Ok(view) => {
+            tracing::info!(revision = view.revision(), "last good view in force");
+            subscription.metrics.revision.set(i64::try_from(view.revision()).unwrap_or(i64::MAX));
+            subscription.view = view;
+            subscription.ready.open();
+        }
+        Err(error) => tracing::error!(error, "the kept view is not used: everything is denied until the control plane sends one"),
+    }
+    subscription
+}
+
+fn serve_health(
+    mut bound: Bound,
+    readiness: &Readiness,
+    registry: Registry,
+    drain: &Drain,
+    tasks: &Tasks,
+) -> Result<SocketAddr, StartError> {
+    let socket = bound.take().ok_or_else(|| std::io::Error::other("no health socket"))?;
+    let listener = tokio::net::TcpListener::from_std(socket)?;
+    tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(registry), drain.clone()));
+    Ok(bound.address)
+}

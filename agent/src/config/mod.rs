@@ -1,0 +1,17 @@
+//! What the agent is told: settings at its start, the control plane's view while it runs, and what it keeps on disk.
+
+mod channel;
+mod sealed;
+mod settings;
+mod state_dir;
+mod subscription;
+mod telemetry_stream;
+mod view;
+
+pub use channel::{ControlPlane, ControlPlaneError};
+pub use sealed::{SealError, SealedFile};
+pub use settings::{BackedPort, Config, ConfigProblems, ExplicitUpstream, Settings};
+pub use state_dir::{StateDir, StateDirError};
+pub use subscription::{Subscription, SubscriptionError};
+pub use telemetry_stream::{TelemetryError, send_reports};
+pub use view::{View, ViewError};

@@ -1,0 +1,151 @@
+//! The agent's view of the mesh: what the control plane sent, checked whole before any of it counts.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
+use outrider_proto::v1::{self as wire, KnownResource, Resource, ResourceKind, ServicePolicyBody, TrustBundle, Update};
+use prost::Message as _;
+
+use crate::{
+    policy::PolicyBook,
+    route::{Directory, Endpoint, ServiceEntry},
+    tls::Trust,
+};
+
+/// An update that cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// A resource of a kind this agent does not know.
+    #[error("resource `{0}` is of a kind that this agent does not know")]
+    Kind(String),
+    /// A resource that cannot be read.
+    #[error("resource `{name}`: {reason}")]
+    Resource {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Policies that cannot be enforced.
+    #[error("policy: {0}")]
+    Policy(String),
+}
+
+/// Resources by kind and name.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    resources: BTreeMap<(i32, String), Resource>,
+    revision: u64,
+}
+
+impl View {
+    /// The view after one step.
+    pub fn after(&self, update: &Update) -> Self {
+        let mut next = self.clone();
+        for gone in &update.removals {
+            next.resources.remove(&(gone.kind, gone.name.clone()));
+        }
+        for resource in &update.upserts {
+            next.resources.insert((resource.kind, resource.name.clone()), resource.clone());
+        }
+        next.revision = update.revision;
+        next
+    }
+
+    /// What it holds, for a hello.
+    pub fn known(&self) -> Vec<KnownResource> {
+        let known = |resource: &Resource| KnownResource {
+            kind: resource.kind,
+            name: resource.name.clone(),
+            hash: digest(&SHA256, &resource.body).as_ref().to_vec(),
+        };
+        self.resources.values().map(known).collect()
+    }
+
+    /// The whole view as one update, for the disk.
+    pub fn encode(&self) -> Vec<u8> {
+        let upserts = self.resources.values().cloned().collect();
+        Update { nonce: 0, revision: self.revision, upserts, removals: Vec::new(), complete: true }.encode_to_vec()
+    }
+
+    /// Reads what [`View::encode`] wrote.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, prost::DecodeError> {
+        Ok(Self::default().after(&Update::decode(bytes)?))
+    }
+
+    /// Store revision it reflects.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Puts all of it in force, or none of it.
+    ///
+    /// # Errors
+    /// When any part cannot be understood or enforced; what was in force before still is.
+    pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
+        let (mut bundle, mut services, mut stored) = (None, Vec::new(), Vec::new());
+        for resource in self.resources.values() {
+            match ResourceKind::try_from(resource.kind) {
+                Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
+                Ok(ResourceKind::Service) => services.push(service(resource)?),
+                Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
+                Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
+            }
+        }
+        // The order matters: the bundle and the policies may refuse, the services cannot.
+        policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
+        if let Some(bundle) = bundle {
+            trust
+                .replace(&bundle)
+                .map_err(|error| ViewError::Resource { name: bundle.trust_domain.clone(), reason: error.to_string() })?;
+        }
+        directory.replace(services);
+        Ok(())
+    }
+}
+
+fn read<M: prost::Message + Default>(resource: &Resource) -> Result<M, ViewError> {
+    M::decode(resource.body.as_slice())
+        .map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })
+}
+
+fn policy(resource: &Resource) -> Result<StoredPolicy, ViewError> {
+    let wrong = |reason: String| ViewError::Resource { name: resource.name.clone(), reason };
+    let body: ServicePolicyBody = read(resource)?;
+    // Unknown fields are errors in the policy's own types: a reading that leaves something out would be a weaker one.
+    let policy: ServicePolicy = serde_json::from_str(&body.json).map_err(|error| wrong(error.to_string()))?;
+    Ok(StoredPolicy { policy: Arc::new(policy), revision: resource.revision })
+}
+
+fn service(resource: &Resource) -> Result<ServiceEntry, ViewError> {
+    let wrong = |reason: String| ViewError::Resource { name: resource.name.clone(), reason };
+    let service: wire::Service = read(resource)?;
+    let name = service.name.parse().map_err(|error| wrong(format!("{error}")))?;
+    let mut ports = Vec::new();
+    for port in &service.ports {
+        let number = u16::try_from(port.port).map_err(|_| wrong(format!("port {}", port.port)))?;
+        ports.push((number, protocol(port.protocol())));
+    }
+    let mut endpoints = Vec::new();
+    for endpoint in service.endpoints {
+        if !service.identities.contains(&endpoint.identity) {
+            return Err(wrong(format!("endpoint `{}` may not prove `{}`", endpoint.mesh_address, endpoint.identity)));
+        }
+        let identity = endpoint.identity.parse().map_err(|error| wrong(format!("{error}")))?;
+        endpoints.push(Endpoint { address: endpoint.mesh_address, identity });
+    }
+    Ok(ServiceEntry { name, ports, endpoints })
+}
+
+fn protocol(protocol: wire::Protocol) -> Protocol {
+    match protocol {
+        wire::Protocol::Http => Protocol::Http,
+        wire::Protocol::Http2 => Protocol::Http2,
+        wire::Protocol::Grpc => Protocol::Grpc,
+        wire::Protocol::Tcp | wire::Protocol::Unspecified => Protocol::Tcp,
+    }
+}

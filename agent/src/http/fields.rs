@@ -1,0 +1,141 @@
+//! Header fields in the form they have on the HTTP/1.1 wire, with an index: names in lower case, values without outer white space.
+
+use std::ops::{ControlFlow, Range};
+
+use smallvec::SmallVec;
+
+/// Header fields of one message, or its trailers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    /// `name: value\r\n` for every field.
+    wire: Vec<u8>,
+    lines: SmallVec<[Line; 16]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Line {
+    start: u32,
+    name: u32,
+    value: u32,
+}
+
+impl Line {
+    fn name(self) -> Range<usize> {
+        self.start as usize..(self.start + self.name) as usize
+    }
+
+    fn value(self) -> Range<usize> {
+        let from = (self.start + self.name) as usize + 2;
+        from..from + self.value as usize
+    }
+
+    fn whole(self) -> Range<usize> {
+        self.start as usize..self.value().end + 2
+    }
+}
+
+impl Fields {
+    /// Adds a field. The caller has checked that `name` is a token and `value` has no line breaks; heads are at most
+    /// [`crate::http::Limits::head_bytes`] long, so positions fit.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        let start = self.wire.len() as u32;
+        self.wire.extend(name.iter().map(u8::to_ascii_lowercase));
+        self.wire.extend_from_slice(b": ");
+        self.wire.extend_from_slice(value);
+        self.wire.extend_from_slice(b"\r\n");
+        self.lines.push(Line { start, name: name.len() as u32, value: value.len() as u32 });
+    }
+
+    /// Fields in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.lines
+            .iter()
+            .map(|line| (self.wire.get(line.name()).unwrap_or_default(), self.wire.get(line.value()).unwrap_or_default()))
+    }
+
+    /// Values of a field, by its name in lower case, in order.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(each, _)| *each == name.as_bytes()).map(|(_, value)| value)
+    }
+
+    /// The value of a field that is there exactly once.
+    pub fn single<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+        let mut values = self.values(name);
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    /// Keeps the fields whose name passes.
+    pub fn retain(&mut self, mut keep: impl FnMut(&[u8]) -> bool) {
+        if self.iter().all(|(name, _)| keep(name)) {
+            return;
+        }
+        let mut kept = Self::default();
+        for (name, value) in self.iter().filter(|(name, _)| keep(name)) {
+            kept.push(name, value);
+        }
+        *self = kept;
+    }
+
+    /// Replaces all fields of this name by one.
+    pub fn set(&mut self, name: &str, value: &[u8]) {
+        self.retain(|each| each != name.as_bytes());
+        self.push(name.as_bytes(), value);
+    }
+
+    /// All fields as HTTP/1.1 writes them, without the empty line at the end.
+    pub fn as_wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// Number of fields.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Drops the last field.
+    pub fn pop(&mut self) {
+        if let Some(line) = self.lines.pop() {
+            self.wire.truncate(line.whole().start);
+        }
+    }
+}
+
+impl outrider_policy::Headers for Fields {
+    fn visit(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) {
+        for value in self.values(name) {
+            if each(value).is_break() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_lower_case_and_every_line_is_kept() {
+        let mut fields = Fields::default();
+        fields.push(b"X-Role", b"user");
+        fields.push(b"x-role", b"admin");
+        assert_eq!(fields.values("x-role").collect::<Vec<_>>(), [b"user".as_slice(), b"admin"]);
+        assert_eq!(fields.as_wire(), b"x-role: user\r\nx-role: admin\r\n");
+        assert_eq!(fields.single("x-role"), None);
+    }
+
+    #[test]
+    fn set_leaves_exactly_one() {
+        let mut fields = Fields::default();
+        fields.push(b"a", b"1");
+        fields.push(b"b", b"2");
+        fields.push(b"a", b"3");
+        fields.set("a", b"4");
+        assert_eq!(fields.as_wire(), b"b: 2\r\na: 4\r\n");
+    }
+}

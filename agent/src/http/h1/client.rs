@@ -1,0 +1,216 @@
+//! The client's side of an HTTP/1.1 connection: one exchange at a time.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncWriteExt as _, BufWriter},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use super::{
+    body::Framing,
+    head,
+    reader::{BodyReader, Reader, read_head},
+};
+use crate::{
+    http::{
+        Limits,
+        io::SharedIo,
+        message::{Body, Frame, RequestHead, Response},
+    },
+    refusal::{Reason, Refusal},
+    upstream::Lease,
+};
+
+/// How long an upstream that no longer reads may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// An HTTP/1.1 connection to an upstream.
+#[derive(Debug)]
+pub struct H1Client {
+    io: SharedIo,
+    reader: Rc<RefCell<Reader>>,
+    /// Sends the current request's body.
+    pump: Option<Pump>,
+    /// After this it is not used for another exchange.
+    pub usable_until: Instant,
+}
+
+#[derive(Debug)]
+struct Pump(JoinHandle<Result<(), PumpError>>);
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Debug)]
+enum PumpError {
+    /// The caller's body broke off.
+    Source(String),
+    /// The upstream does not take it.
+    Sink,
+}
+
+/// What came of an exchange.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
+pub enum Exchange {
+    /// The upstream answered.
+    Answered(Response),
+    /// Nothing came back on a connection that had been used before, and nothing of the body was taken: try another one.
+    Stale(Body),
+}
+
+impl H1Client {
+    /// A client over a fresh connection.
+    pub fn new(io: SharedIo, usable_until: Instant) -> Self {
+        let reader = Rc::new(RefCell::new(Reader::new(io.clone(), BytesMut::new())));
+        Self { io, reader, pump: None, usable_until }
+    }
+
+    /// Whether another exchange may start on it.
+    pub fn is_usable(&mut self) -> bool {
+        let sent = self.pump.take().is_none_or(|pump| pump.0.is_finished());
+        sent && Instant::now() < self.usable_until && self.reader.borrow().body_is_end() && self.reader.borrow_mut().is_quiet()
+    }
+}
+
+/// Sends a request whose head is `wire` and returns the response. `lease` holds the connection and follows the body.
+///
+/// # Errors
+/// `upstream_failed`, `upstream_timeout`, or the caller's own fault in its body.
+pub async fn exchange(
+    mut lease: Lease,
+    head: &RequestHead,
+    wire: &[u8],
+    body: Body,
+    limits: &Limits,
+) -> Result<Exchange, Refusal> {
+    let reused = lease.reused;
+    let client = lease.client_mut()?;
+    let (io, reader) = (client.io.clone(), client.reader.clone());
+    let mut writer = io.clone();
+    let without_body = body.is_end();
+    let sent = async {
+        writer.write_all(wire).await?;
+        writer.flush().await
+    }
+    .await;
+    if let Err(error) = sent {
+        return if reused { Ok(Exchange::Stale(body)) } else { Err(Refusal::caused(Reason::UpstreamFailed, &error)) };
+    }
+    let replayable = reused && without_body && head.method.is_idempotent();
+    if !without_body {
+        let pump = tokio::task::spawn_local(pump(io, body));
+        client.pump = Some(Pump(pump));
+    }
+    let mut to_answer = std::pin::pin!(answer(&reader, head.method == http::Method::HEAD, limits));
+    let parsed = match &mut client.pump {
+        None => to_answer.await,
+        Some(Pump(pump)) => tokio::select! {
+            biased;
+            parsed = &mut to_answer => parsed,
+            sent = pump => match sent {
+                Ok(Ok(())) => { client.pump = None; to_answer.await }
+                Ok(Err(PumpError::Source(detail))) => return Err(Refusal::new(Reason::Malformed, detail)),
+                Ok(Err(PumpError::Sink)) | Err(_) => {
+                    client.usable_until = Instant::now();
+                    client.pump = None;
+                    tokio::time::timeout(LAST_WORDS, to_answer)
+                        .await
+                        .unwrap_or_else(|_| Err(Refusal::new(Reason::UpstreamFailed, "upstream stopped reading").into()))
+                }
+            },
+        },
+    };
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(Answer::Ended(_)) if replayable => return Ok(Exchange::Stale(Body::Empty)),
+        Err(Answer::Ended(refusal) | Answer::Refused(refusal)) => return Err(refusal),
+    };
+    if !parsed.keep_alive {
+        client.usable_until = Instant::now();
+    }
+    reader.borrow_mut().begin_body(parsed.framing);
+    let body = if reader.borrow().body_is_end() {
+        lease.give_back();
+        Body::Empty
+    } else {
+        Body::H1(BodyReader::new(reader.clone(), Some(lease)))
+    };
+    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body }))
+}
+
+enum Answer {
+    /// The connection ended before a first byte.
+    Ended(Refusal),
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+async fn answer(reader: &RefCell<Reader>, to_head: bool, limits: &Limits) -> Result<head::ParsedResponse, Answer> {
+    let read = async {
+        match super::reader::wait_for_bytes(reader).await {
+            Ok(true) => {}
+            Ok(false) => return Err(Answer::Ended(Refusal::new(Reason::UpstreamFailed, "upstream closed the connection"))),
+            Err(error) => return Err(Answer::Ended(Refusal::caused(Reason::UpstreamFailed, &error))),
+        }
+        for _ in 0..limits.interim_responses {
+            let bytes =
+                read_head(reader, limits).await.map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
+            let parsed = head::response(&bytes, to_head, limits)?;
+            if parsed.status >= 200 {
+                return Ok(parsed);
+            }
+        }
+        Err(Refusal::new(Reason::UpstreamFailed, "too many interim responses").into())
+    };
+    tokio::time::timeout(limits.response_head, read)
+        .await
+        .unwrap_or_else(|_| Err(Answer::Refused(Refusal::new(Reason::UpstreamTimeout, "no response in time"))))
+}
+
+/// Framing that a request with this body is sent with.
+pub fn request_framing(body: &Body) -> Framing {
+    body.length().map_or(Framing::Chunked, Framing::Length)
+}
+
+async fn pump(io: SharedIo, mut body: Body) -> Result<(), PumpError> {
+    let chunked = request_framing(&body) == Framing::Chunked;
+    let mut writer = BufWriter::with_capacity(16 << 10, io);
+    loop {
+        let frame = body.frame().await.map_err(|error| PumpError::Source(error.to_string()))?;
+        write_frame(&mut writer, frame.as_ref(), chunked).await.map_err(|_| PumpError::Sink)?;
+        if frame.is_none() {
+            return writer.flush().await.map_err(|_| PumpError::Sink);
+        }
+        if matches!(frame, Some(Frame::Trailers(_))) {
+            continue;
+        }
+        writer.flush().await.map_err(|_| PumpError::Sink)?;
+    }
+}
+
+/// Writes a piece of a body, or its end. Trailers end here: HTTP/1.1 peers do not expect them.
+pub(super) async fn write_frame(writer: &mut BufWriter<SharedIo>, frame: Option<&Frame>, chunked: bool) -> std::io::Result<()> {
+    match frame {
+        Some(Frame::Data(data)) if chunked => {
+            writer.write_all(format!("{:x}\r\n", data.len()).as_bytes()).await?;
+            writer.write_all(data).await?;
+            writer.write_all(b"\r\n").await
+        }
+        Some(Frame::Data(data)) => writer.write_all(data).await,
+        Some(Frame::Trailers(_)) => Ok(()),
+        None if chunked => writer.write_all(b"0\r\n\r\n").await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,300 @@
+//! Heads of HTTP/1.1 messages: found, parsed, checked once, and rid of hop-by-hop fields.
+
+use super::Framing;
+use crate::{
+    http::{
+        Fields, Limits,
+        message::Version,
+        normalize::{Host, RequestParts, hop_by_hop, is_identity_claim},
+    },
+    refusal::{Reason, Refusal},
+};
+
+/// A request's head as read, and how its body is framed.
+#[derive(Debug)]
+pub(super) struct ParsedRequest {
+    pub(super) parts: RequestParts,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+    pub(super) expects_continue: bool,
+}
+
+/// A response's head as read.
+#[derive(Debug)]
+pub(super) struct ParsedResponse {
+    pub(super) status: u16,
+    pub(super) fields: Fields,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+}
+
+/// Where the head ends in `buf`, searching from `from`. Every line must end in CR LF: a bare LF or CR is refused, since
+/// others read it as a line end, or do not.
+pub(super) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
+    let mut at = from;
+    while let Some(found) = buf.get(at..).and_then(|rest| memchr::memchr2(b'\r', b'\n', rest)) {
+        let position = at + found;
+        match (buf.get(position), buf.get(position + 1)) {
+            (Some(b'\r'), None) => return Ok(None),
+            (Some(b'\r'), Some(b'\n')) => {
+                if buf.get(position + 2..position + 4) == Some(b"\r\n") {
+                    return Ok(Some(position + 4));
+                }
+                at = position + 2;
+            }
+            _ => return Err(malformed("bare CR or LF in the head")),
+        }
+    }
+    Ok(None)
+}
+
+fn malformed(detail: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::Malformed, detail)
+}
+
+/// Parses a whole request head.
+pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
+    let mut headers = vec![httparse::EMPTY_HEADER; limits.fields];
+    let mut parsed = httparse::Request::new(&mut headers);
+    parse_outcome(parsed.parse(head), head.len())?;
+    let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
+    let method = parsed.method.unwrap_or_default();
+    let target = parsed.path.unwrap_or_default();
+
+    let mut seen = Seen::default();
+    let mut fields = Fields::default();
+    let mut host = None;
+    for header in parsed.headers.iter() {
+        let name = header.name.as_bytes();
+        if name.contains(&b'_') {
+            return Err(malformed(format!(
+                "field name `{}` has an underscore, which applications read as a hyphen",
+                header.name
+            )));
+        }
+        if name.eq_ignore_ascii_case(b"host") {
+            if host.replace(header.value).is_some() {
+                return Err(Refusal::new(Reason::BadHost, "more than one host field"));
+            }
+        } else if !seen.take(name, header.value)? && !is_identity_claim(name) {
+            fields.push(name, header.value.trim_ascii());
+        }
+    }
+    seen.drop_nominated(&mut fields)?;
+    if version == Version::Http10 && seen.chunked {
+        return Err(malformed("transfer-encoding in HTTP/1.0"));
+    }
+    let framing = seen.framing()?.unwrap_or(Framing::Length(0));
+    let host = Host::Field(host.map(<[u8]>::to_vec));
+    let parts = RequestParts::new(method, target.as_bytes(), host, fields, version)?;
+    Ok(ParsedRequest { parts, framing, keep_alive: seen.keeps_alive(version), expects_continue: seen.expects_continue })
+}
+
+/// Parses a whole response head, for a request that was HEAD or not.
+pub(super) fn response(head: &[u8], to_head: bool, limits: &Limits) -> Result<ParsedResponse, Refusal> {
+    let bad = |refusal: Refusal| Refusal::new(Reason::UpstreamFailed, format!("upstream response: {}", refusal.detail()));
+    let mut headers = vec![httparse::EMPTY_HEADER; limits.fields];
+    let mut parsed = httparse::Response::new(&mut headers);
+    parse_outcome(parsed.parse(head), head.len()).map_err(bad)?;
+    let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
+    let status = parsed.code.unwrap_or_default();
+    if !(100..600).contains(&status) || status == 101 {
+        return Err(Refusal::new(Reason::UpstreamFailed, format!("upstream answered with status {status}")));
+    }
+    let mut seen = Seen::default();
+    let mut fields = Fields::default();
+    for header in parsed.headers.iter() {
+        let name = header.name.as_bytes();
+        if !seen.take(name, header.value).map_err(bad)? {
+            fields.push(name, header.value.trim_ascii());
+        }
+    }
+    seen.drop_nominated(&mut fields).map_err(bad)?;
+    let framing = seen.framing().map_err(bad)?;
+    let no_body = to_head || status < 200 || status == 204 || status == 304;
+    let framing = match framing {
+        _ if no_body => Framing::Length(0),
+        Some(framing) => framing,
+        None => Framing::UntilClose,
+    };
+    if to_head && let Some(length) = seen.length {
+        fields.push(b"content-length", length.to_string().as_bytes());
+    }
+    let keep_alive = seen.keeps_alive(version) && framing != Framing::UntilClose;
+    Ok(ParsedResponse { status, fields, framing, keep_alive })
+}
+
+fn parse_outcome(outcome: httparse::Result<usize>, length: usize) -> Result<(), Refusal> {
+    match outcome {
+        Ok(httparse::Status::Complete(read)) if read == length => Ok(()),
+        Ok(_) => Err(malformed("incomplete head")),
+        Err(httparse::Error::TooManyHeaders) => Err(Refusal::new(Reason::HeadTooLarge, "too many header fields")),
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+/// What the fields that belong to the connection said.
+#[derive(Debug, Default)]
+struct Seen {
+    length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+    nominated: Vec<Vec<u8>>,
+}
+
+impl Seen {
+    /// Takes a field that concerns framing or this connection only. Says whether it did.
+    fn take(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Refusal> {
+        if name.eq_ignore_ascii_case(b"content-length") {
+            self.content_length(value)?;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(malformed("transfer-encoding other than one `chunked`"));
+            }
+            self.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            self.connection(value);
+        } else if name.eq_ignore_ascii_case(b"expect") {
+            if !value.eq_ignore_ascii_case(b"100-continue") {
+                return Err(Refusal::new(Reason::UnknownExpectation, "unknown expectation"));
+            }
+            self.expects_continue = true;
+        } else {
+            return Ok(hop_by_hop(name));
+        }
+        Ok(true)
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+        let length = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+        match length {
+            None => Err(malformed("content-length is not a number")),
+            Some(_) if self.length.is_some() => Err(malformed("more than one content-length")),
+            Some(length) => {
+                self.length = Some(length);
+                Ok(())
+            }
+        }
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        for option in value.split(|&byte| byte == b',').map(|option| option.trim_ascii().to_ascii_lowercase()) {
+            match option.as_slice() {
+                b"" => {}
+                b"close" => self.close = true,
+                b"keep-alive" => self.keep_alive = true,
+                _ => self.nominated.push(option),
+            }
+        }
+    }
+
+    /// Drops what `Connection` names. Names that must reach the other end are refused: dropping them on somebody's word
+    /// would change what the request means.
+    fn drop_nominated(&self, fields: &mut Fields) -> Result<(), Refusal> {
+        const END_TO_END: &[&[u8]] =
+            &[b"host", b"content-length", b"transfer-encoding", b"authorization", b"cookie", b"x-request-id", b"content-type"];
+        if let Some(name) =
+            self.nominated.iter().find(|name| END_TO_END.contains(&name.as_slice()) || name.starts_with(b"x-forwarded"))
+        {
+            return Err(malformed(format!("connection names the end-to-end field `{}`", String::from_utf8_lossy(name))));
+        }
+        if !self.nominated.is_empty() {
+            fields.retain(|name| !self.nominated.iter().any(|nominated| nominated == name));
+        }
+        Ok(())
+    }
+
+    fn framing(&self) -> Result<Option<Framing>, Refusal> {
+        match (self.length, self.chunked) {
+            (Some(_), true) => Err(malformed("both content-length and transfer-encoding")),
+            (None, true) => Ok(Some(Framing::Chunked)),
+            (Some(length), false) => Ok(Some(Framing::Length(length))),
+            (None, false) => Ok(None),
+        }
+    }
+
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.close && (version == Version::Http11 || self.keep_alive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ParsedRequest, Refusal> {
+        let end = head_end(text.as_bytes(), 0)?.expect("a whole head");
+        request(&text.as_bytes()[..end], &Limits::default())
+    }
+
+    fn reason(text: &str) -> Reason {
+        parse(text).and_then(|parsed| parsed.parts.normalize()).expect_err(text).reason()
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        for fields in [
+            "Content-Length: 3\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nContent-Length: 3",
+            "Content-Length: 3\r\nContent-Length: 3",
+            "Content-Length: 3, 3",
+            "Content-Length: +3",
+            "Content-Length: -1",
+            "Content-Length: 0x3",
+            "Content-Length:",
+            "Content-Length: 99999999999999999999",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: , chunked",
+            "Transfer-Encoding: identity",
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding : chunked",
+            " Transfer-Encoding: chunked",
+            "X: a\r\n b",
+            ": x",
+            "X\0: a",
+            "Connection: content-length\r\nContent-Length: 3",
+            "Connection: authorization\r\nAuthorization: x",
+            "X_Role: admin",
+        ] {
+            assert_eq!(reason(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")), Reason::Malformed, "{fields}");
+        }
+    }
+
+    #[test]
+    fn bare_line_ends_are_refused() {
+        for text in
+            ["GET / HTTP/1.1\nHost: a\n\n", "GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\n\r\n"]
+        {
+            assert!(head_end(text.as_bytes(), 0).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_there_exactly_once() {
+        assert_eq!(reason("GET / HTTP/1.1\r\n\r\n"), Reason::BadHost);
+        assert_eq!(reason("GET / HTTP/1.0\r\nX: y\r\n\r\n"), Reason::BadHost);
+        assert_eq!(reason("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"), Reason::BadHost);
+        assert_eq!(reason("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n"), Reason::BadHost);
+        assert_eq!(reason("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"), Reason::BadHost);
+    }
+
+    #[test]
+    fn identity_claims_and_hop_by_hop_fields_do_not_pass() {
+        let parsed = parse(
+            "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: URI=spiffe://x\r\nx-FORWARDED-client-cert: y\r\nConnection: x-hop\r\nX-Hop: 1\r\n\
+             Upgrade: h2c\r\nHTTP2-Settings: a\r\nTE: trailers\r\nX-Kept: 2 \r\n\r\n",
+        )
+        .unwrap();
+        assert_eq!(parsed.parts.fields().as_wire(), b"x-kept: 2\r\n");
+    }
+
+    #[test]
+    fn trailing_white_space_is_not_part_of_a_value() {
+        let parsed = parse("GET / HTTP/1.1\r\nHost: a\r\nX-Role: admin \t\r\n\r\n").unwrap();
+        assert_eq!(parsed.parts.fields().single("x-role"), Some(b"admin".as_slice()));
+    }
+}

@@ -1,0 +1,12 @@
+//! HTTP/1.1: an own strict codec on httparse. What two readers could understand differently is refused (RFC 9112).
+
+mod body;
+mod client;
+mod head;
+mod reader;
+mod server;
+
+pub use body::Framing;
+pub use client::{Exchange, H1Client, exchange, request_framing};
+pub use reader::{BodyReader, Reader};
+pub use server::{Reply, Service, serve};

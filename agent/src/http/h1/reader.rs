@@ -1,0 +1,174 @@
+//! The reading half of an HTTP/1.1 connection, and bodies that read from it.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::{
+    body::{Decoded, Decoder, Framing},
+    head::head_end,
+};
+use crate::{
+    http::{
+        Limits,
+        io::SharedIo,
+        message::{BodyError, Frame},
+    },
+    refusal::{Reason, Refusal},
+    upstream::Lease,
+};
+
+/// Bytes asked for at a time; a body of this size passes in one piece.
+const READ: usize = 16 << 10;
+
+/// Reads heads and bodies from one connection.
+#[derive(Debug)]
+pub struct Reader {
+    io: SharedIo,
+    buf: BytesMut,
+    body: Decoder,
+}
+
+impl Reader {
+    /// A reader over `io`, with what has been read from it already.
+    pub fn new(io: SharedIo, already: BytesMut) -> Self {
+        Self { io, buf: already, body: Decoder::new(Framing::Length(0)) }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // A stack buffer, not the connection's own: an idle connection then holds no read buffer at all.
+        let mut space = [std::mem::MaybeUninit::<u8>::uninit(); READ];
+        let mut space = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
+        self.buf.extend_from_slice(space.filled());
+        Poll::Ready(Ok(space.filled().len()))
+    }
+
+    /// Takes all bytes that were read and not used: what follows a head that switched protocols.
+    pub(crate) fn take_rest(&mut self) -> BytesMut {
+        std::mem::take(&mut self.buf)
+    }
+
+    /// Whether the current body has been read to its end.
+    pub(super) fn body_is_end(&self) -> bool {
+        self.body.is_end()
+    }
+
+    /// Starts the body that follows the head just read.
+    pub(super) fn begin_body(&mut self, framing: Framing) {
+        self.body = Decoder::new(framing);
+    }
+
+    /// Nothing buffered and nothing to read: an idle connection is healthy only then.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.buf.is_empty() && self.poll_fill(&mut cx).is_pending()
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+        loop {
+            match self.body.decode(&mut self.buf)? {
+                Decoded::Data(data) => return Poll::Ready(Ok(Some(Frame::Data(data)))),
+                Decoded::Trailers(fields) => return Poll::Ready(Ok(Some(Frame::Trailers(fields)))),
+                Decoded::End => return Poll::Ready(Ok(None)),
+                Decoded::NeedMore => match ready!(self.poll_fill(cx)) {
+                    Ok(0) => self.body.end_of_input()?,
+                    Ok(_) => {}
+                    Err(error) => return Poll::Ready(Err(BodyError::Broken(error.to_string()))),
+                },
+            }
+        }
+    }
+}
+
+/// Waits until something has arrived. `false` when the peer ended the connection in between messages.
+pub(super) async fn wait_for_bytes(reader: &RefCell<Reader>) -> io::Result<bool> {
+    if !reader.borrow().buf.is_empty() {
+        return Ok(true);
+    }
+    Ok(std::future::poll_fn(|cx| reader.borrow_mut().poll_fill(cx)).await? > 0)
+}
+
+/// Reads up to the end of the next head and takes it.
+///
+/// # Errors
+/// When it is malformed or too large, or the connection ends within it.
+pub(super) async fn read_head(reader: &RefCell<Reader>, limits: &Limits) -> Result<BytesMut, Refusal> {
+    let mut searched = 0;
+    loop {
+        {
+            let reader = &mut *reader.borrow_mut();
+            // An empty line before a request line is a leftover of a client that ends bodies with one (RFC 9112, 2.2).
+            if reader.buf.starts_with(b"\r\n") && searched == 0 {
+                let _ = reader.buf.split_to(2);
+            }
+            if let Some(end) = head_end(&reader.buf, searched)? {
+                if end > limits.head_bytes {
+                    return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
+                }
+                return Ok(reader.buf.split_to(end));
+            }
+            if reader.buf.len() > limits.head_bytes {
+                return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
+            }
+            // The last bytes may be the first part of the end.
+            searched = reader.buf.len().saturating_sub(3);
+        }
+        match std::future::poll_fn(|cx| reader.borrow_mut().poll_fill(cx)).await {
+            Ok(0) => return Err(Refusal::new(Reason::Malformed, "the connection ended within a head")),
+            Ok(_) => {}
+            Err(error) => return Err(Refusal::caused(Reason::Malformed, &error)),
+        }
+    }
+}
+
+/// A body that is read from a connection.
+#[derive(Debug)]
+pub struct BodyReader {
+    reader: Rc<RefCell<Reader>>,
+    length: Option<u64>,
+    /// The upstream connection, given back when the body has ended.
+    lease: Option<Lease>,
+}
+
+impl BodyReader {
+    pub(super) fn new(reader: Rc<RefCell<Reader>>, lease: Option<Lease>) -> Self {
+        let length = reader.borrow().body.remaining();
+        Self { reader, length, lease }
+    }
+
+    /// Length if the head named it.
+    pub fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// Whether nothing is left to read.
+    pub fn is_end(&self) -> bool {
+        self.reader.borrow().body_is_end()
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// When the framing is wrong or the connection ends early.
+    pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+        let frame = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx)).await;
+        match &frame {
+            Ok(_) if self.is_end() => {
+                if let Some(lease) = self.lease.take() {
+                    lease.give_back();
+                }
+            }
+            Ok(_) => {}
+            Err(_) => self.lease = None,
+        }
+        frame
+    }
+}

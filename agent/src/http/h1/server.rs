@@ -1,0 +1,190 @@
+//! The server's side of an HTTP/1.1 connection: requests in order, each answered before the next is read.
+
+use std::{cell::RefCell, rc::Rc};
+
+use bytes::BytesMut;
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncWriteExt as _, BufWriter};
+
+use super::{
+    body::Framing,
+    client::write_frame,
+    head,
+    reader::{BodyReader, Reader, read_head, wait_for_bytes},
+};
+use crate::{
+    http::{
+        Limits,
+        io::SharedIo,
+        message::{Body, Frame, Request, Response},
+    },
+    policy::Permit,
+    refusal::{Reason, Refusal},
+    tcp::Tunnel,
+    telemetry::Record,
+};
+
+/// What answers requests: the inbound or the outbound page.
+pub trait Service {
+    /// Answers a request.
+    fn call(&self, request: Request) -> impl Future<Output = Reply>;
+    /// Answers something that did not become a request.
+    fn refuse(&self, refusal: Refusal) -> Reply;
+    /// Ends when the connection should take no more requests.
+    fn closing(&self) -> impl Future<Output = ()>;
+}
+
+/// An answer, what allowed it, and its line in the access log.
+#[derive(Debug)]
+pub struct Reply {
+    /// The response.
+    pub response: Response,
+    /// Ends the response's body when it no longer holds.
+    pub permit: Option<Permit>,
+    /// Written when the body has ended.
+    pub record: Record,
+    /// After a 200 to CONNECT: where the bytes go from then on.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// Serves one connection to its end.
+pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limits: &Limits) {
+    let reader = Rc::new(RefCell::new(Reader::new(io.clone(), already)));
+    let mut writer = BufWriter::with_capacity(16 << 10, io);
+    let mut open = true;
+    while open {
+        let arrived = tokio::select! {
+            biased;
+            arrived = tokio::time::timeout(limits.idle, wait_for_bytes(&reader)) => arrived,
+            () = service.closing() => break,
+        };
+        if !matches!(arrived, Ok(Ok(true))) {
+            break;
+        }
+        let parsed = tokio::time::timeout(limits.head_read, read_head(&reader, limits))
+            .await
+            .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
+            .and_then(|bytes| head::request(&bytes, limits));
+        let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, &reader)) {
+            Err(refusal) => (service.refuse(refusal), false, false, false),
+            Ok((request, flags)) => {
+                let to_head = request.head.method == http::Method::HEAD;
+                if flags.expects_continue && write_now(&mut writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+                    break;
+                }
+                (service.call(request).await, flags.keep_alive, to_head, flags.http10)
+            }
+        };
+        if let Some(tunnel) = reply.tunnel {
+            if write_now(&mut writer, b"HTTP/1.1 200 OK\r\n\r\n").await.is_ok() {
+                let rest = reader.borrow_mut().take_rest();
+                tunnel.relay(writer.into_inner(), rest, reply.record).await;
+            }
+            return;
+        }
+        // A request body that nobody read to its end stands before the next head: such a connection ends.
+        let reusable = keep_alive && reader.borrow().body_is_end();
+        open = write_reply(&mut writer, reply, reusable, to_head, http10).await && reader.borrow().body_is_end();
+    }
+    let _ = writer.shutdown().await;
+}
+
+struct Flags {
+    keep_alive: bool,
+    expects_continue: bool,
+    http10: bool,
+}
+
+fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>) -> Result<(Request, Flags), Refusal> {
+    let http10 = parsed.parts.is_http10();
+    let head = Rc::new(parsed.parts.normalize()?);
+    reader.borrow_mut().begin_body(parsed.framing);
+    let body = if parsed.framing == Framing::Length(0) { Body::Empty } else { Body::H1(BodyReader::new(reader.clone(), None)) };
+    let expects_continue = parsed.expects_continue && !http10 && !body.is_end();
+    Ok((Request { head, body }, Flags { keep_alive: parsed.keep_alive, expects_continue, http10 }))
+}
+
+async fn write_now(writer: &mut BufWriter<SharedIo>, bytes: &[u8]) -> std::io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
+}
+
+/// Writes a response and its body. `true` when another request may follow.
+async fn write_reply(writer: &mut BufWriter<SharedIo>, reply: Reply, reusable: bool, to_head: bool, http10: bool) -> bool {
+    let Reply { response, mut permit, mut record, .. } = reply;
+    let mut body = response.body;
+    let no_body = to_head || response.status == 204 || response.status == 304;
+    let length = body.length();
+    let chunked = length.is_none() && !http10 && !no_body;
+    let until_close = length.is_none() && http10 && !no_body;
+    let keep_alive = reusable && !until_close;
+    let head = response_head(response.status, response.fields.as_wire(), length.filter(|_| !no_body), chunked, keep_alive);
+    if writer.write_all(&head).await.is_err() {
+        record.broke("the caller went away");
+        return false;
+    }
+    if no_body {
+        return writer.flush().await.is_ok() && keep_alive;
+    }
+    loop {
+        // What is there already travels in one write with the head; only then it is worth waiting.
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                if writer.flush().await.is_err() {
+                    record.broke("the caller went away");
+                    return false;
+                }
+                tokio::select! {
+                    biased;
+                    frame = body.frame() => frame,
+                    revoked = crate::policy::revoked(permit.as_mut()) => {
+                        record.refused(&revoked);
+                        return false;
+                    }
+                }
+            }
+        };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                record.broke(error.to_string());
+                return false;
+            }
+        };
+        if let Some(Frame::Data(data)) = &frame {
+            record.sent(data.len());
+        }
+        if write_frame(writer, frame.as_ref(), chunked).await.is_err() {
+            record.broke("the caller went away");
+            return false;
+        }
+        if frame.is_none() {
+            return writer.flush().await.is_ok() && keep_alive;
+        }
+        if body.is_end() && !chunked {
+            return writer.flush().await.is_ok() && keep_alive;
+        }
+    }
+}
+
+fn response_head(status: u16, fields: &[u8], length: Option<u64>, chunked: bool, keep_alive: bool) -> Vec<u8> {
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or_default();
+    let mut head = Vec::with_capacity(128 + fields.len());
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(http::StatusCode::from_u16(status).as_ref().map_or("500", |code| code.as_str()).as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(reason.as_bytes());
+    head.extend_from_slice(b"\r\n");
+    head.extend_from_slice(fields);
+    if chunked {
+        head.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    } else if let Some(length) = length {
+        head.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+    }
+    if !keep_alive {
+        head.extend_from_slice(b"connection: close\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}

@@ -1,0 +1,77 @@
+//! Bodies of HTTP/2 streams.
+
+use h2::RecvStream;
+
+use crate::{
+    http::{
+        Fields,
+        message::{BodyError, Frame},
+        normalize::forbidden_in_trailers,
+    },
+    upstream::StreamLease,
+};
+
+/// A body that is read from a stream.
+#[derive(Debug)]
+pub struct BodyReader {
+    stream: RecvStream,
+    length: Option<u64>,
+    data_ended: bool,
+    ended: bool,
+    /// Holds the stream's place on the upstream connection.
+    _lease: Option<StreamLease>,
+}
+
+impl BodyReader {
+    pub(super) fn new(stream: RecvStream, length: Option<u64>, lease: Option<StreamLease>) -> Self {
+        let ended = stream.is_end_stream();
+        Self { stream, length, data_ended: ended, ended, _lease: lease }
+    }
+
+    /// Length if the head named it.
+    pub fn length(&self) -> Option<u64> {
+        if self.ended { Some(0) } else { self.length }
+    }
+
+    /// Whether nothing is left to read.
+    pub fn is_end(&self) -> bool {
+        self.ended
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// When the stream is reset or the connection ends.
+    pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+        let broken = |error: h2::Error| BodyError::Broken(error.to_string());
+        while !self.data_ended {
+            match self.stream.data().await {
+                Some(Ok(data)) => {
+                    self.stream.flow_control().release_capacity(data.len()).map_err(broken)?;
+                    if !data.is_empty() {
+                        return Ok(Some(Frame::Data(data)));
+                    }
+                }
+                Some(Err(error)) => {
+                    (self.data_ended, self.ended) = (true, true);
+                    return Err(broken(error));
+                }
+                None => self.data_ended = true,
+            }
+        }
+        if self.ended {
+            return Ok(None);
+        }
+        let trailers = self.stream.trailers().await;
+        self.ended = true;
+        let Some(trailers) = trailers.map_err(broken)? else { return Ok(None) };
+        let mut fields = Fields::default();
+        for (name, value) in &trailers {
+            if forbidden_in_trailers(name.as_str().as_bytes()) {
+                return Err(BodyError::Malformed("a trailer that only a head may carry"));
+            }
+            fields.push(name.as_str().as_bytes(), value.as_bytes());
+        }
+        Ok(Some(Frame::Trailers(fields)))
+    }
+}

@@ -1,0 +1,102 @@
+//! A byte stream that a connection's reader and writer share on one thread.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// What a connection runs over.
+#[derive(Debug)]
+pub enum Transport {
+    /// Plain TCP, on the loopback side.
+    Plain(TcpStream),
+    /// Mutual TLS, accepted.
+    Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    /// Mutual TLS, connected.
+    Connected(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+/// A handle to a transport. Clones are handles to the same one: one may read while another writes.
+#[derive(Clone, Debug)]
+pub struct SharedIo(Rc<RefCell<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    transport: Transport,
+    /// Read from the transport and put back.
+    unread: BytesMut,
+}
+
+impl SharedIo {
+    /// Takes the transport.
+    pub fn new(transport: Transport) -> Self {
+        Self(Rc::new(RefCell::new(Shared { transport, unread: BytesMut::new() })))
+    }
+
+    /// Puts bytes back: the next read gets them first.
+    pub fn unread(&self, bytes: BytesMut) {
+        self.0.borrow_mut().unread = bytes;
+    }
+
+    fn with<T>(&self, poll: impl FnOnce(&mut Transport) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match self.0.try_borrow_mut() {
+            Ok(mut shared) => poll(&mut shared.transport),
+            // Only reachable if a transport polled itself.
+            Err(error) => Poll::Ready(Err(io::Error::other(error))),
+        }
+    }
+}
+
+macro_rules! each {
+    ($transport:expr, $io:ident => $call:expr) => {
+        match $transport {
+            Transport::Plain($io) => $call,
+            Transport::Accepted($io) => $call,
+            Transport::Connected($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for SharedIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Ok(mut shared) = self.0.try_borrow_mut()
+            && !shared.unread.is_empty()
+        {
+            let count = shared.unread.len().min(buf.remaining());
+            buf.put_slice(&shared.unread.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        self.with(|transport| each!(transport, io => Pin::new(io).poll_read(cx, buf)))
+    }
+}
+
+impl AsyncWrite for SharedIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.with(|transport| each!(transport, io => Pin::new(io).poll_write(cx, buf)))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|transport| each!(transport, io => Pin::new(io).poll_flush(cx)))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|transport| each!(transport, io => Pin::new(io).poll_shutdown(cx)))
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.with(|transport| each!(transport, io => Pin::new(io).poll_write_vectored(cx, bufs)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,160 @@
+//! Requests and responses between the codecs: one canonical form, whatever protocol they came by or leave by.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::{Fields, h1, h2};
+use crate::refusal::Refusal;
+
+/// Version a message arrived with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A request's head in canonical form: what policy, route, log and upstream all read.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// Method, upper case.
+    pub method: http::Method,
+    /// Path and query: canonical path, then the query as sent.
+    pub target: String,
+    /// Length of the path in `target`.
+    pub path_len: usize,
+    /// Canonical host name, without port.
+    pub host: String,
+    /// Port in the host, if the caller named one.
+    pub host_port: Option<u16>,
+    /// End-to-end fields, without `host` and without framing fields.
+    pub fields: Fields,
+    /// Version it arrived with.
+    pub version: Version,
+    /// The id of this request at both agents and in the response.
+    pub id: String,
+}
+
+impl RequestHead {
+    /// Canonical path without query.
+    pub fn path(&self) -> &str {
+        self.target.get(..self.path_len).unwrap_or_default()
+    }
+
+    /// Query without `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.target.get(self.path_len + 1..)
+    }
+
+    /// Host and port as the caller named them, canonical.
+    pub fn authority(&self) -> String {
+        match self.host_port {
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.clone(),
+        }
+    }
+}
+
+/// A request.
+#[derive(Debug)]
+pub struct Request {
+    /// Shared with the permit, which decides again when the policy changes.
+    pub head: Rc<RequestHead>,
+    /// The body.
+    pub body: Body,
+}
+
+/// A response.
+#[derive(Debug)]
+pub struct Response {
+    /// 200 to 599; interim responses do not travel as messages.
+    pub status: u16,
+    /// End-to-end fields, without framing fields.
+    pub fields: Fields,
+    /// The body.
+    pub body: Body,
+}
+
+/// A piece of a body.
+#[derive(Debug)]
+pub enum Frame {
+    /// Some bytes, never empty.
+    Data(Bytes),
+    /// Trailers, once, at the end.
+    Trailers(Fields),
+}
+
+/// A body in any of its sources.
+#[derive(Debug)]
+pub enum Body {
+    /// Nothing.
+    Empty,
+    /// All of it.
+    Full(Bytes),
+    /// From an HTTP/1.1 connection.
+    H1(h1::BodyReader),
+    /// From an HTTP/2 stream.
+    H2(h2::BodyReader),
+}
+
+/// A body broke off.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The sender's framing is wrong.
+    #[error("malformed body: {0}")]
+    Malformed(&'static str),
+    /// The connection ended, or the stream was reset, before the body did.
+    #[error("body broke off: {0}")]
+    Broken(String),
+}
+
+impl Body {
+    /// Length if it is known before reading.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::Empty => Some(0),
+            Self::Full(bytes) => Some(bytes.len() as u64),
+            Self::H1(body) => body.length(),
+            Self::H2(body) => body.length(),
+        }
+    }
+
+    /// Whether nothing is left to read.
+    pub fn is_end(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::H1(body) => body.is_end(),
+            Self::H2(body) => body.is_end(),
+        }
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// When the body breaks off or its framing is wrong. Nothing follows an error.
+    pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+        match self {
+            Self::Empty => Ok(None),
+            Self::Full(bytes) => Ok(Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty()).map(Frame::Data)),
+            Self::H1(body) => body.frame().await,
+            Self::H2(body) => body.frame().await,
+        }
+    }
+}
+
+impl Response {
+    /// What a caller sees of a refusal: status and request id, nothing else.
+    pub fn refused(refusal: &Refusal, request_id: &str) -> Self {
+        let status = refusal.status();
+        let phrase = http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or("Refused");
+        let mut fields = Fields::default();
+        fields.push(b"content-type", b"text/plain; charset=utf-8");
+        fields.push(b"x-request-id", request_id.as_bytes());
+        Self { status, fields, body: Body::Full(format!("{status} {phrase}\nrequest id {request_id}\n").into()) }
+    }
+}

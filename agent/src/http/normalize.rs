@@ -1,0 +1,279 @@
+//! Parse once: what a codec read becomes the one canonical request, or is refused. Nothing after this looks at raw bytes.
+
+use outrider_policy::{host, path};
+
+use super::{
+    Fields,
+    message::{RequestHead, Version},
+};
+use crate::refusal::{Reason, Refusal};
+
+/// Longest request id taken over from a caller.
+const REQUEST_ID: usize = 64;
+
+/// Where a codec found the host.
+#[derive(Debug)]
+pub enum Host {
+    /// The `Host` field of HTTP/1.
+    Field(Option<Vec<u8>>),
+    /// `:authority` and `host` of HTTP/2.
+    Authority {
+        /// `:authority`.
+        pseudo: Option<Vec<u8>>,
+        /// `host`.
+        field: Option<Vec<u8>>,
+    },
+}
+
+/// A request's head as a codec read it.
+#[derive(Debug)]
+pub struct RequestParts {
+    method: http::Method,
+    target: Vec<u8>,
+    host: Host,
+    fields: Fields,
+    version: Version,
+}
+
+fn bad_host(detail: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::BadHost, detail)
+}
+
+fn malformed(detail: impl Into<String>) -> Refusal {
+    Refusal::new(Reason::Malformed, detail)
+}
+
+impl RequestParts {
+    /// Takes what a codec read. Methods are tokens of upper-case letters, digits, `-` and `_`.
+    ///
+    /// # Errors
+    /// When the method is anything else.
+    pub fn new(method: &str, target: &[u8], host: Host, fields: Fields, version: Version) -> Result<Self, Refusal> {
+        let plain = method.len() <= 32
+            && method.starts_with(|first: char| first.is_ascii_uppercase())
+            && method.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'));
+        let method = http::Method::from_bytes(method.as_bytes())
+            .ok()
+            .filter(|_| plain)
+            .ok_or_else(|| malformed("method is not an upper-case token"))?;
+        Ok(Self { method, target: target.to_vec(), host, fields, version })
+    }
+
+    /// The fields so far.
+    pub fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
+    /// Whether the caller speaks HTTP/1.0.
+    pub fn is_http10(&self) -> bool {
+        self.version == Version::Http10
+    }
+
+    /// The canonical form.
+    ///
+    /// # Errors
+    /// `malformed`, `bad_host`, `ambiguous_path`.
+    pub fn normalize(self) -> Result<RequestHead, Refusal> {
+        let Self { method, target, host, mut fields, version } = self;
+        let (target_authority, path_and_query) = split_target(&method, &target)?;
+        let named = match &host {
+            Host::Field(field) => {
+                let field = field.as_deref().ok_or_else(|| bad_host("no host field"))?;
+                agree(target_authority, Some(field))?
+            }
+            Host::Authority { pseudo, field } => agree(pseudo.as_deref(), field.as_deref())?,
+        };
+        let (path, query) = match path_and_query.iter().position(|&byte| byte == b'?') {
+            Some(at) => (path_and_query.get(..at).unwrap_or_default(), path_and_query.get(at + 1..)),
+            None => (path_and_query, None),
+        };
+        let path = match path {
+            b"*" | b"" => std::str::from_utf8(path).unwrap_or_default().into(),
+            path => path::canonical(path).map_err(|problem| Refusal::new(Reason::AmbiguousPath, problem.to_string()))?,
+        };
+        let path_len = path.len();
+        let mut target = path.into_owned();
+        if let Some(query) = query {
+            target.push('?');
+            target.push_str(canonical_query(query)?);
+        }
+        let id = request_id(&mut fields);
+        Ok(RequestHead { method, target, path_len, host: named.name, host_port: named.port, fields, version, id })
+    }
+}
+
+struct Named {
+    name: String,
+    port: Option<u16>,
+}
+
+fn canonical_host(raw: &[u8]) -> Result<Named, Refusal> {
+    let host = host::canonical(raw).map_err(|problem| bad_host(problem.to_string()))?;
+    Ok(Named { name: host.name.into_owned(), port: host.port })
+}
+
+/// Two places may name the host; both must name the same one.
+fn agree(first: Option<&[u8]>, second: Option<&[u8]>) -> Result<Named, Refusal> {
+    match (first, second) {
+        (None, None) => Err(bad_host("no host")),
+        (Some(one), None) | (None, Some(one)) => canonical_host(one),
+        (Some(first), Some(second)) => {
+            let (first, second) = (canonical_host(first)?, canonical_host(second)?);
+            let same = first.name == second.name && first.port.unwrap_or(80) == second.port.unwrap_or(80);
+            if same { Ok(first) } else { Err(bad_host("the request target names another host than the host field")) }
+        }
+    }
+}
+
+/// Splits a request target (RFC 9112 section 3.2) into authority and path with query.
+fn split_target<'a>(method: &http::Method, target: &'a [u8]) -> Result<(Option<&'a [u8]>, &'a [u8]), Refusal> {
+    if *method == http::Method::CONNECT {
+        return Ok((Some(target).filter(|target| !target.is_empty()), b""));
+    }
+    match target {
+        [b'/', ..] => Ok((None, target)),
+        b"*" if *method == http::Method::OPTIONS => Ok((None, target)),
+        _ => {
+            let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"));
+            let rest = scheme
+                .and_then(|_| target.get(7..))
+                .ok_or_else(|| malformed("request target is neither a path nor an http URL"))?;
+            let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(end);
+            Ok((Some(authority), if path.is_empty() { b"/" } else { path }))
+        }
+    }
+}
+
+/// Queries are not interpreted, but must be visible ASCII without a fragment.
+fn canonical_query(query: &[u8]) -> Result<&str, Refusal> {
+    let plain = query.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
+    std::str::from_utf8(query).ok().filter(|_| plain).ok_or_else(|| malformed("query has bytes that must be percent-encoded"))
+}
+
+/// The request's id: the caller's if it is a plain word, else a new one.
+fn request_id(fields: &mut Fields) -> String {
+    let given = fields
+        .single("x-request-id")
+        .filter(|id| (8..=REQUEST_ID).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-'));
+    let id = match given.and_then(|id| std::str::from_utf8(id).ok()) {
+        Some(id) => id.to_owned(),
+        None => new_request_id(),
+    };
+    fields.retain(|name| name != b"x-request-id");
+    id
+}
+
+/// A fresh request id.
+pub fn new_request_id() -> String {
+    format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+}
+
+/// Fields that concern one connection only (RFC 9110 section 7.6.1), and those with which callers try to switch protocols.
+pub fn hop_by_hop(name: &[u8]) -> bool {
+    const NAMES: &[&[u8]] = &[
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"upgrade",
+        b"http2-settings",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+    ];
+    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each))
+}
+
+/// Fields by which meshes and proxies say who somebody is or what was asked for. A caller's own are never believed.
+pub fn is_identity_claim(name: &[u8]) -> bool {
+    const NAMES: &[&[u8]] =
+        &[b"x-forwarded-client-cert", b"l5d-client-id", b"x-original-url", b"x-original-path", b"x-rewrite-url"];
+    const PREFIXES: &[&[u8]] = &[b"x-outrider-", b"x-envoy-"];
+    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each))
+        || PREFIXES.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+}
+
+/// Fields that mean something only in a head (RFC 9110 section 6.5.1).
+pub fn forbidden_in_trailers(name: &[u8]) -> bool {
+    const NAMES: &[&[u8]] = &[
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"authorization",
+        b"cookie",
+        b"set-cookie",
+        b"content-type",
+        b"content-encoding",
+    ];
+    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each)) || hop_by_hop(name) || is_identity_claim(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(method: &str, target: &str, host: &str) -> Result<RequestHead, Refusal> {
+        RequestParts::new(method, target.as_bytes(), Host::Field(Some(host.into())), Fields::default(), Version::Http11)?
+            .normalize()
+    }
+
+    #[test]
+    fn hosts_become_one_form() {
+        for host in ["files.shop", "FILES.shop", "files.shop.", "files.shop:80", "files.shop:0080"] {
+            assert_eq!(head("GET", "/", host).unwrap().host, "files.shop", "{host}");
+        }
+        for host in ["files.shop:", "files.shop:99999", "a@files.shop", "", "files shop", "files.shop:1:2"] {
+            assert_eq!(head("GET", "/", host).unwrap_err().reason(), Reason::BadHost, "{host}");
+        }
+    }
+
+    #[test]
+    fn absolute_targets_must_agree_with_the_host() {
+        let request = head("GET", "http://files.shop/a?b", "files.shop:80").unwrap();
+        assert_eq!((request.path(), request.query(), request.host.as_str()), ("/a", Some("b"), "files.shop"));
+        assert_eq!(head("GET", "http://files.shop", "files.shop").unwrap().path(), "/");
+        for target in ["https://files.shop/", "ftp://files.shop/", "files.shop/", "pkg.Svc/Del", "*"] {
+            assert!(head("GET", target, "files.shop").is_err(), "{target}");
+        }
+        assert_eq!(head("GET", "http://other.shop/", "files.shop").unwrap_err().reason(), Reason::BadHost);
+    }
+
+    #[test]
+    fn ambiguous_paths_are_refused() {
+        for path in [
+            "/public/../private",
+            "/public/%2e%2e/private",
+            "/public/./private",
+            "//admin",
+            "/x%2f..%2fadmin",
+            "/x%2F..%2Fadmin",
+            "/%5cadmin",
+            "/%5Cadmin",
+            "/\\admin",
+            "/user/profile#s",
+            "/user/..;foo=bar/admin",
+            "/a%00",
+            "/a%zz",
+            "/a%2",
+            "/caf\u{e9}",
+            "/a%252e",
+        ] {
+            let refusal = head("GET", path, "a.b").expect_err(path);
+            assert!(matches!(refusal.reason(), Reason::AmbiguousPath | Reason::Malformed), "{path}");
+        }
+    }
+
+    #[test]
+    fn escapes_become_one_form() {
+        assert_eq!(head("GET", "/%61dmin/%7Ex", "a.b").unwrap().path(), "/admin/~x");
+    }
+
+    #[test]
+    fn methods_are_upper_case_tokens() {
+        for method in ["get", "Get", "G\u{e9}T", "G T", "", "123"] {
+            assert!(head(method, "/", "a.b").is_err(), "{method}");
+        }
+        assert!(head("PROPFIND", "/", "a.b").is_ok());
+    }
+}

@@ -1,0 +1,38 @@
+//! The last step: what leaves towards the caller, with the request's id, and with nothing the caller should not learn.
+
+use outrider_policy::ServiceName;
+
+use super::{Reply, RequestHead, Response};
+use crate::{
+    policy::Permit,
+    refusal::{Reason, Refusal},
+    telemetry::Record,
+};
+
+/// An answer from upstream. The permit rides on the body.
+pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) -> Reply {
+    response.fields.set("x-request-id", record.id().as_bytes());
+    record.status(response.status);
+    Reply { response, permit, record, tunnel: None }
+}
+
+/// A refusal: status and id for the caller, the rest for the record.
+pub fn refused(refusal: &Refusal, mut record: Record) -> Reply {
+    record.refused(refusal);
+    let response = Response::refused(refusal, record.id());
+    Reply { response, permit: None, record, tunnel: None }
+}
+
+/// A request that names another service of the mesh than its connection is misdirected: it would be decided by one
+/// service's policy and read by the program as a request for the other.
+///
+/// # Errors
+/// `misdirected`.
+pub fn same_service(head: &RequestHead, service: Option<&ServiceName>) -> Result<(), Refusal> {
+    match (ServiceName::from_host(&head.host), service) {
+        (Some(named), Some(service)) if named != *service => {
+            Err(Refusal::new(Reason::Misdirected, format!("the request names `{named}`, its connection `{service}`")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,149 @@
+//! The whole way of a call into the service: accepted, secured, decided, routed, answered.
+
+use std::rc::Rc;
+
+use bytes::BytesMut;
+
+use crate::{
+    http::{Fields, Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
+    identity::Peer,
+    listener::Accepted,
+    policy::{Denied, Permit},
+    refusal::{Reason, Refusal},
+    route::LocalPort,
+    tcp::Tunnel,
+    telemetry::{Record, Side},
+    tls::{MeshProtocol, Secured},
+    worker::Worker,
+};
+
+/// A mesh connection to one port of an own service.
+#[derive(Debug)]
+struct Inbound {
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    target: usize,
+    local: LocalPort,
+}
+
+/// Serves one connection from another agent to its end.
+pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let (stream, address, _held) = accepted.split();
+    let secured = worker.acceptor.accept(stream, address, worker.limits.handshake).await; // Accepted → Secured
+    let opened = secured.and_then(|secured| open(&worker, secured));
+    let (inbound, secured) = match opened {
+        Ok(opened) => opened,
+        Err(refusal) => {
+            let mut record = Record::new(&worker.observer, Side::Inbound);
+            record.address(address);
+            return record.refused(&refusal);
+        }
+    };
+    match secured.protocol {
+        MeshProtocol::Http1 => h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits).await,
+        MeshProtocol::Http2 => h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
+        MeshProtocol::Tcp => inbound.opaque(secured).await,
+    }
+}
+
+/// What the caller named in the handshake must be ours, and opaque bytes must not go where HTTP rules apply.
+fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Refusal> {
+    let (service, port) =
+        secured.destination.as_ref().ok_or_else(|| Refusal::new(Reason::UnknownService, "the handshake names no service"))?;
+    let target = worker.policies.find(service, *port);
+    let (target, local) = target
+        .and_then(|target| Some((target, worker.local.get(target)?.clone())))
+        .ok_or_else(|| Refusal::new(Reason::UnknownService, format!("`{service}` port {port} is not backed by this agent")))?;
+    if (secured.protocol == MeshProtocol::Tcp) == local.protocol.is_http() {
+        return Err(Refusal::new(
+            Reason::ProtocolMismatch,
+            format!("`{service}` port {port} speaks {}", local.protocol.as_str()),
+        ));
+    }
+    let peer = Rc::new(secured.peer.clone());
+    Ok((Inbound { worker: worker.clone(), peer, target, local }, secured))
+}
+
+impl Inbound {
+    fn record(&self) -> Record {
+        let mut record = Record::new(&self.worker.observer, Side::Inbound);
+        record.peer(&self.peer);
+        if let Some(target) = self.worker.policies.targets().get(self.target) {
+            record.destination(&target.service, target.port, target.protocol);
+        }
+        record
+    }
+
+    /// A request's way: permit, route, response.
+    async fn answer(&self, request: Request, record: &mut Record) -> Result<(Response, Permit), Refusal> {
+        let target = self.worker.policies.targets().get(self.target);
+        crate::http::same_service(&request.head, target.map(|target| &target.service))?;
+        let mut permit = self
+            .worker
+            .policies
+            .authorize(self.target, &self.peer, Some(&request.head))
+            .map_err(|denied| note(denied, record))?;
+        record.verdict(permit.verdict().clone());
+        let route = self.local.route(&permit);
+        let mut added = Fields::default();
+        added.push(b"x-request-id", request.head.id.as_bytes());
+        added.push(b"x-forwarded-client-cert", self.forwarded_client_cert().as_bytes());
+        let response = tokio::select! {
+            biased;
+            response = self.worker.upstreams.send(&route, request, &added) => response?,
+            revoked = permit.revoked() => return Err(revoked),
+        };
+        Ok((response, permit))
+    }
+
+    /// Who called, in Envoy's format: always ours, never a caller's.
+    fn forwarded_client_cert(&self) -> String {
+        let own = self.worker.own_identity();
+        format!("By={own};URI={}", self.peer.id())
+    }
+
+    /// An opaque connection's way: the same decision, without HTTP.
+    async fn opaque(self, secured: Secured) {
+        let mut record = self.record();
+        record.set_id(new_request_id());
+        let permit =
+            match self.worker.policies.authorize(self.target, &self.peer, None).map_err(|denied| note(denied, &mut record)) {
+                Ok(permit) => permit,
+                Err(refusal) => return record.refused(&refusal),
+            };
+        record.verdict(permit.verdict().clone());
+        let route = self.local.route(&permit);
+        match self.worker.upstreams.tunnel(&route).await {
+            Ok((io, _)) => Tunnel { io, permit: Some(permit) }.relay(secured.io, BytesMut::new(), record).await,
+            Err(refusal) => record.refused(&refusal),
+        }
+    }
+}
+
+fn note(denied: Denied, record: &mut Record) -> Refusal {
+    if let Some(verdict) = denied.verdict {
+        record.verdict(verdict);
+    }
+    denied.refusal
+}
+
+impl Service for Inbound {
+    async fn call(&self, request: Request) -> Reply {
+        let mut record = self.record();
+        record.request(&request.head);
+        match self.answer(request, &mut record).await {
+            Ok((response, permit)) => seal(response, Some(permit), record),
+            Err(refusal) => crate::http::refused(&refusal, record),
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Reply {
+        let mut record = self.record();
+        record.set_id(new_request_id());
+        crate::http::refused(&refusal, record)
+    }
+
+    async fn closing(&self) {
+        self.worker.closing(self.peer.deadline()).await;
+    }
+}

@@ -1,0 +1,24 @@
+//! The Outrider agent: it runs beside a service, proves who the service is, speaks mutual TLS to every other agent, and
+//! decides every request by policy.
+//!
+//! A call's way is told by two pages: `inbound.rs` and `outbound.rs`. The modules they use, in order of travel:
+//! [`listener`], [`tls`], [`identity`], [`policy`], [`route`], [`upstream`].
+
+mod app;
+pub mod config;
+pub mod http;
+pub mod identity;
+mod inbound;
+pub mod listener;
+mod outbound;
+pub mod policy;
+pub mod refusal;
+pub mod route;
+pub mod tcp;
+pub mod telemetry;
+pub mod tls;
+pub mod upstream;
+mod worker;
+
+pub use app::{Agent, StartError};
+pub use config::{Config, ConfigProblems, Settings};

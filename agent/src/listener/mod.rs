@@ -1,0 +1,171 @@
+//! Listening sockets: one for each worker on the same port, and an accept loop that survives whatever accept says.
+
+use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
+
+use outrider_runtime::{Drain, drain::Hold};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Pending connections of a socket.
+const BACKLOG: i32 = 4096;
+/// Longest pause after accept has failed, for example for want of file descriptors.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A listener that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody else has it.
+    #[error("`{address}` is in use: stop what listens there, or choose another address with `{flag}`")]
+    InUse {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that chooses it.
+        flag: &'static str,
+    },
+    /// Anything else.
+    #[error("cannot listen on `{address}` (`{flag}`): {reason}")]
+    Failed {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that chooses it.
+        flag: &'static str,
+        /// What the system said.
+        reason: std::io::Error,
+    },
+}
+
+/// An address with a socket for each worker.
+#[derive(Debug)]
+pub struct Bound {
+    /// The address, with the port that was chosen.
+    pub address: SocketAddr,
+    sockets: Vec<std::net::TcpListener>,
+}
+
+/// Opens `address` once for each worker.
+///
+/// # Errors
+/// When it is taken or not ours.
+pub fn bind(address: SocketAddr, workers: usize, flag: &'static str) -> Result<Bound, ListenError> {
+    let failed = |reason: std::io::Error| match reason.kind() {
+        std::io::ErrorKind::AddrInUse => ListenError::InUse { address, flag },
+        _ => ListenError::Failed { address, flag, reason },
+    };
+    // Sockets that share a port would also share it with another process of this user. A first one that does not share
+    // notices that.
+    let probe = open(address, false).map_err(failed)?;
+    let address = probe.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
+    drop(probe);
+    let sockets = (0..workers)
+        .map(|_| {
+            let socket = open(address, true)?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    Ok(Bound { address, sockets })
+}
+
+fn open(address: SocketAddr, share: bool) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+impl Bound {
+    /// Takes one worker's socket.
+    pub fn take(&mut self) -> Option<std::net::TcpListener> {
+        self.sockets.pop()
+    }
+}
+
+/// A connection that somebody opened to us.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The stream.
+    pub stream: TcpStream,
+    /// Who opened it.
+    pub address: SocketAddr,
+    /// Drain waits for it.
+    _hold: Hold,
+    /// Its place among the connections of this worker.
+    _place: Place,
+}
+
+/// Kept by a connection as long as it lives.
+#[derive(Debug)]
+pub struct Held {
+    _hold: Hold,
+    _place: Place,
+}
+
+#[derive(Debug)]
+struct Place(Rc<Cell<usize>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Accepted {
+    /// The stream, and what must live as long as it is served.
+    pub fn split(self) -> (TcpStream, SocketAddr, Held) {
+        (self.stream, self.address, Held { _hold: self._hold, _place: self._place })
+    }
+}
+
+/// Accepts until drain and hands every connection to `serve`. Over `most` connections, new ones are closed at once.
+///
+/// # Errors
+/// When the socket cannot be used at all.
+pub async fn accept(socket: std::net::TcpListener, most: usize, drain: Drain, serve: impl Fn(Accepted)) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(socket)?;
+    let open = Rc::new(Cell::new(0_usize));
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.stopping() => return Ok(()),
+        };
+        match accepted {
+            Ok(_) if open.get() >= most => tracing::warn!(most, "too many connections: closed a new one"),
+            Ok((stream, address)) => {
+                pause = Duration::from_millis(5);
+                let _ = stream.set_nodelay(true);
+                open.set(open.get() + 1);
+                serve(Accepted { stream, address, _hold: drain.hold(), _place: Place(open.clone()) });
+            }
+            // The connection is gone already; the next one may be fine.
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) => {
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_named_with_its_flag() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = bind(taken.local_addr().unwrap(), 2, "--mesh").unwrap_err().to_string();
+        assert!(error.contains("in use") && error.contains("--mesh"), "{error}");
+    }
+
+    #[test]
+    fn another_agents_shared_port_is_taken_too() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2, "--mesh").unwrap();
+        assert!(matches!(bind(first.address, 1, "--mesh"), Err(ListenError::InUse { .. })));
+    }
+}

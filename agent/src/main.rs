@@ -1,0 +1,63 @@
+//! `outrider-agent`: the agent on its own.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser;
+use outrider_agent::{Agent, Config, Settings};
+use outrider_runtime::{Drain, Drained, Tasks, config::layered, drain, telemetry};
+
+/// The Outrider agent: identity, mutual TLS and policy beside one program.
+#[derive(Debug, Parser)]
+#[command(name = "outrider-agent", version)]
+struct Args {
+    /// YAML file of settings: the same names as the flags
+    #[arg(long, env = "OUTRIDER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the last word of the program, with or without logging")]
+            {
+                eprintln!("outrider-agent: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = layered(args.config.as_deref(), args.settings)?;
+    let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
+    telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
+    let config = Config::try_from(settings)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async {
+        let (tasks, drain) = (Tasks::new(), Drain::new());
+        let agent = tokio::select! {
+            agent = Agent::start(config, &tasks, &drain) => agent?,
+            signal = drain::signal() => {
+                tracing::info!(signal = signal?, "stopped before it was ready");
+                return Ok(ExitCode::FAILURE);
+            }
+        };
+        tracing::info!(mesh = %agent.mesh, outbound = %agent.outbound, health = %agent.health, "listening");
+        let stop = async {
+            match drain::signal().await {
+                Ok(signal) => tracing::info!(signal, "draining"),
+                Err(error) => tracing::error!(%error, "no signals: draining"),
+            }
+        };
+        match agent.run(stop).await? {
+            Drained::Clean => tracing::info!("drained"),
+            Drained::Forced(cut) => tracing::warn!(cut, "drain deadline passed: connections were cut"),
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,145 @@
+//! The whole way of a call from the own program: read, routed to a service of the mesh, sent as who we are, answered.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use bytes::BytesMut;
+
+use crate::{
+    config::ExplicitUpstream,
+    http::{Fields, Reply, Request, Response, Service, SharedIo, Transport, h1, h2, normalize::new_request_id, preface, seal},
+    listener::Accepted,
+    refusal::{Reason, Refusal},
+    route::{self, Kind, Route},
+    tcp::Tunnel,
+    telemetry::{Record, Side},
+    worker::Worker,
+};
+
+/// A connection from the own program.
+#[derive(Debug)]
+struct Outbound {
+    worker: Rc<Worker>,
+    address: SocketAddr,
+    /// Where everything on it goes; none when each request says it.
+    fixed: Option<ExplicitUpstream>,
+}
+
+/// Serves one connection from the own program to its end.
+pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, fixed: Option<ExplicitUpstream>) {
+    let (stream, address, _held) = accepted.split();
+    let mut io = SharedIo::new(Transport::Plain(stream));
+    let outbound = Outbound { worker: worker.clone(), address, fixed };
+    if let Some(upstream) = &outbound.fixed {
+        match route::to_service(&worker.directory, &upstream.service, upstream.port).await {
+            Ok(route) if is_opaque(&route) => return outbound.opaque(io, &route).await,
+            Ok(_) => {}
+            // For a program that waits for the other side to speak, closing is the only answer.
+            Err(refusal) => return outbound.record().refused(&refusal),
+        }
+    }
+    let http2 = tokio::time::timeout(worker.limits.idle, preface::is_http2(&mut io)).await;
+    match http2 {
+        Ok(Ok(true)) => h2::serve(io, Rc::new(outbound), &worker.limits, &worker.tasks).await,
+        Ok(Ok(false)) => h1::serve(io, BytesMut::new(), &outbound, &worker.limits).await,
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+fn is_opaque(route: &Route) -> bool {
+    matches!(route.kind(), Kind::Mesh { protocol, .. } if !protocol.is_http())
+}
+
+impl Outbound {
+    fn record(&self) -> Record {
+        let mut record = Record::new(&self.worker.observer, Side::Outbound);
+        record.address(self.address);
+        record
+    }
+
+    /// Where a request goes: the host says it, or the listener.
+    async fn route(&self, request: &Request, record: &mut Record) -> Result<Route, Refusal> {
+        let (service, port) = match &self.fixed {
+            Some(upstream) => (upstream.service.clone(), upstream.port),
+            None => route::called(&request.head)?,
+        };
+        let route = route::to_service(&self.worker.directory, &service, port).await?;
+        if let Kind::Mesh { service, port, protocol } = route.kind() {
+            record.destination(&service.name, *port, *protocol);
+        }
+        Ok(route)
+    }
+
+    async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
+        let route = self.route(&request, record).await?;
+        let mut added = Fields::default();
+        added.push(b"x-request-id", request.head.id.as_bytes());
+        self.worker.upstreams.send(&route, request, &added).await
+    }
+
+    /// CONNECT to a port that carries opaque bytes.
+    async fn connect(&self, request: Request, mut record: Record) -> Reply {
+        let opened = async {
+            let route = self.route(&request, &mut record).await?;
+            if !is_opaque(&route) {
+                return Err(Refusal::new(
+                    Reason::ProtocolMismatch,
+                    "CONNECT leads to opaque ports only: send HTTP requests in the clear, the mesh encrypts them",
+                ));
+            }
+            self.worker.upstreams.tunnel(&route).await
+        };
+        match opened.await {
+            Ok((io, peer)) => {
+                if let Some(peer) = &peer {
+                    record.peer(peer);
+                }
+                record.status(200);
+                let response = Response { status: 200, fields: Fields::default(), body: crate::http::Body::Empty };
+                Reply { response, permit: None, record, tunnel: Some(Tunnel { io, permit: None }) }
+            }
+            Err(refusal) => crate::http::refused(&refusal, record),
+        }
+    }
+
+    /// A listener that leads to an opaque port.
+    async fn opaque(&self, io: SharedIo, route: &Route) {
+        let mut record = self.record();
+        record.set_id(new_request_id());
+        if let Kind::Mesh { service, port, protocol } = route.kind() {
+            record.destination(&service.name, *port, *protocol);
+        }
+        match self.worker.upstreams.tunnel(route).await {
+            Ok((far, peer)) => {
+                if let Some(peer) = &peer {
+                    record.peer(peer);
+                }
+                Tunnel { io: far, permit: None }.relay(io, BytesMut::new(), record).await;
+            }
+            Err(refusal) => record.refused(&refusal),
+        }
+    }
+}
+
+impl Service for Outbound {
+    async fn call(&self, request: Request) -> Reply {
+        let mut record = self.record();
+        record.request(&request.head);
+        if request.head.method == http::Method::CONNECT {
+            return self.connect(request, record).await;
+        }
+        match self.answer(request, &mut record).await {
+            Ok(response) => seal(response, None, record),
+            Err(refusal) => crate::http::refused(&refusal, record),
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Reply {
+        let mut record = self.record();
+        record.set_id(new_request_id());
+        crate::http::refused(&refusal, record)
+    }
+
+    async fn closing(&self) {
+        self.worker.drain.stopping().await;
+    }
+}

@@ -1,0 +1,7 @@
+//! What is allowed: the policies in force for this agent's own services, and permits, which are minted only here.
+
+mod book;
+mod permit;
+
+pub use book::{InForce, PolicyBook};
+pub use permit::{Denied, Permit, Verdict, revoked};

@@ -1,0 +1,148 @@
+//! A permit: somebody may do something, by this rule, for as long as the policy says so and the certificate lasts.
+
+use std::{net::IpAddr, rc::Rc, sync::Arc};
+
+use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, Target};
+use tokio::sync::watch;
+
+use super::PolicyBook;
+use crate::{
+    http::RequestHead,
+    identity::Peer,
+    refusal::{Reason, Refusal},
+};
+
+/// What a decision was, for records.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    compiled: Arc<Compiled>,
+    decision: Decision,
+}
+
+impl Verdict {
+    /// `namespace/policy/rule` that decided; empty when nothing matched.
+    pub fn rule(&self) -> &str {
+        self.decision.rule.map(|rule| self.compiled.rule_name(rule)).unwrap_or_default()
+    }
+
+    /// Revision of the policy that decided.
+    pub fn revision(&self) -> u64 {
+        self.decision.revision
+    }
+
+    /// `allow` or `deny`.
+    pub fn effect(&self) -> Effect {
+        self.decision.effect
+    }
+
+    /// Names of the fields that policies read, in lower case.
+    pub fn headers_read(&self) -> &[Box<str>] {
+        self.compiled.headers_read()
+    }
+}
+
+/// A call that was denied, and why.
+#[derive(Debug)]
+pub struct Denied {
+    /// What the caller gets.
+    pub refusal: Refusal,
+    /// What decided.
+    pub verdict: Option<Verdict>,
+}
+
+/// A call that was allowed. Only [`PolicyBook::authorize`] makes one.
+#[derive(Debug)]
+pub struct Permit {
+    book: Arc<PolicyBook>,
+    target: usize,
+    changes: watch::Receiver<u64>,
+    peer: Rc<Peer>,
+    head: Option<Rc<RequestHead>>,
+    verdict: Verdict,
+}
+
+impl PolicyBook {
+    /// Decides a call to a port of an own service: an HTTP request, or with `head` absent an opaque connection.
+    ///
+    /// # Errors
+    /// When no rule allows it or one denies it.
+    pub fn authorize(self: &Arc<Self>, target: usize, peer: &Rc<Peer>, head: Option<&Rc<RequestHead>>) -> Result<Permit, Denied> {
+        // Subscribed before the decision: a change in between is seen as a change.
+        let changes = self.changes();
+        let verdict = self.decide(target, peer, head.map(|head| &**head));
+        match verdict {
+            Some(verdict) if verdict.effect() == Effect::Allow => {
+                Ok(Permit { book: self.clone(), target, changes, peer: peer.clone(), head: head.cloned(), verdict })
+            }
+            Some(verdict) => Err(Denied { refusal: denial(Reason::PolicyDenied, &verdict), verdict: Some(verdict) }),
+            None => Err(Denied { refusal: Refusal::new(Reason::NoPolicy, "no policy is in force for this port"), verdict: None }),
+        }
+    }
+
+    fn decide(&self, target: usize, peer: &Peer, head: Option<&RequestHead>) -> Option<Verdict> {
+        let compiled = self.compiled(target)?;
+        let described = self.targets().get(target)?;
+        let decision = compiled.decide(&call(described, peer, head));
+        Some(Verdict { compiled, decision })
+    }
+}
+
+fn call<'a>(target: &Target, peer: &'a Peer, head: Option<&'a RequestHead>) -> Call<'a> {
+    let source_ip: IpAddr = peer.address().ip().to_canonical();
+    let http = head.map(|head| HttpCall {
+        method: head.method.as_str(),
+        host: &head.host,
+        path: head.path(),
+        query: head.query(),
+        headers: &head.fields,
+    });
+    Call { source: Some(peer.id()), source_ip, port: target.port, protocol: target.protocol, http }
+}
+
+fn denial(reason: Reason, verdict: &Verdict) -> Refusal {
+    let detail = match verdict.rule() {
+        "" => format!("no rule allows it (revision {})", verdict.revision()),
+        rule => format!("denied by `{rule}` (revision {})", verdict.revision()),
+    };
+    Refusal::new(reason, detail)
+}
+
+impl Permit {
+    /// What decided.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Who it was given to.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Ends when the permit no longer holds: a change of policy denies what it allowed, or the peer's certificate ended.
+    pub async fn revoked(&mut self) -> Refusal {
+        let deadline = self.peer.deadline();
+        loop {
+            tokio::select! {
+                changed = self.changes.changed() => if changed.is_err() {
+                    return Refusal::new(Reason::Draining, "the agent is going away");
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    return Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
+                }
+            }
+            match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
+                Some(verdict) if verdict.effect() == Effect::Allow => self.verdict = verdict,
+                Some(verdict) => return denial(Reason::PolicyRevoked, &verdict),
+                None => return Refusal::new(Reason::PolicyRevoked, "no policy is in force for this port"),
+            }
+        }
+    }
+}
+
+/// [`Permit::revoked`] of a permit that may not exist: then it never ends.
+pub async fn revoked(permit: Option<&mut Permit>) -> Refusal {
+    match permit {
+        Some(permit) => permit.revoked().await,
+        None => std::future::pending().await,
+    }
+}

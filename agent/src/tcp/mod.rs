@@ -1,0 +1,46 @@
+//! Opaque bytes, both ways, for as long as the permit holds.
+
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+
+use crate::{
+    http::SharedIo,
+    policy::{Permit, revoked},
+    telemetry::Record,
+};
+
+/// Bytes held for each direction of a relay.
+const BUFFER: usize = 16 << 10;
+
+/// The far end of an opaque connection.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The connection to the far end.
+    pub io: SharedIo,
+    /// Ends the relay when it no longer holds.
+    pub permit: Option<Permit>,
+}
+
+impl Tunnel {
+    /// Carries bytes between `near` and the far end until both directions have ended, one fails, or the permit ends.
+    /// `already` is what the near end sent before.
+    pub async fn relay(self, mut near: SharedIo, already: BytesMut, mut record: Record) {
+        let Self { io: mut far, mut permit } = self;
+        let relay = async {
+            far.write_all(&already).await?;
+            far.flush().await?;
+            let (_, sent) = copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await?;
+            Ok::<u64, io::Error>(sent)
+        };
+        let outcome = tokio::select! {
+            outcome = relay => outcome,
+            refusal = revoked(permit.as_mut()) => return record.refused(&refusal),
+        };
+        match outcome {
+            Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),
+            Err(error) => record.broke(error.to_string()),
+        }
+    }
+}

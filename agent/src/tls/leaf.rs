@@ -1,0 +1,100 @@
+//! What a leaf certificate says, checked as SPIFFE demands (X509-SVID, sections 2 to 5) beyond what chain building checks.
+
+use std::time::{Duration, SystemTime};
+
+use outrider_policy::SpiffeId;
+use rustls::{CertificateError, pki_types::CertificateDer};
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer as _, X509Certificate},
+};
+
+/// A leaf certificate's facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The one SPIFFE ID in it.
+    pub id: SpiffeId,
+    /// Serial number, lower-case hex.
+    pub serial: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// A certificate that is not an X.509-SVID leaf.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeafError {
+    /// Not a certificate.
+    #[error("not an X.509 certificate")]
+    Encoding,
+    /// None, or more than one.
+    #[error("{0} URI names instead of exactly one")]
+    UriNames(usize),
+    /// Not a SPIFFE ID of a workload.
+    #[error("`{0}` is not a workload's SPIFFE ID")]
+    Id(String),
+    /// A CA certificate, or one that may sign.
+    #[error("it may sign certificates")]
+    Signs,
+    /// Key usage without digital signature.
+    #[error("key usage lacks digitalSignature")]
+    KeyUsage,
+}
+
+impl From<LeafError> for rustls::Error {
+    fn from(error: LeafError) -> Self {
+        match error {
+            LeafError::Encoding => CertificateError::BadEncoding.into(),
+            other => CertificateError::Other(rustls::OtherError(std::sync::Arc::new(other))).into(),
+        }
+    }
+}
+
+impl Leaf {
+    /// Reads a leaf.
+    ///
+    /// # Errors
+    /// When it is not an X.509-SVID of a workload.
+    pub fn parse(der: &CertificateDer<'_>) -> Result<Self, LeafError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| LeafError::Encoding)?;
+        if !rest.is_empty() {
+            return Err(LeafError::Encoding);
+        }
+        let mut uris = Vec::new();
+        let mut signature = false;
+        for extension in certificate.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(names) => {
+                    uris.extend(names.general_names.iter().filter_map(|name| match name {
+                        GeneralName::URI(uri) => Some(*uri),
+                        _ => None,
+                    }));
+                }
+                ParsedExtension::BasicConstraints(constraints) if constraints.ca => return Err(LeafError::Signs),
+                ParsedExtension::KeyUsage(usage) => {
+                    if usage.key_cert_sign() || usage.crl_sign() {
+                        return Err(LeafError::Signs);
+                    }
+                    signature = usage.digital_signature();
+                }
+                ParsedExtension::ParseError { .. } => return Err(LeafError::Encoding),
+                _ => {}
+            }
+        }
+        if !signature {
+            return Err(LeafError::KeyUsage);
+        }
+        let [uri] = uris.as_slice() else { return Err(LeafError::UriNames(uris.len())) };
+        let id: SpiffeId = uri.parse().map_err(|_| LeafError::Id((*uri).to_owned()))?;
+        if id.namespace().is_none() {
+            return Err(LeafError::Id((*uri).to_owned()));
+        }
+        let validity = certificate.validity();
+        let time = |time: x509_parser::time::ASN1Time| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
+        };
+        let serial = certificate.raw_serial().iter().skip_while(|byte| **byte == 0).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { id, serial, not_before: time(validity.not_before), not_after: time(validity.not_after) })
+    }
+}

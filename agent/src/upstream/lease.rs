@@ -1,0 +1,59 @@
+//! A connection while somebody uses it.
+
+use std::{cell::Cell, rc::Rc};
+
+use super::pool::{Key, Pool};
+use crate::{
+    http::h1::H1Client,
+    refusal::{Reason, Refusal},
+};
+
+/// An HTTP/1.1 connection in use. Dropped, the connection is closed; given back, it may serve again.
+#[derive(Debug)]
+pub struct Lease {
+    pool: Rc<Pool>,
+    key: Key,
+    client: Option<H1Client>,
+    generation: u64,
+    /// Whether it has served before.
+    pub reused: bool,
+    _stream: StreamLease,
+}
+
+impl Lease {
+    pub(super) fn new(pool: Rc<Pool>, key: Key, client: H1Client, generation: u64, reused: bool, stream: StreamLease) -> Self {
+        Self { pool, key, client: Some(client), generation, reused, _stream: stream }
+    }
+
+    /// The connection.
+    ///
+    /// # Errors
+    /// Never while the lease lives.
+    pub fn client_mut(&mut self) -> Result<&mut H1Client, Refusal> {
+        self.client.as_mut().ok_or_else(|| Refusal::new(Reason::UpstreamFailed, "the connection was given back"))
+    }
+
+    /// The exchange is over: the connection may serve again if it can.
+    pub fn give_back(mut self) {
+        if let Some(client) = self.client.take() {
+            self.pool.put(self.key.clone(), client, self.generation);
+        }
+    }
+}
+
+/// One exchange under way at an endpoint.
+#[derive(Debug)]
+pub struct StreamLease(Rc<Cell<usize>>);
+
+impl StreamLease {
+    pub(super) fn take(load: &Rc<Cell<usize>>) -> Self {
+        load.set(load.get() + 1);
+        Self(load.clone())
+    }
+}
+
+impl Drop for StreamLease {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}

@@ -1,0 +1,9 @@
+//! Connections to where requests go: pools of one worker, shared with nobody.
+
+mod lease;
+mod pool;
+mod send;
+
+pub use lease::{Lease, StreamLease};
+pub use pool::{Key, Pool};
+pub use send::Upstreams;

@@ -1,0 +1,106 @@
+//! Idle HTTP/1.1 connections, shared HTTP/2 connections, and how busy endpoints are.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use outrider_policy::{ServiceName, SpiffeId};
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::http::{h1::H1Client, h2::H2Client};
+
+/// Idle connections kept for one destination.
+const IDLE_EACH: usize = 256;
+/// How long an idle connection is kept: less than servers' usual 60 or 75 s, so that we are the ones who close.
+const IDLE_FOR: Duration = Duration::from_secs(30);
+
+/// What a connection leads to. Connections are never shared between services: the handshake named one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// The own program.
+    Program(SocketAddr),
+    /// A port of a service at an agent.
+    Mesh {
+        /// The agent's mesh listener.
+        address: String,
+        /// The service.
+        service: ServiceName,
+        /// Its port.
+        port: u16,
+        /// Who it proved to be.
+        identity: SpiffeId,
+    },
+}
+
+#[derive(Debug)]
+struct Idle {
+    client: H1Client,
+    since: Instant,
+    generation: u64,
+}
+
+/// A shared HTTP/2 connection and the generation of our certificate that it was made with.
+pub(super) type Http2Slot = Rc<Mutex<Option<(H2Client, u64)>>>;
+
+/// One worker's connections.
+#[derive(Debug, Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<Key, Vec<Idle>>>,
+    http2: RefCell<HashMap<Key, Http2Slot>>,
+    loads: RefCell<HashMap<Key, Rc<Cell<usize>>>>,
+}
+
+impl Pool {
+    /// An idle connection made with this generation of our certificate: after a renewal, older ones are closed.
+    pub(super) fn take(&self, key: &Key, generation: u64) -> Option<H1Client> {
+        let mut idle = self.idle.borrow_mut();
+        let clients = idle.get_mut(key)?;
+        while let Some(mut candidate) = clients.pop() {
+            if candidate.generation == generation && candidate.since.elapsed() < IDLE_FOR && candidate.client.is_usable() {
+                return Some(candidate.client);
+            }
+        }
+        idle.remove(key);
+        None
+    }
+
+    pub(super) fn put(&self, key: Key, client: H1Client, generation: u64) {
+        if Instant::now() >= client.usable_until {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let clients = idle.entry(key).or_default();
+        if clients.len() < IDLE_EACH {
+            clients.push(Idle { client, since: Instant::now(), generation });
+        }
+    }
+
+    pub(super) fn http2(&self, key: &Key) -> Http2Slot {
+        self.http2.borrow_mut().entry(key.clone()).or_default().clone()
+    }
+
+    /// Exchanges under way at a destination.
+    pub(super) fn load(&self, key: &Key) -> Rc<Cell<usize>> {
+        self.loads.borrow_mut().entry(key.clone()).or_default().clone()
+    }
+
+    /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
+    pub fn sweep(&self, generation: u64) {
+        self.idle.borrow_mut().retain(|_, clients| {
+            clients.retain(|idle| {
+                idle.generation == generation && idle.since.elapsed() < IDLE_FOR && Instant::now() < idle.client.usable_until
+            });
+            !clients.is_empty()
+        });
+        self.http2.borrow_mut().retain(|key, slot| {
+            let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
+            let fresh = slot.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|(_, made)| *made == generation));
+            busy || fresh
+        });
+        self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
+    }
+}

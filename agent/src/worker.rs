@@ -1,0 +1,199 @@
+//! Workers: threads with a runtime of their own, which share what is immutable and own the rest.
+
+use std::{net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+
+use outrider_policy::Target;
+use outrider_runtime::{Drain, Tasks};
+use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
+
+use crate::{
+    config::{BackedPort, Config, ExplicitUpstream},
+    http::Limits,
+    identity::Svids,
+    inbound, listener, outbound,
+    policy::PolicyBook,
+    route::{Directory, LocalPort},
+    telemetry::{AccessLog, Metrics, Observer, ReportQueue},
+    tls::{MeshAcceptor, MeshConnector, Trust},
+    upstream::{Pool, Upstreams},
+};
+
+/// How often a worker tidies up.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A worker's own sockets.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// The mesh listener.
+    pub(crate) mesh: TcpListener,
+    /// HTTP proxy for the own program.
+    pub(crate) outbound: TcpListener,
+    /// Listeners that lead to one service each.
+    pub(crate) upstreams: Vec<(ExplicitUpstream, TcpListener)>,
+}
+
+/// What every worker shares.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) policies: Arc<PolicyBook>,
+    pub(crate) directory: Arc<Directory>,
+    svids: Arc<Svids>,
+    local: Arc<Vec<LocalPort>>,
+    acceptor: MeshAcceptor,
+    connector: MeshConnector,
+    metrics: Metrics,
+    reports: ReportQueue,
+    drain: Drain,
+    tasks: Tasks,
+}
+
+impl Shared {
+    /// Puts together what every worker shares.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub(crate) fn new(
+        config: &Config,
+        svids: &Arc<Svids>,
+        trust: &Arc<Trust>,
+        metrics: &Metrics,
+        reports: ReportQueue,
+        drain: &Drain,
+        tasks: &Tasks,
+    ) -> Result<Self, rustls::Error> {
+        let local = config.backed.iter().map(|port| LocalPort { program: port.program, protocol: port.protocol }).collect();
+        Ok(Self {
+            policies: Arc::new(PolicyBook::new(config.backed.iter().map(target).collect())),
+            directory: Arc::default(),
+            svids: svids.clone(),
+            local: Arc::new(local),
+            acceptor: MeshAcceptor::new(svids.clone(), trust.clone())?,
+            connector: MeshConnector::new(svids.clone(), trust.clone())?,
+            metrics: metrics.clone(),
+            reports,
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+        })
+    }
+}
+
+/// What one worker thread has.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) policies: Arc<PolicyBook>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) local: Arc<Vec<LocalPort>>,
+    pub(crate) acceptor: MeshAcceptor,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) observer: Rc<Observer>,
+    pub(crate) limits: Limits,
+    pub(crate) drain: Drain,
+    pub(crate) tasks: Tasks,
+    svids: Arc<Svids>,
+}
+
+impl Worker {
+    /// This agent's identity; empty before it has one.
+    pub(crate) fn own_identity(&self) -> String {
+        self.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default()
+    }
+
+    /// Ends when a connection whose peer's certificate ends at `deadline` should take no more requests.
+    pub(crate) async fn closing(&self, deadline: Instant) {
+        let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());
+        tokio::select! {
+            () = self.drain.stopping() => {}
+            () = tokio::time::sleep_until(deadline.min(own)) => {}
+        }
+    }
+}
+
+fn target(port: &BackedPort) -> Target {
+    Target { service: port.service.clone(), labels: Default::default(), port: port.port, protocol: port.protocol }
+}
+
+/// Starts a thread with a runtime of its own. It ends with drain; an error or a panic in it fails the agent.
+///
+/// # Errors
+/// When the system has no thread for it.
+pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
+    let (done, ended) = oneshot::channel();
+    let for_worker = shared.clone();
+    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        let outcome = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .and_then(|runtime| runtime.block_on(work(for_worker, log, sockets)));
+        let _ = done.send(outcome);
+    })?;
+    shared.tasks.spawn("worker", async move { ended.await.unwrap_or_else(|_| Err(std::io::Error::other("a worker panicked"))) });
+    Ok(())
+}
+
+async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
+    let Sockets { mesh, outbound, upstreams } = sockets;
+    let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
+    let observer =
+        Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
+    let worker = Rc::new(Worker {
+        policies: shared.policies,
+        directory: shared.directory,
+        local: shared.local,
+        acceptor: shared.acceptor,
+        upstreams: Upstreams {
+            connector: shared.connector,
+            svids: shared.svids.clone(),
+            limits: limits.clone(),
+            tasks: tasks.clone(),
+            pool: pool.clone(),
+        },
+        observer: observer.clone(),
+        limits: limits.clone(),
+        drain: shared.drain.clone(),
+        tasks: tasks.clone(),
+        svids: shared.svids.clone(),
+    });
+    let most = limits.connections;
+    let inbound_worker = worker.clone();
+    let inbound = listener::accept(mesh, most, shared.drain.clone(), move |accepted| {
+        inbound_worker.spawn(inbound::serve(inbound_worker.clone(), accepted));
+    });
+    tasks.spawn_local("mesh listener", inbound);
+    let outbounds = upstreams.into_iter().map(|(upstream, socket)| (Some(upstream), socket)).chain([(None, outbound)]);
+    for (fixed, socket) in outbounds {
+        let worker = worker.clone();
+        let outbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
+            worker.spawn(outbound::serve(worker.clone(), accepted, fixed.clone()));
+        });
+        tasks.spawn_local("outbound listener", outbound);
+    }
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                observer.log.flush();
+                pool.sweep(shared.svids.generation());
+            }
+            failure = tasks.failure() => return Err(std::io::Error::other(failure)),
+            () = shared.drain.forced() => break,
+        }
+    }
+    observer.log.flush();
+    Ok(())
+}
+
+impl Worker {
+    /// Runs a connection on this worker; drain ends it by force at the deadline.
+    fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+        let drain = self.drain.clone();
+        let metrics = self.observer.metrics.clone();
+        self.tasks.spawn_scoped_local(async move {
+            metrics.connections.inc();
+            tokio::select! {
+                () = connection => {}
+                () = drain.forced() => {}
+            }
+            metrics.connections.dec();
+        });
+    }
+}

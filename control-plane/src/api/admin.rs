@@ -1,0 +1,336 @@
+//! `Admin`: what operators do. Looks things up and asks for changes; the work is done elsewhere.
+
+use std::{sync::Arc, time::Duration};
+
+use outrider_policy::{ServiceName, TrustDomain};
+use outrider_proto::v1::{self, admin_server::Admin};
+use outrider_runtime::{Drain, Tasks};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Operator, admin_words as words, unavailable};
+use crate::{
+    attest::JoinTokens,
+    ca::Authority,
+    clock,
+    compile::{ExplainError, describe, explain, identity},
+    publish::Mesh,
+    registry::{Applied, ChangeError, Command, Request as Change, Session, nearest},
+    store::Store,
+};
+
+/// Most names of one deletion, most manifests of one apply.
+const MAX_NAMES: usize = 10_000;
+/// Most certificates listed.
+const MAX_CERTIFICATES: u32 = 50_000;
+/// Progress is told at most this often.
+const PROGRESS: Duration = Duration::from_millis(20);
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct Operators {
+    pub(crate) mesh: Mesh,
+    pub(crate) store: Store,
+    pub(crate) tokens: JoinTokens,
+    pub(crate) authority: Arc<Authority>,
+    /// `host:port` that agents are told.
+    pub(crate) advertise: String,
+    pub(crate) warnings: Arc<[String]>,
+    pub(crate) tasks: Tasks,
+    pub(crate) drain: Drain,
+}
+
+type Progress<T> = ReceiverStream<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl Admin for Operators {
+    type WatchRolloutStream = Progress<v1::RolloutStatus>;
+    type RotateCertificatesStream = Progress<v1::RotationStatus>;
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let uid = uid(&request);
+        let v1::ApplyRequest { manifests, dry_run } = request.into_inner();
+        if manifests.len() > MAX_NAMES {
+            return Err(Status::invalid_argument(format!("at most {MAX_NAMES} manifests can be applied at once")));
+        }
+        let documents = manifests.into_iter().map(|manifest| (manifest.source, manifest.yaml)).collect();
+        let Applied { diagnostics, changes, revision } =
+            self.mesh.ask(|reply| Change::Apply { documents, dry_run, uid, reply }).await.map_err(|error| changed(&error))?;
+        Ok(Response::new(v1::ApplyResponse {
+            diagnostics: diagnostics.into_iter().map(words::diagnostic).collect(),
+            changes: words::changes(changes),
+            revision,
+        }))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
+        let uid = uid(&request);
+        let v1::DeleteRequest { kind, names } = request.into_inner();
+        if kind != words::KIND {
+            return Err(Status::invalid_argument(format!("kind `{kind}` cannot be deleted: only `{}` can", words::KIND)));
+        }
+        if names.len() > MAX_NAMES {
+            return Err(Status::invalid_argument(format!("at most {MAX_NAMES} resources can be deleted at once")));
+        }
+        let Applied { changes, revision, .. } =
+            self.mesh.ask(|reply| Change::Delete { names, uid, reply }).await.map_err(|error| changed(&error))?;
+        Ok(Response::new(v1::DeleteResponse { changes: words::changes(changes), revision }))
+    }
+
+    async fn list_policies(
+        &self,
+        request: Request<v1::ListPoliciesRequest>,
+    ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        let world = Arc::clone(&self.mesh.world.borrow());
+        let (targets, sessions) = (world.targets(), self.mesh.sessions.list());
+        let here = |name: &str| namespace.is_empty() || name.split_once('/').is_some_and(|(first, _)| first == namespace);
+        let policies = world.policies.iter().filter(|(name, _)| here(name));
+        let policies = policies.map(|(name, policy)| words::policy(name, policy, &targets, &sessions)).collect();
+        Ok(Response::new(v1::ListPoliciesResponse { policies, revision: world.revision }))
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<v1::ListServicesRequest>,
+    ) -> Result<Response<v1::ListServicesResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        let world = Arc::clone(&self.mesh.world.borrow());
+        let services = world.services.iter().filter(|(name, _)| namespace.is_empty() || name.namespace() == namespace);
+        let connected = |entry: &v1::Service| {
+            let live = entry.endpoints.iter().filter(|endpoint| self.mesh.sessions.find(&endpoint.agent_id).is_some()).count();
+            u32::try_from(live).unwrap_or(u32::MAX)
+        };
+        let services = services
+            .map(|(_, entry)| v1::ServiceStatus { service: Some(entry.service.clone()), connected: connected(&entry.service) })
+            .collect();
+        Ok(Response::new(v1::ListServicesResponse { services }))
+    }
+
+    async fn list_agents(&self, _request: Request<v1::ListAgentsRequest>) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        let world = Arc::clone(&self.mesh.world.borrow());
+        let agents =
+            world.agents.values().map(|agent| words::agent(agent, self.mesh.sessions.find(&agent.id).as_ref())).collect();
+        Ok(Response::new(v1::ListAgentsResponse { agents }))
+    }
+
+    async fn watch_rollout(
+        &self,
+        request: Request<v1::WatchRolloutRequest>,
+    ) -> Result<Response<Self::WatchRolloutStream>, Status> {
+        let revision = request.into_inner().revision;
+        let newest = self.mesh.world.borrow().revision;
+        if revision > newest {
+            return Err(Status::invalid_argument(format!("revision {revision} does not exist yet, the newest is {newest}")));
+        }
+        let sessions = self.mesh.sessions.clone();
+        Ok(self.follow(move || {
+            let status = words::rollout(revision, &sessions.concerned(revision));
+            let done = status.done;
+            (status, done)
+        }))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        let world = Arc::clone(&self.mesh.world.borrow());
+        let trust_domain = self.trust_domain();
+        match request.into_inner().subject {
+            None => Err(Status::invalid_argument("name a call or a request id")),
+            Some(v1::explain_request::Subject::Call(call)) => {
+                let explained = explain(&world, trust_domain, &call, None).map_err(|error| not_explained(&error))?;
+                Ok(Response::new(words::explained(explained, Vec::new())))
+            }
+            Some(v1::explain_request::Subject::RequestId(id)) => {
+                let records = self.store.decisions_of(&id).await.map_err(|error| unavailable("explain", &error))?;
+                let records = decode(records)?;
+                let inbound = records.iter().find(|record| record.side() == v1::Side::Inbound).or_else(|| records.first());
+                let Some(record) = inbound else {
+                    return Err(Status::not_found(format!("no decision is recorded for request `{id}`")));
+                };
+                let (call, protocol) = describe(record);
+                let mut explained =
+                    explain(&world, trust_domain, &call, Some(protocol)).map_err(|error| not_explained(&error))?;
+                explained.notes.extend(words::since(record, &explained.explanation));
+                Ok(Response::new(words::explained(explained, records)))
+            }
+        }
+    }
+
+    async fn list_decisions(
+        &self,
+        request: Request<v1::ListDecisionsRequest>,
+    ) -> Result<Response<v1::ListDecisionsResponse>, Status> {
+        let v1::ListDecisionsRequest { limit, denied_only, destination } = request.into_inner();
+        let limit = if limit == 0 { 100 } else { limit.min(1000) };
+        let records = self.store.decisions(limit, denied_only, &destination).await;
+        let decisions = decode(records.map_err(|error| unavailable("decisions", &error))?)?;
+        Ok(Response::new(v1::ListDecisionsResponse { decisions }))
+    }
+
+    async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let uid = uid(&request);
+        let v1::CreateTokenRequest { identity: name, services, ttl_seconds } = request.into_inner();
+        let ttl = match ttl_seconds {
+            0 => 600,
+            ttl @ 60..=86_400 => i64::from(ttl),
+            ttl => return Err(Status::invalid_argument(format!("a token lives 60 to 86400 seconds, not {ttl}"))),
+        };
+        let identity = identity(&name, self.trust_domain()).map_err(Status::invalid_argument)?;
+        let identity = identity.ok_or_else(|| Status::invalid_argument("name an identity"))?;
+        let account = identity.account().filter(|_| identity.belongs_to(self.trust_domain()));
+        let Some(account) = account else {
+            let of = self.trust_domain();
+            return Err(Status::invalid_argument(format!("`{identity}` is not a workload of trust domain `{of}`")));
+        };
+        let mut services: Vec<ServiceName> = services
+            .iter()
+            .map(|service| service.parse().map_err(|error| Status::invalid_argument(format!("service: {error}"))))
+            .collect::<Result<_, _>>()?;
+        if services.is_empty() {
+            // An account may be named as no service can be, with dots in it: then there is nothing to grant by default.
+            services.extend(ServiceName::new(account.namespace(), account.name()).ok());
+        }
+        let made = self.tokens.create(identity.clone(), &services, ttl, uid, clock::now()).await;
+        let (token, expires) = made
+            .map_err(|error| unavailable("token", &error))?
+            .ok_or_else(|| Status::unavailable("the system gave no random bytes"))?;
+        tracing::info!(%identity, uid, "join token created");
+        Ok(Response::new(v1::CreateTokenResponse {
+            token,
+            expires,
+            identity: identity.to_string(),
+            control_plane: self.advertise.clone(),
+        }))
+    }
+
+    async fn list_certificates(
+        &self,
+        request: Request<v1::ListCertificatesRequest>,
+    ) -> Result<Response<v1::ListCertificatesResponse>, Status> {
+        let rows = self.store.certificates(request.into_inner().all, clock::now(), MAX_CERTIFICATES).await;
+        let certificates =
+            rows.map_err(|error| unavailable("certificates", &error))?.into_iter().map(words::certificate).collect();
+        Ok(Response::new(v1::ListCertificatesResponse { certificates }))
+    }
+
+    async fn rotate_certificates(
+        &self,
+        request: Request<v1::RotateCertificatesRequest>,
+    ) -> Result<Response<Self::RotateCertificatesStream>, Status> {
+        let uid = uid(&request);
+        let wanted = identity(&request.into_inner().identity, self.trust_domain()).map_err(Status::invalid_argument)?;
+        let before = self.mesh.sessions.list();
+        let asked: Vec<Session> = before
+            .iter()
+            .filter(|session| wanted.as_ref().is_none_or(|wanted| wanted.as_str() == session.identity))
+            .cloned()
+            .collect();
+        if let (Some(wanted), true) = (&wanted, asked.is_empty()) {
+            let near = nearest(wanted.as_str(), before.iter().map(|session| session.identity.as_str()));
+            let hint = near.map_or_else(String::new, |near| format!(": did you mean `{near}`?"));
+            return Err(Status::not_found(format!("no connected agent of `{wanted}`{hint}")));
+        }
+        let subject = wanted.map_or_else(|| "*".to_owned(), |wanted| wanted.to_string());
+        self.store
+            .audit("RotateCertificates", &subject, uid, clock::now())
+            .await
+            .map_err(|error| unavailable("audit", &error))?;
+        for session in &asked {
+            // One whose queue is full has been asked already.
+            let _ = session.commands.try_send(Command::Renew);
+        }
+        let sessions = self.mesh.sessions.clone();
+        Ok(self.follow(move || {
+            let status = words::rotation(&asked, |id| sessions.find(id));
+            let done = status.done;
+            (status, done)
+        }))
+    }
+
+    async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let authorities = self.authority.describe();
+        let mut warnings = words::ca_warnings(&authorities, clock::now());
+        warnings.extend(self.mesh.sessions.list().iter().filter_map(words::refusal));
+        warnings.extend(self.warnings.iter().cloned());
+        Ok(Response::new(v1::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.trust_domain().to_string(),
+            revision: self.mesh.world.borrow().revision,
+            address: self.advertise.clone(),
+            agents_connected: u32::try_from(self.mesh.sessions.count()).unwrap_or(u32::MAX),
+            certificate_authorities: authorities.into_iter().map(words::authority).collect(),
+            warnings,
+            leaf_ttl_seconds: u32::try_from(self.authority.leaf_ttl()).unwrap_or(u32::MAX),
+        }))
+    }
+}
+
+impl Operators {
+    fn trust_domain(&self) -> &TrustDomain {
+        self.authority.trust_domain()
+    }
+
+    /// Tells progress whenever it differs, until it is done or nobody listens.
+    fn follow<T: Clone + PartialEq + Send + Sync + 'static>(
+        &self,
+        look: impl Fn() -> (T, bool) + Send + 'static,
+    ) -> Response<Progress<T>> {
+        let (send, progress) = mpsc::channel(4);
+        let (mut changes, drain) = (self.mesh.sessions.changes(), self.drain.clone());
+        self.tasks.spawn_scoped(async move {
+            let mut told = None;
+            loop {
+                changes.mark_unchanged();
+                let (status, done) = look();
+                if told.as_ref() != Some(&status) {
+                    told = Some(status.clone());
+                    if send.send(Ok(status)).await.is_err() {
+                        return;
+                    }
+                }
+                if done {
+                    return;
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = send.closed() => return,
+                    () = drain.stopping() => {
+                        // Nobody listens any more, or it hears why the progress ends.
+                        let _ = send.try_send(Err(Status::unavailable("the control plane is stopping")));
+                        return;
+                    }
+                }
+                tokio::time::sleep(PROGRESS).await;
+            }
+        });
+        Response::new(ReceiverStream::new(progress))
+    }
+}
+
+/// The user id of the caller, for the audit trail.
+fn uid<T>(request: &Request<T>) -> u32 {
+    // The socket's connections always say; a caller that is not known is recorded as nobody.
+    request.extensions().get::<Operator>().map_or(65_534, |operator| operator.uid)
+}
+
+fn changed(error: &ChangeError) -> Status {
+    match error {
+        ChangeError::NotFound(_) => Status::not_found(error.to_string()),
+        ChangeError::Store(error) => unavailable("change", error),
+        _ => Status::unavailable(error.to_string()),
+    }
+}
+
+fn not_explained(error: &ExplainError) -> Status {
+    match error {
+        ExplainError::Described(_) => Status::invalid_argument(error.to_string()),
+        ExplainError::Compile { .. } => Status::failed_precondition(error.to_string()),
+    }
+}
+
+fn decode(records: Vec<Vec<u8>>) -> Result<Vec<v1::DecisionRecord>, Status> {
+    let decoded: Result<Vec<_>, _> = records.iter().map(|record| v1::DecisionRecord::decode(record.as_slice())).collect();
+    decoded.map_err(|error| unavailable("decisions", &error))
+}

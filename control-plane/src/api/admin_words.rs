@@ -1,0 +1,199 @@
+//! The wire's words for what operators ask about.
+
+use outrider_policy::{Diagnostic, Explanation, Severity, Target};
+use outrider_proto::v1;
+
+use crate::{
+    ca::{CaInfo, hex, renew_at},
+    compile::Explained,
+    registry::{Change, Policy, Session},
+    store::{AgentRow, CertificateRow},
+};
+
+/// The one kind of resource.
+pub(super) const KIND: &str = "ServicePolicy";
+/// Days before a root's end from which operators are warned.
+const ROOT_NOTICE: i64 = 180 * 86_400;
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+pub(super) fn diagnostic(diagnostic: Diagnostic) -> v1::Diagnostic {
+    let severity = match diagnostic.severity {
+        Severity::Error => v1::diagnostic::Severity::Error,
+        Severity::Warning => v1::diagnostic::Severity::Warning,
+    };
+    v1::Diagnostic {
+        severity: severity.into(),
+        source: diagnostic.source,
+        line: count(diagnostic.line),
+        column: count(diagnostic.column),
+        message: diagnostic.message,
+        help: diagnostic.help.unwrap_or_default(),
+    }
+}
+
+pub(super) fn changes(changes: Vec<(String, Change)>) -> Vec<v1::ResourceChange> {
+    use v1::resource_change::Change as Wire;
+    let change = |(name, change)| {
+        let change = match change {
+            Change::Created => Wire::Created,
+            Change::Updated => Wire::Updated,
+            Change::Unchanged => Wire::Unchanged,
+            Change::Deleted => Wire::Deleted,
+        };
+        v1::ResourceChange { kind: KIND.to_owned(), name, change: change.into() }
+    };
+    changes.into_iter().map(change).collect()
+}
+
+/// A session that has not this revision in force, with its refusal if it refused it or something newer.
+fn laggard(session: &Session, revision: u64) -> v1::Laggard {
+    let reason = session.refused.as_ref().filter(|(refused, _)| *refused >= revision).map(|(_, reason)| reason.clone());
+    v1::Laggard { agent_id: session.agent_id.clone(), identity: session.identity.clone(), reason: reason.unwrap_or_default() }
+}
+
+pub(super) fn policy(name: &str, policy: &Policy, targets: &[Target], sessions: &[Session]) -> v1::PolicyStatus {
+    let revision = policy.stored.revision;
+    let mut services: Vec<String> = targets
+        .iter()
+        .filter(|target| policy.stored.policy.applies_to(target))
+        .map(|target| target.service.to_string())
+        .collect();
+    services.dedup();
+    let concerned: Vec<&Session> = sessions.iter().filter(|session| policy.applies_to_any(&session.targets)).collect();
+    let lag = concerned.iter().filter(|session| session.in_force < revision);
+    let laggards: Vec<v1::Laggard> =
+        lag.map(|session| laggard(session, revision)).filter(|laggard| !laggard.reason.is_empty()).collect();
+    v1::PolicyStatus {
+        name: name.to_owned(),
+        revision,
+        json: policy.json.clone(),
+        targets: services,
+        agents: count(concerned.len()),
+        in_force: count(concerned.iter().filter(|session| session.in_force >= revision).count()),
+        laggards,
+    }
+}
+
+pub(super) fn agent(agent: &AgentRow, session: Option<&Session>) -> v1::AgentStatus {
+    let refused = session.and_then(|session| session.refused.as_ref()).map(|(_, reason)| reason.clone());
+    v1::AgentStatus {
+        agent_id: agent.id.clone(),
+        identity: agent.identity.to_string(),
+        version: session.map_or(&agent.version, |session| &session.version).clone(),
+        services: agent.backings.iter().map(|backing| backing.service.to_string()).collect(),
+        connected: session.is_some(),
+        last_seen: session.map_or(agent.last_seen, |session| session.last_seen),
+        revision: session.map_or(0, |session| session.in_force),
+        nack: refused.unwrap_or_default(),
+        certificate_serial: session.map(|session| session.serial.clone()).unwrap_or_default(),
+        certificate_not_after: session.map_or(0, |session| session.certificate_end),
+    }
+}
+
+pub(super) fn rollout(revision: u64, concerned: &[Session]) -> v1::RolloutStatus {
+    let lagging: Vec<v1::Laggard> =
+        concerned.iter().filter(|session| session.in_force < revision).map(|session| laggard(session, revision)).collect();
+    v1::RolloutStatus {
+        revision,
+        agents: count(concerned.len()),
+        in_force: count(concerned.len() - lagging.len()),
+        done: lagging.iter().all(|laggard| !laggard.reason.is_empty()),
+        laggards: lagging,
+    }
+}
+
+/// `asked` are the sessions as they were when they were asked.
+pub(super) fn rotation(asked: &[Session], now: impl Fn(&str) -> Option<Session>) -> v1::RotationStatus {
+    let lag = asked.iter().filter_map(|before| match now(&before.agent_id) {
+        Some(session) if session.serial != before.serial => None,
+        Some(session) => Some(laggard(&session, u64::MAX)),
+        None => Some(v1::Laggard { reason: "not connected".to_owned(), ..laggard(before, u64::MAX) }),
+    });
+    let laggards: Vec<v1::Laggard> = lag.collect();
+    v1::RotationStatus {
+        agents: count(asked.len()),
+        renewed: count(asked.len() - laggards.len()),
+        done: laggards.is_empty(),
+        laggards,
+    }
+}
+
+pub(super) fn certificate(row: CertificateRow) -> v1::CertificateStatus {
+    v1::CertificateStatus {
+        serial: row.serial,
+        identity: row.identity,
+        not_before: row.not_before,
+        not_after: row.not_after,
+        evidence: row.evidence,
+        agent_id: row.agent_id,
+        issuer: row.issuer,
+    }
+}
+
+pub(super) fn authority(ca: CaInfo) -> v1::CaStatus {
+    v1::CaStatus {
+        role: ca.role.to_owned(),
+        common_name: ca.common_name,
+        serial: ca.serial,
+        not_before: ca.not_before,
+        not_after: ca.not_after,
+        spki_sha256: hex(&ca.spki),
+    }
+}
+
+/// What is worth a look about the CAs, worst first.
+pub(super) fn ca_warnings(authorities: &[CaInfo], now: i64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for ca in authorities {
+        let left = ca.not_after - now;
+        if left <= 0 {
+            warnings.push(format!("the {} CA `{}` has expired", ca.role, ca.common_name));
+        } else if ca.role == "root" && left < ROOT_NOTICE {
+            warnings.push(format!("the root CA ends in {} days: plan its rotation", left / 86_400));
+        } else if ca.role != "root" && now > renew_at(ca.not_before, ca.not_after) + 3600 {
+            warnings.push(format!("the issuing CA is past its renewal point and was not renewed, it ends in {} h", left / 3600));
+        }
+    }
+    warnings
+}
+
+pub(super) fn refusal(session: &Session) -> Option<String> {
+    let (revision, reason) = session.refused.as_ref()?;
+    Some(format!("agent {} (`{}`) refused revision {revision}: {reason}", session.agent_id, session.identity))
+}
+
+pub(super) fn explained(explained: Explained, records: Vec<v1::DecisionRecord>) -> v1::ExplainResponse {
+    let Explained { explanation, notes } = explained;
+    let miss = |miss: outrider_policy::NearMiss| v1::NearMiss {
+        rule: miss.rule,
+        action: miss.action.to_string().to_lowercase(),
+        held: count(miss.held),
+        failed: miss.failed,
+    };
+    v1::ExplainResponse {
+        effect: explanation.effect.to_string(),
+        rule: explanation.rule.unwrap_or_default(),
+        revision: explanation.revision,
+        near_misses: explanation.near_misses.into_iter().map(miss).collect(),
+        records,
+        notes,
+    }
+}
+
+/// Remarks on what changed since a request was decided.
+pub(super) fn since(record: &v1::DecisionRecord, explanation: &Explanation) -> Vec<String> {
+    let mut notes = Vec::new();
+    if record.revision != explanation.revision {
+        notes.push(format!(
+            "decided by revision {}; the reasons are those of revision {} now",
+            record.revision, explanation.revision
+        ));
+    }
+    if record.effect != explanation.effect.to_string() {
+        notes.push(format!("the same request would get `{}` now", explanation.effect));
+    }
+    notes
+}

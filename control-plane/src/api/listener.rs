@@ -1,0 +1,174 @@
+//! The accept loop of the agents' door. Nothing that a stranger sends ends it, and what strangers can hold is bounded.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use outrider_policy::TrustDomain;
+use outrider_runtime::{Drain, Tasks};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tonic::transport::server::Connected;
+
+use crate::{metrics::Metrics, peer::Peer};
+
+/// Time for a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Life of a connection without certificate: enough to join.
+const STRANGER: Duration = Duration::from_secs(60);
+/// Connections at one time.
+const MAX_CONNECTIONS: usize = 32_768;
+/// Handshakes at one time.
+const MAX_HANDSHAKES: usize = 1024;
+/// Connections without certificate at one time. One more is closed: strangers must not keep agents from renewing.
+const MAX_STRANGERS: usize = 1024;
+/// Pause after an accept error, for example when no file descriptor is left.
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// What requests know of their connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    /// Who its certificate names.
+    pub(crate) peer: Option<Arc<Peer>>,
+}
+
+/// A connection after its handshake.
+pub(crate) struct Secured {
+    stream: TlsStream<TcpStream>,
+    connection: Connection,
+    /// Ends the connection of a stranger.
+    end: Option<Pin<Box<Sleep>>>,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+}
+
+/// Accepts connections until drain; those that pass the handshake come out of the channel.
+pub(crate) fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    trust_domain: TrustDomain,
+    metrics: Metrics,
+    tasks: &Tasks,
+    drain: Drain,
+) -> mpsc::Receiver<Result<Secured, io::Error>> {
+    let (send, secured) = mpsc::channel(64);
+    let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+    let door = Door { tls, trust_domain, metrics, strangers, send };
+    let scope = tasks.clone();
+    tasks.spawn("accept agents", async move {
+        let (all, handshakes) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_HANDSHAKES)));
+        loop {
+            // Without room we do not accept: the backlog of the kernel is bounded too.
+            let accepted = tokio::select! {
+                accepted = async {
+                    let room = Arc::clone(&all).acquire_owned().await.ok();
+                    let turn = Arc::clone(&handshakes).acquire_owned().await.ok();
+                    (listener.accept().await, room, turn)
+                } => accepted,
+                () = drain.stopping() => return Ok::<_, io::Error>(()),
+            };
+            match accepted {
+                (Ok((stream, address)), Some(room), Some(turn)) => {
+                    scope.spawn_scoped(door.clone().handshake(stream, address, (room, turn)));
+                }
+                (Ok(_), _, _) => return Ok(()),
+                (Err(error), _, _) => {
+                    tracing::warn!(%error, "accept failed");
+                    sleep(BACK_OFF).await;
+                }
+            }
+        }
+    });
+    secured
+}
+
+#[derive(Clone)]
+struct Door {
+    tls: TlsAcceptor,
+    trust_domain: TrustDomain,
+    metrics: Metrics,
+    strangers: Arc<Semaphore>,
+    send: mpsc::Sender<Result<Secured, io::Error>>,
+}
+
+impl Door {
+    async fn handshake(self, stream: TcpStream, address: SocketAddr, (room, turn): (OwnedSemaphorePermit, OwnedSemaphorePermit)) {
+        match self.secure(stream, room).await {
+            Ok(secured) => {
+                drop(turn);
+                // The server has ended: so does the connection.
+                let _ = self.send.send(Ok(secured)).await;
+            }
+            Err(error) => {
+                self.metrics.handshakes_failed.inc();
+                tracing::debug!(%address, error, "handshake failed");
+            }
+        }
+    }
+
+    async fn secure(&self, stream: TcpStream, room: OwnedSemaphorePermit) -> Result<Secured, String> {
+        // Only latency is at stake.
+        let _ = stream.set_nodelay(true);
+        let stream = timeout(HANDSHAKE, self.tls.accept(stream)).await;
+        let stream =
+            stream.map_err(|_| format!("not done within {} s", HANDSHAKE.as_secs()))?.map_err(|error| error.to_string())?;
+        let peer = self.peer(&stream).map_err(|error| error.to_string())?;
+        let stranger = match peer {
+            Some(_) => None,
+            None => {
+                Some(Arc::clone(&self.strangers).try_acquire_owned().map_err(|_| "too many connections without certificate")?)
+            }
+        };
+        Ok(Secured {
+            stream,
+            end: stranger.is_some().then(|| Box::pin(sleep(STRANGER))),
+            connection: Connection { peer: peer.map(Arc::new) },
+            _permits: (room, stranger),
+        })
+    }
+
+    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<Option<Peer>, crate::peer::PeerError> {
+        let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        leaf.map(|leaf| Peer::read(leaf, &self.trust_domain)).transpose()
+    }
+}
+
+impl Connected for Secured {
+    type ConnectInfo = Connection;
+
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
+    }
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "connection without certificate lasted too long")));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

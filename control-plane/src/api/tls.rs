@@ -1,0 +1,117 @@
+//! TLS of the agents' door: 1.3 only, no tickets, no early data. A client certificate is optional, since a joining agent
+//! has none; one that is shown must be right.
+
+use std::sync::Arc;
+
+use outrider_policy::TrustDomain;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{
+        NoServerSessionStorage, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::{ca::ServerLeaf, peer::Peer};
+
+/// Why the door cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// A root or the provider is not usable.
+    #[error("TLS set-up failed")]
+    Rustls(#[from] Error),
+    /// No verifier for the roots.
+    #[error("no verifier for the roots")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// The door's configuration.
+pub(crate) fn server_config(
+    leaf: Arc<ServerLeaf>,
+    roots: &[CertificateDer<'static>],
+    trust_domain: &TrustDomain,
+) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = PeerVerifier::new(roots, trust_domain, &provider)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(leaf);
+    // A resumed handshake does not look at the certificate again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Chain to our roots by webpki, then the rules for X509-SVIDs of our trust domain.
+#[derive(Debug)]
+struct PeerVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domain: TrustDomain,
+}
+
+impl PeerVerifier {
+    fn new(
+        roots: &[CertificateDer<'static>],
+        trust_domain: &TrustDomain,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TlsError> {
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root.clone())?;
+        }
+        let chain =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).allow_unauthenticated().build()?;
+        Ok(Self { chain, trust_domain: trust_domain.clone() })
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let peer = Peer::read(end_entity, &self.trust_domain);
+        peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}

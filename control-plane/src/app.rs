@@ -1,0 +1,235 @@
+//! The wiring: what depends on what, and in which order it starts and ends.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use outrider_policy::{SpiffeId, names::NameProblem};
+use outrider_proto::v1;
+use outrider_runtime::{Drain, Gate, Readiness, Tasks, health};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    api::{self, Identities, Operators, Reports, SocketError, Subscriptions},
+    attest::{Attested, JoinTokens},
+    ca::{Authority, ServerLeaf},
+    clock,
+    config::Config,
+    issue::Issuance,
+    metrics::Metrics,
+    publish::{Mesh, Publisher},
+    push::Publication,
+    registry::World,
+    store::{Claim, DirError, OpenError, Redeem, Store},
+    upkeep,
+};
+
+/// Connections that are told to end get this long before the store is closed under them.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The CA.
+    #[error("{0}")]
+    Ca(String),
+    /// A TCP address.
+    #[error("cannot listen on `{address}`: {reason} (choose another with `--{flag}`)")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that names it.
+        flag: &'static str,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// The operators' socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// The control plane.
+#[derive(Debug)]
+pub struct ControlPlane;
+
+/// A control plane that runs, with the addresses as they were bound.
+#[derive(Debug)]
+pub struct Running {
+    /// Where agents connect.
+    pub address: SocketAddr,
+    /// `host:port` that agents are told.
+    pub advertise: String,
+    /// Health and metrics.
+    pub health: SocketAddr,
+    /// The operators' socket.
+    pub admin_socket: PathBuf,
+    /// Gates `store`, `ca` and `listener`.
+    pub readiness: Readiness,
+}
+
+impl ControlPlane {
+    /// Starts everything as tasks and returns when it is ready. It ends at drain.
+    ///
+    /// # Errors
+    /// With the first thing that stands in the way, and the way out.
+    pub async fn start(config: Config, tasks: &Tasks, drain: &Drain) -> Result<Running, StartError> {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let readiness = Readiness::new();
+        let gates = Gates { store: readiness.gate("store"), ca: readiness.gate("ca"), listener: readiness.gate("listener") };
+        let claim = Claim::new(&config.state_dir)?;
+        let doors = Doors::open(&config).await?;
+        let (store, kek) = Store::open(&claim, &config.trust_domain, &config.key).await?;
+        gates.store.open();
+        let (metrics, registry) = Metrics::new();
+        let now = clock::now();
+        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
+        let authority = Arc::new(authority.map_err(ca_failed)?);
+        let tokens = JoinTokens::new(store.clone(), authority.root_pin());
+        let issuance = Issuance { authority, tokens, limit: Arc::default(), store: store.clone(), metrics };
+        let leaf = own_leaf(&issuance, now).await?;
+        gates.ca.open();
+        let (publisher, mesh) = publisher(&issuance, config.endpoint_grace).await?;
+        let running = doors.addresses(&config, readiness);
+        let plane = Plane { issuance, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
+        tasks.spawn("publish", publisher.run(drain.clone()));
+        plane.serve(doors, &running, config.warnings, registry)?;
+        gates.listener.open();
+        plane.close_at_end(store, claim, gates);
+        Ok(running)
+    }
+}
+
+/// Open gates, held until the end.
+struct Gates {
+    store: Gate,
+    ca: Gate,
+    listener: Gate,
+}
+
+/// The three doors, bound before anything is made: a port in use must not leave a half-made state behind.
+struct Doors {
+    agents: TcpListener,
+    health: TcpListener,
+    operators: tokio::net::UnixListener,
+    addresses: (SocketAddr, SocketAddr),
+}
+
+impl Doors {
+    async fn open(config: &Config) -> Result<Self, StartError> {
+        let (agents, address) = listen(config.listen, "listen").await?;
+        let (health, health_address) = listen(config.health_listen, "health-listen").await?;
+        let operators = api::bind(&config.admin_socket).await?;
+        Ok(Self { agents, health, operators, addresses: (address, health_address) })
+    }
+
+    fn addresses(&self, config: &Config, readiness: Readiness) -> Running {
+        let (address, health) = self.addresses;
+        let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
+        Running { address, advertise, health, admin_socket: config.admin_socket.clone(), readiness }
+    }
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |reason: io::Error| StartError::Listen { address, flag, reason };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn ca_failed(error: impl std::error::Error + 'static) -> StartError {
+    StartError::Ca(outrider_runtime::tasks::chain(&error))
+}
+
+/// Our own leaf: who serves the agents' door.
+async fn own_leaf(issuance: &Issuance, now: i64) -> Result<Arc<ServerLeaf>, StartError> {
+    let identity = SpiffeId::workload(issuance.authority.trust_domain(), outrider_policy::ROOT_NAMESPACE, "control-plane");
+    let identity = identity.map_err(|error: NameProblem| ca_failed(error))?;
+    let (leaf, issued) = ServerLeaf::make(&issuance.authority, identity.clone(), now).map_err(ca_failed)?;
+    let own = Attested { identity, evidence: "self", redeem: Redeem::Nothing };
+    issuance.record(&issued, &own, now).await.map_err(ca_failed)?;
+    issuance.metrics.leaf_ends.set(issued.not_after);
+    Ok(Arc::new(leaf))
+}
+
+async fn publisher(issuance: &Issuance, grace: Duration) -> Result<(Publisher, Mesh), OpenError> {
+    let (store, authority) = (&issuance.store, &issuance.authority);
+    let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
+    let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
+    let world = World::load(store.revision().await?, bundle, store.policies().await?, store.agents().await?)?;
+    issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
+    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), world, grace))
+}
+
+/// What runs.
+struct Plane {
+    issuance: Issuance,
+    mesh: Mesh,
+    leaf: Arc<ServerLeaf>,
+    tasks: Tasks,
+    drain: Drain,
+}
+
+impl Plane {
+    fn serve(&self, doors: Doors, running: &Running, warnings: Vec<String>, registry: Registry) -> Result<(), StartError> {
+        let Self { issuance, mesh, tasks, drain, .. } = self;
+        let (store, metrics) = (&issuance.store, &issuance.metrics);
+        let authority = &issuance.authority;
+        let tls = api::server_config(Arc::clone(&self.leaf), &authority.roots(), authority.trust_domain()).map_err(ca_failed)?;
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let secured = api::accept(doors.agents, tls, authority.trust_domain().clone(), metrics.clone(), tasks, drain.clone());
+        let publication =
+            Publication { mesh: mesh.clone(), store: store.clone(), metrics: metrics.clone(), drain: drain.clone() };
+        let agents = api::agents_router(
+            Identities(issuance.clone()),
+            Subscriptions { publication, tasks: tasks.clone() },
+            Reports { store: store.clone(), metrics: metrics.clone(), drain: drain.clone() },
+        );
+        let stop = drain.clone();
+        tasks.spawn("serve agents", async move {
+            agents.serve_with_incoming_shutdown(ReceiverStream::new(secured), async move { stop.stopping().await }).await
+        });
+        let operators = api::operators_router(Operators {
+            mesh: mesh.clone(),
+            store: store.clone(),
+            tokens: issuance.tokens.clone(),
+            authority: Arc::clone(authority),
+            advertise: running.advertise.clone(),
+            warnings: warnings.into(),
+            tasks: tasks.clone(),
+            drain: drain.clone(),
+        });
+        let callers = api::operators(doors.operators, running.admin_socket.clone(), tasks, drain.clone());
+        let stop = drain.clone();
+        tasks.spawn("serve operators", async move {
+            operators.serve_with_incoming_shutdown(ReceiverStream::new(callers), async move { stop.stopping().await }).await
+        });
+        tasks.spawn("health", health::serve(doors.health, running.readiness.clone(), Arc::new(registry), drain.clone()));
+        tasks.spawn("renew", upkeep::renew(issuance.clone(), Arc::clone(&self.leaf), drain.clone()));
+        tasks.spawn("prune", upkeep::prune(issuance.clone(), drain.clone()));
+        Ok(())
+    }
+
+    /// Closes the store when drain has let everybody finish, and only then gives the state directory back.
+    fn close_at_end(self, store: Store, claim: Claim, gates: Gates) {
+        let drain = self.drain.clone();
+        // Taken now: a drain that begins later waits for the end of this.
+        let hold = drain.hold();
+        self.tasks.spawn("close", async move {
+            drain.stopping().await;
+            // Streams end by themselves; calls under way get their time.
+            let _ = tokio::time::timeout(CLOSE, self.mesh.closed()).await;
+            let closed = store.close().await;
+            drop((gates, claim, hold));
+            closed
+        });
+    }
+}

@@ -1,0 +1,49 @@
+//! Join tokens: single use, bound to an identity, stored as hashes.
+
+use outrider_policy::{identity::SpiffeId, names::ServiceName};
+
+use super::{AttestError, Attested, Secret, TokenText, expect};
+use crate::store::{Redeem, Store, StoreError, TokenRow};
+
+/// The join tokens of a mesh.
+#[derive(Clone, Debug)]
+pub(crate) struct JoinTokens {
+    store: Store,
+    pin: [u8; 32],
+}
+
+impl JoinTokens {
+    /// Tokens that pin the root of this hash.
+    pub(crate) fn new(store: Store, pin: [u8; 32]) -> Self {
+        Self { store, pin }
+    }
+
+    /// Makes a token and grants its identity the services. `None` when the system gives no randomness.
+    pub(crate) async fn create(
+        &self,
+        identity: SpiffeId,
+        services: &[ServiceName],
+        ttl: i64,
+        uid: u32,
+        now: i64,
+    ) -> Result<Option<(String, i64)>, StoreError> {
+        let Some(secret) = Secret::random() else { return Ok(None) };
+        let text = TokenText { secret, pin: self.pin };
+        let row = TokenRow { identity, expires: now + ttl, used_at: None };
+        self.store.put_token(&text.secret.hash(), &row, services, uid, now).await?;
+        Ok(Some((text.format(), row.expires)))
+    }
+
+    /// Looks a token up without using it up: the issuance does that, in the transaction that records the leaf.
+    pub(crate) async fn attest(&self, text: &str, expected: &str, now: i64) -> Result<Attested, AttestError> {
+        let token = TokenText::parse(text.trim()).ok_or(AttestError::Malformed)?;
+        let hash = token.secret.hash();
+        let row = self.store.token(&hash).await?.ok_or(AttestError::Unknown)?;
+        expect(&row.identity, expected)?;
+        match row {
+            TokenRow { used_at: Some(_), identity, .. } => Err(AttestError::Used { identity }),
+            TokenRow { expires, identity, .. } if expires <= now => Err(AttestError::Expired { identity }),
+            TokenRow { identity, .. } => Ok(Attested { identity, evidence: "join-token", redeem: Redeem::Token(hash) }),
+        }
+    }
+}

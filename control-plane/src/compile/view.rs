@@ -1,0 +1,37 @@
+//! What one agent gets, and no more: the trust bundle, its own services' policies, the services it calls.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use outrider_policy::{ServiceName, Target};
+use outrider_proto::v1;
+
+use crate::registry::{Encoded, World};
+
+/// Names a resource: kind and name.
+pub(crate) type Key = (v1::ResourceKind, String);
+
+/// The resources of a view.
+pub(crate) type View = BTreeMap<Key, Arc<Encoded>>;
+
+/// What an agent has to do with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scope {
+    /// The ports of the services it backs.
+    pub(crate) targets: Arc<[Target]>,
+    /// The services it calls.
+    pub(crate) wants: BTreeSet<ServiceName>,
+}
+
+/// The view of an agent.
+pub(crate) fn view(world: &World, scope: &Scope) -> View {
+    let policies = world.policies.values().filter(|policy| policy.applies_to_any(&scope.targets)).map(|policy| &policy.resource);
+    let services = scope.wants.iter().filter_map(|name| world.services.get(name)).map(|entry| &entry.resource);
+    std::iter::once(&world.bundle)
+        .chain(policies)
+        .chain(services)
+        .map(|resource| ((resource.kind, resource.name.clone()), Arc::clone(resource)))
+        .collect()
+}

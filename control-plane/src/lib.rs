@@ -1,0 +1,26 @@
+//! The control plane of Outrider: it proves who workloads are and issues their certificates, keeps policies, and pushes each
+//! agent its own view of the mesh.
+//!
+//! Two pages tell the whole: `issue.rs` (attest → ca → certificate) and `publish.rs` (watch → registry → compile → push).
+//! [`ControlPlane::start`] is the way in for the binary, for `outrider up` and for tests.
+
+mod api;
+mod app;
+mod attest;
+mod ca;
+mod clock;
+mod compile;
+pub mod config;
+mod issue;
+mod metrics;
+mod peer;
+mod publish;
+mod push;
+mod registry;
+mod store;
+mod upkeep;
+
+pub use api::SocketError;
+pub use app::{ControlPlane, Running, StartError};
+pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
+pub use store::{DirError, KeyError, OpenError};

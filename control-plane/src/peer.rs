@@ -1,0 +1,139 @@
+//! Who is at the other end of a connection, by its certificate.
+
+use outrider_policy::{SpiffeId, TrustDomain};
+use rustls_pki_types::CertificateDer;
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    parse_x509_certificate,
+};
+
+use crate::ca::hex;
+
+/// A peer whose certificate chains to our roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) identity: SpiffeId,
+    /// Lower-case hex.
+    pub(crate) serial: String,
+    /// Unix seconds.
+    pub(crate) not_after: i64,
+}
+
+/// Why a certificate names nobody of our mesh.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PeerError {
+    /// Not X.509.
+    #[error("the certificate does not parse")]
+    Malformed,
+    /// It can sign.
+    #[error("the certificate is a CA's")]
+    Ca,
+    /// X509-SVID: exactly one URI.
+    #[error("the certificate has {0} URI names, exactly one is accepted")]
+    UriNames(usize),
+    /// The name is not a SPIFFE ID of a workload.
+    #[error("the certificate does not name a workload: {0}")]
+    NotAWorkload(String),
+    /// The name is of another mesh.
+    #[error("the certificate is of trust domain `{0}`")]
+    OtherTrustDomain(String),
+}
+
+impl Peer {
+    /// Reads a leaf by the rules for X509-SVIDs. That it chains to a root is checked elsewhere.
+    ///
+    /// # Errors
+    /// Names the rule that it breaks.
+    pub(crate) fn read(leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Self, PeerError> {
+        let (rest, certificate) = parse_x509_certificate(leaf).map_err(|_| PeerError::Malformed)?;
+        if !rest.is_empty() {
+            return Err(PeerError::Malformed);
+        }
+        let uris = read_extensions(&certificate)?;
+        let [uri] = uris.as_slice() else { return Err(PeerError::UriNames(uris.len())) };
+        let identity = SpiffeId::new(uri).map_err(|error| PeerError::NotAWorkload(error.to_string()))?;
+        if !identity.belongs_to(trust_domain) {
+            return Err(PeerError::OtherTrustDomain(identity.trust_domain().to_owned()));
+        }
+        if identity.account().is_none() {
+            return Err(PeerError::NotAWorkload(format!("`{identity}` is not of the form spiffe://…/ns/…/sa/…")));
+        }
+        Ok(Self { identity, serial: hex(certificate.raw_serial()), not_after: certificate.validity().not_after.timestamp() })
+    }
+}
+
+/// The URI names; refuses what can sign.
+fn read_extensions<'a>(certificate: &X509Certificate<'a>) -> Result<Vec<&'a str>, PeerError> {
+    let mut uris = Vec::new();
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::BasicConstraints(constraints) if constraints.ca => return Err(PeerError::Ca),
+            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() || usage.crl_sign() => return Err(PeerError::Ca),
+            ParsedExtension::SubjectAlternativeName(names) => {
+                for name in &names.general_names {
+                    match name {
+                        GeneralName::URI(uri) => uris.push(*uri),
+                        GeneralName::Invalid(..) => return Err(PeerError::Malformed),
+                        _ => {}
+                    }
+                }
+            }
+            ParsedExtension::ParseError { .. } => return Err(PeerError::Malformed),
+            _ => {}
+        }
+    }
+    Ok(uris)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
+
+    use super::*;
+
+    const GOOD: &str = "spiffe://mesh.internal/ns/shop/sa/web";
+
+    fn read(tweak: impl FnOnce(&mut CertificateParams)) -> Result<Peer, PeerError> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![uri(GOOD)];
+        tweak(&mut params);
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        Peer::read(certificate.der(), &TrustDomain::new("mesh.internal").unwrap())
+    }
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().unwrap())
+    }
+
+    #[test]
+    fn a_leaf_names_exactly_one_workload_of_our_trust_domain() {
+        assert_eq!(read(|_| {}).unwrap().identity.as_str(), GOOD);
+        for names in [vec![], vec![uri(GOOD), uri(GOOD)], vec![uri(GOOD), uri("https://example.com")]] {
+            let count = names.len();
+            assert_eq!(read(|params| params.subject_alt_names = names), Err(PeerError::UriNames(count)));
+        }
+        for name in [
+            "spiffe://other.example/ns/shop/sa/web",
+            "spiffe://mesh.internal/",
+            "spiffe://mesh.internal",
+            "spiffe://mesh.internal/ns/shop/sa/web/",
+            "spiffe://mesh.internal/ns/shop/../sa/web",
+            "spiffe://mesh.internal/ns/shop/sa/web%2e",
+            "spiffe://mesh.internal/ns//sa/web",
+            "spiffe://MESH.internal/ns/shop/sa/web",
+            "spiffe://mesh.internal/agent",
+            "http://mesh.internal/ns/shop/sa/web",
+            "spiffe://mesh.internal/ns/a/sa/b\0.evil",
+        ] {
+            assert!(read(|params| params.subject_alt_names = vec![uri(name)]).is_err(), "{name} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_can_sign_is_no_workload() {
+        assert_eq!(read(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), Err(PeerError::Ca));
+        assert_eq!(read(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]), Err(PeerError::Ca));
+        assert_eq!(read(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]), Err(PeerError::Ca));
+    }
+}

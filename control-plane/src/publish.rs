@@ -1,0 +1,132 @@
+//! The way of a change: watch → registry → compile → push.
+//!
+//! Everything that changes the mesh comes through one queue and is handled by one task: it checks, stores, and only then
+//! shows the new snapshot to the streams ([`crate::push`]), each of which compiles its agent's view ([`crate::compile`]).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use outrider_runtime::Drain;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, interval},
+};
+
+use crate::{
+    metrics::Metrics,
+    registry::{Applied, ChangeError, Request, Sessions, World},
+    store::{Store, StoreError},
+};
+
+/// Requests that may wait. More than that and those who ask wait too.
+const QUEUE: usize = 1024;
+/// Requests handled before others get a turn.
+const BATCH: usize = 256;
+
+/// Where to ask for changes, and where to watch them. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Mesh {
+    requests: mpsc::Sender<Request>,
+    pub(crate) world: watch::Receiver<Arc<World>>,
+    pub(crate) sessions: Sessions,
+}
+
+impl Mesh {
+    /// Asks for a change and waits until it is stored and shown.
+    pub(crate) async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, ChangeError>>) -> Request,
+    ) -> Result<T, ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| ChangeError::Stopping)?;
+        answer.await.map_err(|_| ChangeError::Stopping)?
+    }
+
+    /// Ends when no stream is open.
+    pub(crate) async fn closed(&self) {
+        let mut changes = self.sessions.changes();
+        while self.sessions.count() > 0 && changes.changed().await.is_ok() {}
+    }
+
+    /// Says that a stream ended.
+    pub(crate) async fn leave(&self, agent_id: String, epoch: u64, goodbye: bool) {
+        // When the control plane stops, agents stay present in the store: they come back after the restart.
+        let _ = self.requests.send(Request::Leave { agent_id, epoch, goodbye }).await;
+    }
+}
+
+/// The one writer of the mesh.
+pub(crate) struct Publisher {
+    pub(crate) store: Store,
+    metrics: Metrics,
+    pub(crate) world: World,
+    shown: watch::Sender<Arc<World>>,
+    pub(crate) sessions: Sessions,
+    requests: mpsc::Receiver<Request>,
+    pub(crate) grace: Duration,
+    /// Streams by agent.
+    pub(crate) streams: BTreeMap<String, u64>,
+    /// Agents whose stream broke, and when their endpoints go.
+    pub(crate) leaving: BTreeMap<String, Instant>,
+}
+
+impl Publisher {
+    /// Agents of the store that are not connected yet have `grace` to come back.
+    pub(crate) fn new(store: Store, metrics: Metrics, world: World, grace: Duration) -> (Self, Mesh) {
+        let (send, requests) = mpsc::channel(QUEUE);
+        let (shown, watched) = watch::channel(Arc::new(world.clone()));
+        let sessions = Sessions::new();
+        let until = Instant::now() + grace;
+        let leaving = world.agents.values().filter(|agent| agent.present).map(|agent| (agent.id.clone(), until)).collect();
+        let mesh = Mesh { requests: send, world: watched, sessions: sessions.clone() };
+        (Self { store, metrics, world, shown, sessions, requests, grace, streams: BTreeMap::new(), leaving }, mesh)
+    }
+
+    /// Handles changes until drain.
+    pub(crate) async fn run(mut self, drain: Drain) -> Result<(), StoreError> {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut tick = interval((self.grace / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
+        loop {
+            tokio::select! {
+                taken = self.requests.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 { return Ok(()) }
+                    self.handle(std::mem::take(&mut batch)).await;
+                }
+                _ = tick.tick() => self.expire().await,
+                () = drain.stopping() => return Ok(()),
+            }
+        }
+    }
+
+    async fn handle(&mut self, batch: Vec<Request>) {
+        let mut joins = Vec::new();
+        for request in batch {
+            // A storm of agents is one transaction, but nothing overtakes anything.
+            if !matches!(request, Request::Join { .. }) {
+                self.join(std::mem::take(&mut joins)).await;
+            }
+            match request {
+                Request::Join { agent, epoch, reply } => joins.push((agent, epoch, reply)),
+                Request::Leave { agent_id, epoch, goodbye } => self.leave(&agent_id, epoch, goodbye).await,
+                Request::Apply { documents, dry_run, uid, reply } => {
+                    // Nobody waits any more: what was stored stays stored.
+                    let _ = reply.send(self.apply(&documents, dry_run, uid).await);
+                }
+                Request::Delete { names, uid, reply } => {
+                    let _ = reply.send(self.delete(&names, uid).await);
+                }
+            }
+        }
+        self.join(joins).await;
+    }
+
+    /// Shows the snapshot to everybody.
+    pub(crate) fn show(&self) {
+        self.metrics.revision.set(i64::try_from(self.world.revision).unwrap_or(i64::MAX));
+        self.shown.send_replace(Arc::new(self.world.clone()));
+    }
+
+    /// What is returned when nothing was to do.
+    pub(crate) fn unchanged(&self) -> Applied {
+        Applied { revision: self.world.revision, ..Applied::default() }
+    }
+}

@@ -1,0 +1,270 @@
+//! One agent's stream: from its hello until either side leaves.
+
+use std::{sync::Arc, time::Duration};
+
+use outrider_proto::v1::{self, subscribe_request::Message, subscribe_response};
+use outrider_runtime::Drain;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tonic::{Status, Streaming};
+
+use super::{
+    hello::{Hello, wants},
+    ledger::{Ledger, Step},
+};
+use crate::{
+    clock,
+    compile::{Scope, view},
+    metrics::Metrics,
+    publish::Mesh,
+    registry::{ChangeError, Command, Request, Session},
+    store::Store,
+};
+
+/// Changes within this time become one update.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Longest text of a refusal that is kept, in characters.
+const MAX_REASON: usize = 2000;
+
+/// What streams need to do their work. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Publication {
+    pub(crate) mesh: Mesh,
+    pub(crate) store: Store,
+    pub(crate) metrics: Metrics,
+    pub(crate) drain: Drain,
+}
+
+/// Why a stream ended.
+#[derive(Debug)]
+pub(crate) enum StreamEnd {
+    /// The agent said goodbye.
+    Goodbye,
+    /// The connection ended.
+    Gone,
+    /// We end it, with this status.
+    Closed(Status),
+}
+
+/// A stream after its hello.
+pub(crate) struct Stream {
+    publication: Publication,
+    agent_id: String,
+    identity: String,
+    epoch: u64,
+    scope: Scope,
+    ledger: Ledger,
+    sent_at: Instant,
+    out: mpsc::Sender<Result<v1::SubscribeResponse, Status>>,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl Stream {
+    /// Makes the agent part of the mesh.
+    ///
+    /// # Errors
+    /// With the status for the agent.
+    pub(crate) async fn open(
+        publication: Publication,
+        hello: Hello,
+        out: mpsc::Sender<Result<v1::SubscribeResponse, Status>>,
+    ) -> Result<Self, Status> {
+        let (send, commands) = mpsc::channel(4);
+        let mesh = &publication.mesh;
+        let epoch = mesh.sessions.next_epoch();
+        let (agent_id, identity) = (hello.agent.id.clone(), hello.agent.identity.to_string());
+        let targets = hello.targets();
+        let session = Session {
+            agent_id: agent_id.clone(),
+            epoch,
+            identity: identity.clone(),
+            version: hello.agent.version.clone(),
+            targets: Arc::clone(&targets),
+            in_force: 0,
+            refused: None,
+            serial: hello.serial,
+            certificate_end: hello.certificate_end,
+            last_seen: clock::now(),
+            commands: send,
+        };
+        mesh.ask(|reply| Request::Join { agent: hello.agent, epoch, reply }).await.map_err(|error| refuse(&error))?;
+        mesh.sessions.open(session);
+        publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
+        let scope = Scope { targets, wants: hello.wants };
+        let ledger = Ledger::new(hello.known);
+        Ok(Self { publication, agent_id, identity, epoch, scope, ledger, sent_at: Instant::now(), out, commands })
+    }
+
+    /// Serves the agent until an end; `certificate_end` (Unix seconds) is one of them.
+    pub(crate) async fn run(mut self, mut inbound: Streaming<v1::SubscribeRequest>, certificate_end: i64) {
+        let end = self.serve(&mut inbound, certificate_end).await;
+        let goodbye = matches!(end, StreamEnd::Goodbye);
+        if let StreamEnd::Closed(status) = end {
+            tracing::info!(agent = self.agent_id, identity = self.identity, reason = status.message(), "stream closed");
+            // A full queue means that it does not read: it will see the connection end.
+            let _ = self.out.try_send(Err(status));
+        }
+        let mesh = &self.publication.mesh;
+        mesh.sessions.close(&self.agent_id, self.epoch);
+        self.publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
+        mesh.leave(self.agent_id, self.epoch, goodbye).await;
+    }
+
+    async fn serve(&mut self, inbound: &mut Streaming<v1::SubscribeRequest>, certificate_end: i64) -> StreamEnd {
+        let left = u64::try_from(certificate_end - clock::now()).unwrap_or(0);
+        let expiry = Instant::now() + Duration::from_secs(left);
+        let mut world = self.publication.mesh.world.clone();
+        let drain = self.publication.drain.clone();
+        world.mark_changed();
+        let mut due = None;
+        loop {
+            let ready = self.ledger.is_idle();
+            let end = tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(v1::SubscribeRequest { message: Some(message) })) => {
+                        due.get_or_insert_with(Instant::now);
+                        self.hear(message).await
+                    }
+                    Ok(Some(_)) => Some(StreamEnd::Closed(Status::invalid_argument("a message of a kind that is not known"))),
+                    Ok(None) | Err(_) => Some(StreamEnd::Gone),
+                },
+                changed = world.changed() => match changed {
+                    Ok(()) => { due.get_or_insert_with(|| Instant::now() + COALESCE); None }
+                    Err(_) => Some(stopping()),
+                },
+                () = sleep_until(due.unwrap_or(expiry)), if ready && due.is_some() => {
+                    due = None;
+                    let world = Arc::clone(&world.borrow_and_update());
+                    self.push(&world)
+                }
+                command = self.commands.recv() => self.obey(command),
+                () = sleep_until(expiry) => Some(StreamEnd::Closed(Status::unauthenticated("the certificate of the connection has expired"))),
+                () = drain.stopping() => Some(stopping()),
+                () = self.out.closed() => Some(StreamEnd::Gone),
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    /// Sends what the agent lacks, or notes that it lacks nothing.
+    fn push(&mut self, world: &crate::registry::World) -> Option<StreamEnd> {
+        match self.ledger.step(&view(world, &self.scope), world.revision) {
+            Step::Wait => None,
+            Step::InForce(revision) => {
+                self.in_force(revision);
+                None
+            }
+            Step::Send(update) => {
+                self.publication.metrics.pushes.inc();
+                self.sent_at = Instant::now();
+                self.send(subscribe_response::Message::Update(update))
+            }
+        }
+    }
+
+    async fn hear(&mut self, message: Message) -> Option<StreamEnd> {
+        let now = clock::now();
+        self.note(|session| session.last_seen = now);
+        match message {
+            Message::Hello(_) => Some(invalid("only the first message is a hello")),
+            Message::Goodbye(_) => Some(StreamEnd::Goodbye),
+            Message::Want(want) => match wants(&want) {
+                Ok(wants) => {
+                    self.scope.wants = wants;
+                    None
+                }
+                Err(reason) => Some(invalid(reason)),
+            },
+            Message::Identity(status) => self.certificate(status).await,
+            Message::Ack(ack) => match self.ledger.ack(ack.nonce) {
+                Ok(whole) => {
+                    self.publication.metrics.acks.inc();
+                    self.publication.metrics.in_force.observe(self.sent_at.elapsed().as_secs_f64());
+                    if let Some(revision) = whole {
+                        self.in_force(revision);
+                    }
+                    None
+                }
+                Err(stray) => Some(invalid(stray)),
+            },
+            Message::Nack(nack) => match self.ledger.nack(nack.nonce) {
+                Ok(revision) => {
+                    let reason: String = nack.reason.chars().take(MAX_REASON).collect();
+                    tracing::warn!(agent = self.agent_id, identity = self.identity, revision, reason, "agent refused an update");
+                    self.publication.metrics.nacks.inc();
+                    self.note(|session| session.refused = Some((revision, reason)));
+                    None
+                }
+                Err(stray) => Some(invalid(stray)),
+            },
+        }
+    }
+
+    async fn certificate(&mut self, status: v1::IdentityStatus) -> Option<StreamEnd> {
+        if status.identity != self.identity {
+            return Some(StreamEnd::Closed(Status::permission_denied(
+                "that certificate is of another identity than this connection's",
+            )));
+        }
+        if status.serial.len() > 64 || !status.serial.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Some(invalid("a serial is at most 64 hex digits"));
+        }
+        if let Err(error) = self.publication.store.holds(&status.serial, &self.identity, &self.agent_id).await {
+            self.publication.metrics.store_errors.inc();
+            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "certificate's holder not noted");
+        }
+        self.note(|session| {
+            session.serial = status.serial;
+            session.certificate_end = status.not_after;
+        });
+        None
+    }
+
+    fn obey(&mut self, command: Option<Command>) -> Option<StreamEnd> {
+        match command {
+            Some(Command::Renew) => self.send(subscribe_response::Message::RenewIdentity(v1::RenewIdentity {})),
+            Some(Command::Replaced) => Some(StreamEnd::Closed(Status::aborted("the agent has opened a newer stream"))),
+            None => Some(stopping()),
+        }
+    }
+
+    fn send(&self, message: subscribe_response::Message) -> Option<StreamEnd> {
+        let response = v1::SubscribeResponse { message: Some(message) };
+        match self.out.try_send(Ok(response)) {
+            Ok(()) => None,
+            Err(_) => Some(StreamEnd::Closed(Status::resource_exhausted("the agent does not read its stream"))),
+        }
+    }
+
+    fn in_force(&self, revision: u64) {
+        self.note(|session| {
+            session.in_force = revision;
+            session.refused = None;
+        });
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Session)) {
+        self.publication.mesh.sessions.update(&self.agent_id, self.epoch, change);
+    }
+}
+
+fn invalid(reason: impl ToString) -> StreamEnd {
+    StreamEnd::Closed(Status::invalid_argument(reason.to_string()))
+}
+
+fn stopping() -> StreamEnd {
+    StreamEnd::Closed(Status::unavailable("the control plane is stopping"))
+}
+
+fn refuse(error: &ChangeError) -> Status {
+    match error {
+        ChangeError::AgentTaken(_) => Status::permission_denied(error.to_string()),
+        ChangeError::TooManyAgents(_) => Status::resource_exhausted(error.to_string()),
+        ChangeError::NotFound(_) => Status::not_found(error.to_string()),
+        ChangeError::Store(_) | ChangeError::Stopping => Status::unavailable("the control plane cannot answer now"),
+    }
+}

@@ -1,0 +1,60 @@
+//! What can change the mesh. Everything goes through one queue, so that revisions and snapshots have one order.
+
+use outrider_policy::Diagnostic;
+use tokio::sync::oneshot;
+
+use crate::store::{AgentRow, StoreError};
+
+/// What happened to a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Created,
+    Updated,
+    Unchanged,
+    Deleted,
+}
+
+/// The end of an apply or delete.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Applied {
+    pub(crate) diagnostics: Vec<Diagnostic>,
+    /// `namespace/name` each.
+    pub(crate) changes: Vec<(String, Change)>,
+    /// Store revision afterwards.
+    pub(crate) revision: u64,
+}
+
+/// Why a change did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    /// It names something that is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// The agent's id belongs to somebody else.
+    #[error("agent id `{0}` belongs to an agent of another identity: remove the agent's state directory to get a new id")]
+    AgentTaken(String),
+    /// More agents than this control plane holds.
+    #[error("this control plane holds at most {0} agents")]
+    TooManyAgents(usize),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control plane leaves.
+    #[error("the control plane is stopping")]
+    Stopping,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, ChangeError>>;
+
+/// A change that somebody asks for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Checks documents, `(source, yaml)` each, and stores all or none.
+    Apply { documents: Vec<(String, String)>, dry_run: bool, uid: u32, reply: Reply<Applied> },
+    /// Deletes policies, `namespace/name` each, all or none.
+    Delete { names: Vec<String>, uid: u32, reply: Reply<Applied> },
+    /// An agent opened a stream.
+    Join { agent: AgentRow, epoch: u64, reply: Reply<()> },
+    /// An agent's stream ended; with `goodbye` its endpoints go at once.
+    Leave { agent_id: String, epoch: u64, goodbye: bool },
+}

@@ -1,0 +1,13 @@
+//! What the mesh consists of: policies, agents, services. One writer, immutable snapshots.
+
+mod apply;
+mod change;
+mod membership;
+mod nearest;
+mod sessions;
+mod world;
+
+pub(crate) use change::{Applied, Change, ChangeError, Request};
+pub(crate) use nearest::nearest;
+pub(crate) use sessions::{Command, Session, Sessions};
+pub(crate) use world::{Encoded, Policy, World, from_wire, targets_of};

@@ -1,0 +1,152 @@
+//! The agents that are connected now, and what is in force at each. Written by their streams, read by operators.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use outrider_policy::Target;
+use tokio::sync::{mpsc, watch};
+
+/// Changes whose reach is remembered.
+const REMEMBERED: usize = 256;
+
+/// What an operator, or a newer stream, tells a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Ask the agent for a new certificate.
+    Renew,
+    /// The agent has a newer stream.
+    Replaced,
+}
+
+/// A connected agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) agent_id: String,
+    /// Counts streams: tells this one from an older one of the same agent.
+    pub(crate) epoch: u64,
+    pub(crate) identity: String,
+    pub(crate) version: String,
+    pub(crate) targets: Arc<[Target]>,
+    /// Store revision in force there; 0 before the first acknowledgement.
+    pub(crate) in_force: u64,
+    /// Revision and reason of its last refusal, until it acknowledges something newer.
+    pub(crate) refused: Option<(u64, String)>,
+    /// Lower-case hex; empty until it said.
+    pub(crate) serial: String,
+    /// Unix seconds.
+    pub(crate) certificate_end: i64,
+    /// Unix seconds.
+    pub(crate) last_seen: i64,
+    pub(crate) commands: mpsc::Sender<Command>,
+}
+
+/// All connected agents. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Sessions {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: BTreeMap<String, Session>,
+    epoch: u64,
+    /// Which agents a change reached, newest last.
+    reach: VecDeque<(u64, Vec<String>)>,
+}
+
+impl Sessions {
+    pub(crate) fn new() -> Self {
+        Self { state: Arc::default(), changed: watch::Sender::new(0) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tick(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Takes the next epoch.
+    pub(crate) fn next_epoch(&self) -> u64 {
+        let mut state = self.state();
+        state.epoch += 1;
+        state.epoch
+    }
+
+    /// Adds a stream; an older one of the same agent is told to end.
+    pub(crate) fn open(&self, session: Session) {
+        let before = self.state().open.insert(session.agent_id.clone(), session);
+        if let Some(before) = before {
+            // A full queue means that it does not read: its own time-outs end it.
+            let _ = before.commands.try_send(Command::Replaced);
+        }
+        self.tick();
+    }
+
+    /// Changes a stream's entry, if it is still the agent's newest one.
+    pub(crate) fn update(&self, agent_id: &str, epoch: u64, change: impl FnOnce(&mut Session)) {
+        let mut state = self.state();
+        if let Some(session) = state.open.get_mut(agent_id).filter(|session| session.epoch == epoch) {
+            change(session);
+            drop(state);
+            self.tick();
+        }
+    }
+
+    /// Removes a stream. `None` when the agent has a newer one.
+    pub(crate) fn close(&self, agent_id: &str, epoch: u64) -> Option<Session> {
+        let mut state = self.state();
+        if state.open.get(agent_id)?.epoch != epoch {
+            return None;
+        }
+        let closed = state.open.remove(agent_id);
+        drop(state);
+        self.tick();
+        closed
+    }
+
+    /// All of them, by agent id.
+    pub(crate) fn list(&self) -> Vec<Session> {
+        self.state().open.values().cloned().collect()
+    }
+
+    /// One of them.
+    pub(crate) fn find(&self, agent_id: &str) -> Option<Session> {
+        self.state().open.get(agent_id).cloned()
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.state().open.len()
+    }
+
+    /// Wakes at every change of any entry.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Remembers which connected agents a change concerns: those for which `concerned` holds.
+    pub(crate) fn remember(&self, revision: u64, concerned: impl Fn(&[Target]) -> bool) {
+        let mut state = self.state();
+        let ids =
+            state.open.values().filter(|session| concerned(&session.targets)).map(|session| session.agent_id.clone()).collect();
+        state.reach.push_back((revision, ids));
+        if state.reach.len() > REMEMBERED {
+            state.reach.pop_front();
+        }
+    }
+
+    /// The connected agents that a change concerns: all of them when it is not remembered.
+    pub(crate) fn concerned(&self, revision: u64) -> Vec<Session> {
+        let state = self.state();
+        match state.reach.iter().find(|(known, _)| *known == revision) {
+            Some((_, ids)) => ids.iter().filter_map(|id| state.open.get(id).cloned()).collect(),
+            None => state.open.values().cloned().collect(),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A snapshot of the mesh.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use aws_lc_rs::digest;
+use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, Target};
+use outrider_proto::v1;
+use prost::Message;
+
+use crate::store::{AgentRow, PolicyRow, StoreError};
+
+/// A resource as agents get it, encoded once for all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Encoded {
+    pub(crate) kind: v1::ResourceKind,
+    pub(crate) name: String,
+    /// Store revision at which it last changed.
+    pub(crate) revision: u64,
+    pub(crate) body: Vec<u8>,
+    /// SHA-256 of the body.
+    pub(crate) hash: [u8; 32],
+}
+
+impl Encoded {
+    pub(crate) fn new(kind: v1::ResourceKind, name: String, revision: u64, body: &impl Message) -> Self {
+        let body = body.encode_to_vec();
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, &body).as_ref());
+        Self { kind, name, revision, body, hash }
+    }
+}
+
+/// A policy, ready to be matched and to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) stored: StoredPolicy,
+    pub(crate) json: String,
+    pub(crate) resource: Arc<Encoded>,
+}
+
+impl Policy {
+    /// Reads a stored policy. One that this version cannot read is an error, never a policy that is left out.
+    pub(crate) fn read(row: PolicyRow) -> Result<Self, StoreError> {
+        let name = format!("{}/{}", row.namespace, row.name);
+        let policy = ServicePolicy::from_json(&row.json)
+            .map_err(|error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") })?;
+        Ok(Self::new(Arc::new(policy), row.json, row.revision))
+    }
+
+    pub(crate) fn new(policy: Arc<ServicePolicy>, json: String, revision: u64) -> Self {
+        let body = v1::ServicePolicyBody { json: json.clone() };
+        let resource = Encoded::new(v1::ResourceKind::ServicePolicy, policy.full_name(), revision, &body);
+        Self { stored: StoredPolicy { policy, revision }, json, resource: Arc::new(resource) }
+    }
+
+    /// Whether it applies to any of these.
+    pub(crate) fn applies_to_any(&self, targets: &[Target]) -> bool {
+        targets.iter().any(|target| self.stored.policy.applies_to(target))
+    }
+}
+
+/// A service with endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceEntry {
+    pub(crate) service: v1::Service,
+    pub(crate) ports: BTreeMap<u16, Protocol>,
+    pub(crate) resource: Arc<Encoded>,
+}
+
+impl ServiceEntry {
+    /// The ports as policy sees them.
+    pub(crate) fn targets(&self, name: &ServiceName) -> Vec<Target> {
+        let target = |(port, protocol): (&u16, &Protocol)| Target {
+            service: name.clone(),
+            labels: BTreeMap::new(),
+            port: *port,
+            protocol: *protocol,
+        };
+        self.ports.iter().map(target).collect()
+    }
+}
+
+/// The mesh at one revision.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) revision: u64,
+    pub(crate) bundle: Arc<Encoded>,
+    /// By `namespace/name`.
+    pub(crate) policies: Arc<BTreeMap<String, Arc<Policy>>>,
+    /// By id.
+    pub(crate) agents: Arc<BTreeMap<String, Arc<AgentRow>>>,
+    /// Those with at least one endpoint.
+    pub(crate) services: Arc<BTreeMap<ServiceName, Arc<ServiceEntry>>>,
+}
+
+impl World {
+    /// The mesh as the store has it.
+    pub(crate) fn load(
+        revision: u64,
+        bundle: v1::TrustBundle,
+        policies: Vec<PolicyRow>,
+        agents: Vec<AgentRow>,
+    ) -> Result<Self, StoreError> {
+        let name = bundle.trust_domain.clone();
+        let policies =
+            policies.into_iter().map(|row| Policy::read(row).map(|policy| (policy.resource.name.clone(), Arc::new(policy))));
+        let mut world = Self {
+            revision,
+            bundle: Arc::new(Encoded::new(v1::ResourceKind::TrustBundle, name, 0, &bundle)),
+            policies: Arc::new(policies.collect::<Result<_, _>>()?),
+            agents: Arc::default(),
+            services: Arc::default(),
+        };
+        world.put_agents(agents, revision);
+        Ok(world)
+    }
+
+    /// Puts policies in and takes others out.
+    pub(crate) fn change_policies(&mut self, puts: Vec<Policy>, deletes: &[String], revision: u64) {
+        let policies = Arc::make_mut(&mut self.policies);
+        for name in deletes {
+            policies.remove(name);
+        }
+        for policy in puts {
+            policies.insert(policy.resource.name.clone(), Arc::new(policy));
+        }
+        self.revision = revision;
+    }
+
+    /// Puts agents in; services are made anew where they changed.
+    pub(crate) fn put_agents(&mut self, rows: Vec<AgentRow>, revision: u64) {
+        let agents = Arc::make_mut(&mut self.agents);
+        let mut touched = BTreeSet::new();
+        for row in rows {
+            touched.extend(row.backings.iter().map(|backing| backing.service.clone()));
+            let id = row.id.clone();
+            if let Some(before) = agents.insert(id, Arc::new(row)) {
+                touched.extend(before.backings.iter().map(|backing| backing.service.clone()));
+            }
+        }
+        self.revision = revision;
+        let services = Arc::make_mut(&mut self.services);
+        for name in touched {
+            match service(&self.agents, &name, revision) {
+                Some(entry) if services.get(&name).is_some_and(|old| old.resource.hash == entry.resource.hash) => {}
+                Some(entry) => {
+                    services.insert(name, Arc::new(entry));
+                }
+                None => {
+                    services.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// Forgets agents that are not present.
+    pub(crate) fn forget_agents(&mut self, before: i64) {
+        if self.agents.values().any(|agent| !agent.present && agent.last_seen < before) {
+            Arc::make_mut(&mut self.agents).retain(|_, agent| agent.present || agent.last_seen >= before);
+        }
+    }
+
+    /// Every port of every service, as policy sees them.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        self.services.iter().flat_map(|(name, entry)| entry.targets(name)).collect()
+    }
+}
+
+/// The ports of an agent's services, as policy sees them.
+pub(crate) fn targets_of(agent: &AgentRow) -> Vec<Target> {
+    let ports =
+        agent.backings.iter().flat_map(|backing| backing.ports.iter().map(move |(port, protocol)| (backing, port, protocol)));
+    ports
+        .map(|(backing, port, protocol)| Target {
+            service: backing.service.clone(),
+            labels: BTreeMap::new(),
+            port: *port,
+            protocol: *protocol,
+        })
+        .collect()
+}
+
+/// A service from the agents that are present; `None` when nobody backs it.
+fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceName, revision: u64) -> Option<ServiceEntry> {
+    let mut ports = BTreeMap::new();
+    let mut newest = BTreeMap::new();
+    let mut identities = BTreeSet::new();
+    let mut endpoints = Vec::new();
+    for agent in agents.values().filter(|agent| agent.present) {
+        for backing in agent.backings.iter().filter(|backing| backing.service == *name) {
+            for (port, protocol) in &backing.ports {
+                // Where agents disagree, for example during a roll-out, the newest declaration counts.
+                let seen = newest.entry(*port).or_insert(0);
+                if agent.revision >= *seen {
+                    *seen = agent.revision;
+                    ports.insert(*port, *protocol);
+                }
+            }
+            identities.insert(agent.identity.to_string());
+            endpoints.push(v1::Endpoint {
+                agent_id: agent.id.clone(),
+                mesh_address: backing.mesh_address.clone(),
+                identity: agent.identity.to_string(),
+            });
+        }
+    }
+    if endpoints.is_empty() {
+        return None;
+    }
+    let wire =
+        |(port, protocol): (&u16, &Protocol)| v1::ServicePort { port: u32::from(*port), protocol: to_wire(*protocol).into() };
+    let service = v1::Service {
+        name: name.to_string(),
+        ports: ports.iter().map(wire).collect(),
+        identities: identities.into_iter().collect(),
+        endpoints,
+    };
+    let resource = Encoded::new(v1::ResourceKind::Service, name.to_string(), revision, &service);
+    Some(ServiceEntry { service, ports, resource: Arc::new(resource) })
+}
+
+/// The protocol as the wire names it.
+pub(crate) fn to_wire(protocol: Protocol) -> v1::Protocol {
+    match protocol {
+        Protocol::Tcp => v1::Protocol::Tcp,
+        Protocol::Http => v1::Protocol::Http,
+        Protocol::Http2 => v1::Protocol::Http2,
+        Protocol::Grpc => v1::Protocol::Grpc,
+    }
+}
+
+/// The wire's protocol; undeclared is opaque.
+pub(crate) fn from_wire(protocol: v1::Protocol) -> Protocol {
+    match protocol {
+        v1::Protocol::Unspecified | v1::Protocol::Tcp => Protocol::Tcp,
+        v1::Protocol::Http => Protocol::Http,
+        v1::Protocol::Http2 => Protocol::Http2,
+        v1::Protocol::Grpc => Protocol::Grpc,
+    }
+}

@@ -1,0 +1,198 @@
+//! CA keys at rest: sealed with AES-256-GCM under a key that lies elsewhere, each bound to its row.
+
+use std::{
+    fmt,
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
+    rand,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use outrider_policy::identity::TrustDomain;
+use zeroize::Zeroizing;
+
+use super::{Store, StoreError};
+use crate::config::{KeySource, parse_key};
+
+/// Sealed in every store, to tell a wrong key from a damaged row.
+const KNOWN: &[u8] = b"outrider key check";
+
+/// Trouble with the key that encrypts CA keys.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file is not there, though it must have been.
+    #[error("key file `{}` is missing, but the store holds CA keys encrypted with it: restore it, or name it with `--key-file`", .0.display())]
+    Missing(PathBuf),
+    /// The file cannot be read or made.
+    #[error("cannot use key file `{}`: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// The file does not hold a key.
+    #[error("key file `{}` does not hold 32 bytes in base64", .0.display())]
+    Malformed(PathBuf),
+    /// The store was written with another key.
+    #[error("the key does not decrypt the store: it is not the key that the store was made with")]
+    Wrong,
+    /// The key is right and the row does not open.
+    #[error("the {what} in the store does not decrypt: the store was tampered with or damaged (restore it from a backup)")]
+    Tampered {
+        /// Which row.
+        what: String,
+    },
+    /// The cryptography library failed.
+    #[error("sealing failed")]
+    Seal,
+}
+
+/// The key that encrypts CA keys.
+pub(crate) struct Kek(RandomizedNonceKey);
+
+impl fmt::Debug for Kek {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Kek")
+    }
+}
+
+impl Kek {
+    /// For a new store: makes the key file, unless there is one already.
+    pub(super) fn make(source: &KeySource) -> Result<Self, KeyError> {
+        if let KeySource::File(path) = source
+            && !path.exists()
+        {
+            let mut key = Zeroizing::new([0; 32]);
+            rand::fill(key.as_mut_slice()).map_err(|_| KeyError::Seal)?;
+            write_new(path, &key).map_err(|reason| KeyError::File { path: path.clone(), reason })?;
+        }
+        Self::load(source)
+    }
+
+    /// For a store that exists.
+    pub(super) fn load(source: &KeySource) -> Result<Self, KeyError> {
+        let key = match source {
+            KeySource::Given(key) => key.clone(),
+            KeySource::File(path) => {
+                let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|reason| match reason.kind() {
+                    io::ErrorKind::NotFound => KeyError::Missing(path.clone()),
+                    _ => KeyError::File { path: path.clone(), reason },
+                })?;
+                parse_key(&text).ok_or_else(|| KeyError::Malformed(path.clone()))?
+            }
+        };
+        Ok(Self(RandomizedNonceKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| KeyError::Seal)?))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_bytes(key: &[u8; 32]) -> Self {
+        Self(RandomizedNonceKey::new(&AES_256_GCM, key).unwrap())
+    }
+
+    /// Encrypts; what comes out opens only under the same `name`.
+    fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let mut sealed = Zeroizing::new(plain.to_vec());
+        let nonce = self.0.seal_in_place_append_tag(Aad::from(name.as_bytes()), &mut *sealed).map_err(|_| KeyError::Seal)?;
+        Ok([nonce.as_ref().as_slice(), sealed.as_slice()].concat())
+    }
+
+    fn open(&self, name: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, text) = sealed.split_at_checked(NONCE_LEN)?;
+        let mut text = Zeroizing::new(text.to_vec());
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let length = self.0.open_in_place(nonce, Aad::from(name.as_bytes()), &mut text).ok()?.len();
+        text.truncate(length);
+        Some(text)
+    }
+
+    pub(super) fn check_value(&self, trust_domain: &TrustDomain) -> Result<Vec<u8>, KeyError> {
+        self.seal(&format!("check/{trust_domain}"), KNOWN)
+    }
+
+    pub(super) fn prove(&self, trust_domain: &TrustDomain, check: &[u8]) -> Result<(), KeyError> {
+        let opened = self.open(&format!("check/{trust_domain}"), check);
+        if opened.is_some_and(|text| text.as_slice() == KNOWN) { Ok(()) } else { Err(KeyError::Wrong) }
+    }
+}
+
+fn write_new(path: &Path, key: &[u8; 32]) -> io::Result<()> {
+    let text = Zeroizing::new(STANDARD.encode(key) + "\n");
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    // The name must last as well: a store whose key is lost is lost.
+    File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// What a CA key signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Issuing CAs.
+    Root,
+    /// Leaves.
+    Issuing,
+}
+
+impl Role {
+    /// The name in the store, in status and in messages.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Issuing => "issuing",
+        }
+    }
+}
+
+/// A CA certificate with its key.
+pub(crate) struct CaRow {
+    /// SHA-256 of the subject public key info, lower-case hex.
+    pub(crate) id: String,
+    /// What it signs.
+    pub(crate) role: Role,
+    /// DER.
+    pub(crate) certificate: Vec<u8>,
+    /// PKCS#8 DER.
+    pub(crate) key: Zeroizing<Vec<u8>>,
+}
+
+fn seal_name(role: Role, id: &str) -> String {
+    format!("ca-key/{}/{id}", role.as_str())
+}
+
+impl Store {
+    /// The newest CA of a role that still has its key.
+    pub(crate) async fn ca(&self, role: Role, kek: &Kek) -> Result<Option<CaRow>, StoreError> {
+        let row: Option<(String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+            "SELECT id, certificate, sealed_key FROM ca_keys WHERE role = ? AND sealed_key IS NOT NULL ORDER BY created DESC LIMIT 1",
+        )
+        .bind(role.as_str())
+        .fetch_optional(self.readers())
+        .await?;
+        let Some((id, certificate, sealed)) = row else { return Ok(None) };
+        let tampered = || KeyError::Tampered { what: format!("key of the {} CA", role.as_str()) };
+        let key = kek.open(&seal_name(role, &id), &sealed).ok_or_else(tampered)?;
+        Ok(Some(CaRow { id, role, certificate, key }))
+    }
+
+    /// Stores a CA; it takes the place of those of its role, whose keys are erased.
+    pub(crate) async fn put_ca(&self, ca: &CaRow, kek: &Kek, now: i64) -> Result<(), StoreError> {
+        let sealed = kek.seal(&seal_name(ca.role, &ca.id), &ca.key)?;
+        let mut change = self.begin().await?;
+        sqlx::query("UPDATE ca_keys SET sealed_key = NULL WHERE role = ?").bind(ca.role.as_str()).execute(&mut *change).await?;
+        sqlx::query("INSERT INTO ca_keys (id, role, certificate, sealed_key, created) VALUES (?, ?, ?, ?, ?)")
+            .bind(&ca.id)
+            .bind(ca.role.as_str())
+            .bind(&ca.certificate)
+            .bind(sealed)
+            .bind(now)
+            .execute(&mut *change)
+            .await?;
+        Ok(change.commit().await?)
+    }
+}

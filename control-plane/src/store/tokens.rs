@@ -1,0 +1,76 @@
+//! Join tokens, of which only hashes are stored, and the grants that come with them.
+
+use std::collections::BTreeSet;
+
+use outrider_policy::{identity::SpiffeId, names::ServiceName};
+
+use super::{Store, StoreError, policies::audit};
+
+/// SHA-256 of a token's secret.
+pub(crate) type TokenHash = [u8; 32];
+
+/// A join token.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenRow {
+    /// The identity that its bearer gets.
+    pub(crate) identity: SpiffeId,
+    /// Unix seconds.
+    pub(crate) expires: i64,
+    /// Unix seconds; `None` until it is redeemed.
+    pub(crate) used_at: Option<i64>,
+}
+
+impl Store {
+    /// Stores a token and grants its identity the services.
+    pub(crate) async fn put_token(
+        &self,
+        hash: &TokenHash,
+        token: &TokenRow,
+        services: &[ServiceName],
+        uid: u32,
+        now: i64,
+    ) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        // Long expired ones only cost space: nobody can tell them from unknown ones after a day.
+        sqlx::query("DELETE FROM tokens WHERE expires < ?").bind(now - 86_400).execute(&mut *change).await?;
+        sqlx::query("INSERT INTO tokens (hash, identity, created, expires) VALUES (?, ?, ?, ?)")
+            .bind(hash.as_slice())
+            .bind(token.identity.as_str())
+            .bind(now)
+            .bind(token.expires)
+            .execute(&mut *change)
+            .await?;
+        for service in services {
+            sqlx::query("INSERT INTO grants (identity, service) VALUES (?, ?) ON CONFLICT DO NOTHING")
+                .bind(token.identity.as_str())
+                .bind(service.as_str())
+                .execute(&mut *change)
+                .await?;
+        }
+        audit(&mut change, "CreateToken", token.identity.as_str(), uid, now, 0).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// The token of that hash.
+    pub(crate) async fn token(&self, hash: &TokenHash) -> Result<Option<TokenRow>, StoreError> {
+        let row: Option<(String, i64, Option<i64>)> =
+            sqlx::query_as("SELECT identity, expires, used_at FROM tokens WHERE hash = ?")
+                .bind(hash.as_slice())
+                .fetch_optional(self.readers())
+                .await?;
+        let Some((identity, expires, used_at)) = row else { return Ok(None) };
+        let identity =
+            SpiffeId::new(&identity).map_err(|error| StoreError::Corrupt { table: "tokens", reason: error.to_string() })?;
+        Ok(Some(TokenRow { identity, expires, used_at }))
+    }
+
+    /// Services that an identity may back.
+    pub(crate) async fn grants(&self, identity: &SpiffeId) -> Result<BTreeSet<ServiceName>, StoreError> {
+        let rows: Vec<(String,)> = sqlx::query_as("SELECT service FROM grants WHERE identity = ?")
+            .bind(identity.as_str())
+            .fetch_all(self.readers())
+            .await?;
+        let corrupt = |reason: String| StoreError::Corrupt { table: "grants", reason };
+        rows.into_iter().map(|(service,)| service.parse().map_err(|_| corrupt(format!("`{service}` is not a service")))).collect()
+    }
+}

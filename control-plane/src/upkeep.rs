@@ -1,0 +1,83 @@
+//! What must be done from time to time: renew our own certificates, and keep the store from growing.
+
+use std::{sync::Arc, time::Duration};
+
+use outrider_runtime::Drain;
+use tokio::time::interval;
+
+use crate::{
+    attest::Attested,
+    ca::{Authority, CaError, ServerLeaf},
+    clock,
+    issue::Issuance,
+    store::{DECISIONS_KEPT, Redeem, StoreError},
+};
+
+/// How often renewal points are looked at: the shortest leaf lives two seconds.
+const RENEWAL: Duration = Duration::from_millis(250);
+/// How often the store is pruned.
+const PRUNE: Duration = Duration::from_secs(10);
+/// Certificates and agents are kept this long after their end.
+const KEPT: i64 = 86_400;
+
+/// Renews the issuing CA and our own leaf at their renewal points. A failure is tried again: what is in use still is.
+pub(crate) async fn renew(issuance: Issuance, leaf: Arc<ServerLeaf>, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(RENEWAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.stopping() => return Ok(()),
+        }
+        let renewed = renew_once(&issuance, &leaf, clock::now()).await;
+        if let Err(error) = &renewed
+            && !failing
+        {
+            tracing::error!(error = outrider_runtime::tasks::chain(error), "own certificates not renewed, trying again");
+        }
+        failing = renewed.is_err();
+    }
+}
+
+async fn renew_once(issuance: &Issuance, leaf: &ServerLeaf, now: i64) -> Result<(), CaError> {
+    issuance.authority.renew_issuing(now).await?;
+    if let Some(new) = leaf.renew(&issuance.authority, now)? {
+        let own = Attested { identity: leaf.identity().clone(), evidence: "self", redeem: Redeem::Nothing };
+        if let Err(error) = issuance.record(&new, &own, now).await {
+            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "own certificate not recorded");
+        }
+        issuance.metrics.leaf_ends.set(new.not_after);
+    }
+    set_ends(&issuance.authority, &issuance.metrics);
+    Ok(())
+}
+
+fn set_ends(authority: &Authority, metrics: &crate::metrics::Metrics) {
+    if let Some(issuing) = authority.describe().last() {
+        metrics.issuing_ends.set(issuing.not_after);
+    }
+}
+
+/// Keeps the store small.
+pub(crate) async fn prune(issuance: Issuance, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(PRUNE);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.stopping() => return Ok(()),
+        }
+        if let Err(error) = prune_once(&issuance).await {
+            issuance.metrics.store_errors.inc();
+            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "store not pruned, trying again");
+        }
+    }
+}
+
+async fn prune_once(issuance: &Issuance) -> Result<(), StoreError> {
+    let before = clock::now() - KEPT;
+    issuance.store.prune_decisions(DECISIONS_KEPT).await?;
+    issuance.store.prune_certificates(before).await?;
+    issuance.store.prune_agents(before).await?;
+    Ok(())
+}

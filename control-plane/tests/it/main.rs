@@ -1,0 +1,14 @@
+//! The control plane over real sockets and files: what agents, operators and strangers get from it.
+
+#[cfg(test)]
+mod durability;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod issuing;
+#[cfg(test)]
+mod operators;
+#[cfg(test)]
+mod starting;
+#[cfg(test)]
+mod streams;

@@ -1,0 +1,56 @@
+//! What is wrong, or probably not meant, with policies where they land.
+//!
+//! One function for `apply`, for a dry run and for Kubernetes. Errors are for what cannot be enforced; warnings for rules
+//! that work but say nothing, or more than most people mean.
+
+mod covers;
+mod landing;
+mod rules;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::manifest::{Diagnostic, Finding, Manifest, Severity};
+use crate::resource::ServicePolicy;
+use crate::{StoredPolicy, Target};
+
+/// Most diagnostics that are collected of one policy.
+const MAX_PER_POLICY: usize = 100;
+
+/// Examines the policies that are about to be applied.
+///
+/// `existing` are the stored policies, of which those with the name of a new one are taken as replaced; `services` are the
+/// ports that are known, so that an empty list leaves out whatever depends on where a policy lands. Sorted by position.
+pub fn analyse(new: &[Manifest], existing: &[StoredPolicy], services: &[Target]) -> Vec<Diagnostic> {
+    let replaced: BTreeSet<String> = new.iter().map(|manifest| manifest.policy.full_name()).collect();
+    let kept = existing.iter().map(|stored| &stored.policy).filter(|policy| !replaced.contains(&policy.full_name()));
+    let all: Vec<&Arc<ServicePolicy>> = new.iter().map(|manifest| &manifest.policy).chain(kept).collect();
+    let index = covers::Index::of(&all);
+    let mut diagnostics = Vec::new();
+    for manifest in new {
+        let mut report = Report { manifest, findings: Vec::new() };
+        landing::examine(&mut report, &all, services);
+        rules::examine(&mut report);
+        covers::examine(&mut report, &index);
+        report.findings.sort_by_key(|(severity, finding)| (finding.at, *severity));
+        report.findings.truncate(MAX_PER_POLICY);
+        diagnostics.extend(report.findings.into_iter().map(|(severity, finding)| finding.diagnostic(severity, &manifest.source)));
+    }
+    diagnostics
+}
+
+/// The findings about one policy.
+struct Report<'a> {
+    manifest: &'a Manifest,
+    findings: Vec<(Severity, Finding)>,
+}
+
+impl Report<'_> {
+    fn error(&mut self, finding: Finding) {
+        self.findings.push((Severity::Error, finding));
+    }
+
+    fn warning(&mut self, finding: Finding) {
+        self.findings.push((Severity::Warning, finding));
+    }
+}

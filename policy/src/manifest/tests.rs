@@ -1,0 +1,138 @@
+use super::*;
+use std::time::{Duration, Instant};
+
+const GOOD: &str = r#"
+apiVersion: outrider.dev/v1alpha1
+kind: ServicePolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRefs: [{ kind: Service, name: orders }]
+  mtls: { mode: Permissive, ports: { 8080: Strict } }
+  authorization:
+    rules:
+      - name: web-reads
+        action: Allow
+        from: [{ serviceAccounts: [shop/web], notIpBlocks: [10.0.0.1, "fd00::/8"] }]
+        to:
+          - methods: [GET]
+            paths: ["/v1/orders/{id}"]
+            headers: [{ name: X-Tenant, regex: "[a-z]+" }]
+      - action: Deny
+        to: [{ ports: [9090] }]
+"#;
+
+fn errors(yaml: &str) -> Vec<String> {
+    let (manifests, diagnostics) = parse("p.yaml", yaml);
+    assert!(manifests.is_empty(), "{yaml} was accepted");
+    assert!(!diagnostics.is_empty(), "{yaml} was refused without a word");
+    diagnostics.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_policy_reads_the_same_from_yaml_and_from_its_own_json() {
+    let (manifests, diagnostics) = parse("p.yaml", GOOD);
+    assert_eq!(diagnostics, []);
+    let policy = &manifests[0].policy;
+    let json = policy.to_json().unwrap();
+    assert_eq!(ServicePolicy::from_json(&json).unwrap(), **policy);
+    let (again, diagnostics) = parse("p.json", &json);
+    assert_eq!(diagnostics, []);
+    assert_eq!(again[0].policy, *policy);
+    assert_eq!(manifests[0].rule_position(1), Position { line: 17, column: 9 });
+}
+
+#[test]
+fn every_mistake_is_reported_with_its_position_and_the_nearest_name() {
+    let yaml = r#"apiVersion: outrider.dev/v1alpha1
+kind: ServicePolicy
+metadata: { name: Orders, namespace: shop }
+spec:
+  authorisation: {}
+  authorization:
+    rules:
+      - actoin: Allow
+        from: [{ principals: ["shop/web"] }]
+        to: [{ path: ["/a"], ports: [0], methods: GET, paths: ["/a/../b"] }]
+      - action: allow
+        from: []
+"#;
+    let errors = errors(yaml);
+    for expected in [
+        "p.yaml:3:19: error: `Orders` is not a name",
+        "p.yaml:5:3: error: unknown field `authorisation` (help: did you mean `authorization`?)",
+        "p.yaml:8:9: error: unknown field `actoin` (help: did you mean `action`?)",
+        "p.yaml:8:9: error: the field `action` is missing",
+        "p.yaml:9:31: error: `shop/web` can never match: a principal is `spiffe://",
+        "p.yaml:10:16: error: unknown field `path` (help: did you mean `paths`?)",
+        "p.yaml:10:38: error: `0` is not a whole number from 1 to 65535",
+        "p.yaml:10:51: error: expected a list, found a text (help: write `[…]` around a single value)",
+        "p.yaml:10:64: error: `/a/../b` can never match: requests with `.` and `..` segments are refused before any rule",
+        "p.yaml:11:17: error: `allow` is not one of `Allow`, `Deny`, `Audit` (help: did you mean `Allow`?)",
+        "p.yaml:12:15: error: an empty list matches nothing (help: leave the field out to match everything)",
+    ] {
+        assert!(errors.iter().any(|error| error.starts_with(expected)), "no `{expected}` in {errors:#?}");
+    }
+    assert_eq!(errors.len(), 11, "{errors:#?}");
+}
+
+#[test]
+fn a_bad_document_does_not_hide_the_mistakes_of_the_next() {
+    let yaml = format!(
+        "{GOOD}---\nkind: Policy\n---\n{}---\napiVersion: v1\nkind: ServicePolicy\nmetadata: {{name: a}}\nspec: {{}}\n",
+        GOOD.replace("name: orders, n", "name: other, n")
+    );
+    let (manifests, diagnostics) = parse("p.yaml", &yaml);
+    assert_eq!(manifests.len(), 2);
+    let messages: Vec<&str> = diagnostics.iter().map(|d| d.message.as_str()).collect();
+    assert!(messages.contains(&"`Policy` is not `ServicePolicy`"), "{messages:?}");
+    assert!(messages.contains(&"`v1` is not `outrider.dev/v1alpha1`"), "{messages:?}");
+    assert!(messages.contains(&"the field `namespace` is missing"), "{messages:?}");
+}
+
+#[test]
+fn duplicates_are_refused() {
+    let (manifests, diagnostics) = parse("p.yaml", &format!("{GOOD}---{GOOD}"));
+    assert_eq!(manifests.len(), 1);
+    assert!(diagnostics[0].message.starts_with("policy `shop/orders` is written twice, first in line 2"), "{diagnostics:?}");
+    let rules = errors(&GOOD.replace("      - action: Deny", "      - name: web-reads\n        action: Deny"));
+    assert!(rules[0].contains("two rules of the name `web-reads`"), "{rules:?}");
+    let keys = errors(&GOOD.replace("kind: ServicePolicy", "kind: ServicePolicy\nkind: ServicePolicy"));
+    assert!(keys[0].contains("`kind` is written twice"), "{keys:?}");
+}
+
+#[test]
+fn hostile_texts_are_refused_within_their_bounds() {
+    let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n";
+    let rules = format!("{}{}", GOOD, "      - action: Deny\n".repeat(100_000));
+    let blocks: String = (0..10_000).map(|depth| format!("{}a:\n", " ".repeat(depth.min(400)))).collect();
+    for (what, yaml) in [
+        ("an alias bomb", bomb.to_owned()),
+        ("nesting", "[".repeat(10_000)),
+        ("nested blocks", blocks),
+        ("nested mappings", "{a: ".repeat(10_000)),
+        ("100 000 rules", rules),
+        ("a regular expression of 1 MB", GOOD.replace("[a-z]+", &"a".repeat(1_000_000))),
+        ("a file of 5 MB", " ".repeat(5_000_000)),
+        ("an alias of itself", "a: &a [*a]".to_owned()),
+        ("a binary file", "\0\u{1}\u{2}".to_owned()),
+        ("many documents", "---\na: 1\n".repeat(5000)),
+        ("a text", "hello".to_owned()),
+        ("a list", "[1, 2]".to_owned()),
+    ] {
+        let started = Instant::now();
+        let (manifests, diagnostics) = parse("p.yaml", &yaml);
+        assert!(manifests.is_empty() && !diagnostics.is_empty(), "{what} was accepted");
+        assert!(
+            diagnostics.iter().all(|d| d.line > 0 && d.column > 0 && d.message.len() < 400),
+            "{what}: {:?}",
+            diagnostics.first()
+        );
+        // the bound that matters is 100 ms of a release build; this build is not optimised
+        assert!(started.elapsed() < Duration::from_secs(2), "{what} took {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_file_without_documents_is_empty_not_wrong() {
+    assert!(matches!(parse("p.yaml", "# nothing\n---\n"), (m, d) if m.is_empty() && d.is_empty()));
+}

@@ -1,0 +1,14 @@
+//! What both binaries need to run at all: named tasks, drain, readiness, health and metrics, logs, layered config.
+//!
+//! Nothing here knows about the mesh.
+
+pub mod config;
+pub mod drain;
+pub mod health;
+pub mod readiness;
+pub mod tasks;
+pub mod telemetry;
+
+pub use drain::{Drain, Drained};
+pub use readiness::{Gate, Readiness};
+pub use tasks::{TaskFailed, Tasks};

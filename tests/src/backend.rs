@@ -1,0 +1,150 @@
+//! A program behind an agent: a plain HTTP/1.1 server that records every request as it came over the wire.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+/// A request as the backend saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Method.
+    pub method: String,
+    /// Request target.
+    pub target: String,
+    /// Fields in order, names as sent.
+    pub fields: Vec<(String, String)>,
+    /// Body without framing.
+    pub body: Vec<u8>,
+}
+
+impl Seen {
+    /// All values of a field.
+    pub fn values(&self, name: &str) -> Vec<&str> {
+        self.fields.iter().filter(|(each, _)| each.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+/// The server. It ends when it is dropped.
+#[derive(Debug)]
+pub struct Backend {
+    /// Where it listens.
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _server: JoinSet<()>,
+}
+
+impl Backend {
+    /// Starts it. It answers `200` with `ok` and keeps connections open; a target with `slow` takes 500 ms.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let address = listener.local_addr().expect("address");
+        let seen = Arc::<Mutex<Vec<Seen>>>::default();
+        let record = seen.clone();
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(serve(stream, record.clone()));
+            }
+        });
+        Self { address, seen, _server: server }
+    }
+
+    /// Requests so far.
+    ///
+    /// # Panics
+    /// When a connection panicked.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().expect("seen").clone()
+    }
+
+    /// Forgets them.
+    ///
+    /// # Panics
+    /// When a connection panicked.
+    pub fn forget(&self) {
+        self.seen.lock().expect("seen").clear();
+    }
+}
+
+async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) {
+    let mut buf = Vec::new();
+    while let Some(request) = read(&mut stream, &mut buf).await {
+        let slow = request.target.contains("slow");
+        let close = request.target.contains("close");
+        seen.lock().expect("seen").push(request);
+        if slow {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+        let answer: &[u8] = if close {
+            b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nok\n"
+        } else {
+            b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n"
+        };
+        if stream.write_all(answer).await.is_err() || close {
+            return;
+        }
+    }
+}
+
+async fn more(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<()> {
+    (stream.read_buf(buf).await.ok()? > 0).then_some(())
+}
+
+async fn read(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Seen> {
+    let end = loop {
+        if let Some(at) = buf.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        more(stream, buf).await?;
+    };
+    let head: Vec<u8> = buf.drain(..end).collect();
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let mut lines = head.split("\r\n");
+    let mut start = lines.next()?.split(' ');
+    let (method, target) = (start.next()?.to_owned(), start.next()?.to_owned());
+    let fields: Vec<_> =
+        lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
+    let value = |name: &str| fields.iter().find(|(each, _)| each.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
+    let body = if value("transfer-encoding").is_some() {
+        chunked(stream, buf).await?
+    } else {
+        let length = value("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        while buf.len() < length {
+            more(stream, buf).await?;
+        }
+        buf.drain(..length).collect()
+    };
+    Some(Seen { method, target, fields, body })
+}
+
+async fn chunked(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(at) = buf.windows(2).position(|window| window == b"\r\n") {
+                break at;
+            }
+            more(stream, buf).await?;
+        };
+        let size = usize::from_str_radix(&String::from_utf8_lossy(&buf[..end]), 16).ok()?;
+        while buf.len() < end + 2 + size + 2 {
+            more(stream, buf).await?;
+        }
+        body.extend_from_slice(&buf[end + 2..end + 2 + size]);
+        buf.drain(..end + 2 + size + 2);
+        if size == 0 {
+            return Some(body);
+        }
+    }
+}

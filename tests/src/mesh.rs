@@ -1,0 +1,268 @@
+//! A mesh of real processes: a control plane, and agents that joined it.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use outrider_proto::v1::{CreateTokenRequest, admin_client::AdminClient};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Process, free_port, program};
+
+/// How a mesh is started.
+#[derive(Clone, Debug, Default)]
+pub struct MeshOptions {
+    /// `--leaf-ttl`; the default when none.
+    pub leaf_ttl: Option<&'static str>,
+}
+
+/// How an agent is started.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// `--service` flags.
+    pub services: Vec<String>,
+    /// `--upstream` flags.
+    pub upstreams: Vec<String>,
+    /// Any others.
+    pub more: Vec<String>,
+}
+
+/// A control plane and its directory.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Everything the mesh keeps.
+    pub dir: TempDir,
+    /// The control plane.
+    pub control_plane: Process,
+    /// Where agents connect.
+    pub address: SocketAddr,
+    options: MeshOptions,
+    health: u16,
+}
+
+/// An agent.
+#[derive(Debug)]
+pub struct AgentProcess {
+    /// The process.
+    pub process: Process,
+    /// Proxy for programs.
+    pub outbound: SocketAddr,
+    /// Mesh listener.
+    pub mesh: SocketAddr,
+    /// Health and metrics.
+    pub health: SocketAddr,
+    /// Its private directory.
+    pub state_dir: PathBuf,
+    arguments: Vec<String>,
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A policy with one rule that lets `from` call `methods` on `paths` of `service`, all as YAML flow lists.
+pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) -> String {
+    let (namespace, short) = service.split_once('/').expect("namespace/name");
+    format!(
+        "apiVersion: outrider.dev/v1alpha1\nkind: ServicePolicy\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec:\n  \
+         targetRefs: [{{ kind: Service, name: {short} }}]\n  authorization:\n    rules:\n      - name: rule\n        action: Allow\n        \
+         from: [{{ serviceAccounts: {from} }}]\n        to: [{{ methods: {methods}, paths: {paths} }}]\n"
+    )
+}
+
+impl Mesh {
+    /// Starts a control plane and waits until it answers.
+    pub async fn start(options: MeshOptions) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (port, health) = (free_port(), free_port());
+        let control_plane = Self::spawn(dir.path(), port, health, &options);
+        let mesh = Self { dir, control_plane, address: loopback(port), options, health };
+        mesh.ready().await;
+        mesh
+    }
+
+    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions) -> Process {
+        let mut command = Command::new(program("outrider-control-plane"));
+        command
+            .args(["--state-dir", &dir.join("control-plane").display().to_string()])
+            .args(["--listen", &loopback(port).to_string(), "--health-listen", &loopback(health).to_string()])
+            .env_remove("OUTRIDER_ADMIN_SOCKET");
+        if let Some(ttl) = options.leaf_ttl {
+            command.args(["--leaf-ttl", ttl]);
+        }
+        Process::start("outrider-control-plane", &mut command)
+    }
+
+    /// Starts the control plane again, on the same address and directory.
+    pub async fn restart_control_plane(&mut self) {
+        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options);
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Ok(mut admin) = self.try_admin().await
+                && admin.status(outrider_proto::v1::StatusRequest {}).await.is_ok()
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no control plane:\n{}", self.control_plane.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The operators' socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.path().join("control-plane/admin.sock")
+    }
+
+    async fn try_admin(&self) -> Result<AdminClient<Channel>, tonic::transport::Error> {
+        let socket = self.admin_socket();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(socket).await?)) }
+        });
+        Ok(AdminClient::new(Endpoint::from_static("http://admin.invalid").connect_with_connector(connector).await?))
+    }
+
+    /// A client of the operators' socket.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn admin(&self) -> AdminClient<Channel> {
+        self.try_admin().await.expect("the admin socket")
+    }
+
+    /// A join token.
+    ///
+    /// # Panics
+    /// When none is made.
+    pub async fn token(&self, identity: &str, services: &[&str]) -> String {
+        let services = services.iter().map(ToString::to_string).collect();
+        let request = CreateTokenRequest { identity: identity.to_owned(), services, ttl_seconds: 600 };
+        self.admin().await.create_token(request).await.expect("a token").into_inner().token
+    }
+
+    /// Starts an agent with this identity and waits until it is ready.
+    pub async fn agent(&self, identity: &str, options: AgentOptions) -> AgentProcess {
+        let agent = self.agent_not_ready(identity, options).await;
+        agent.ready().await;
+        agent
+    }
+
+    /// Starts an agent without waiting.
+    pub async fn agent_not_ready(&self, identity: &str, options: AgentOptions) -> AgentProcess {
+        let backed: Vec<&str> =
+            options.services.iter().filter_map(|service| service.split_once(':')).map(|(name, _)| name).collect();
+        let token = self.token(identity, &backed).await;
+        let state_dir = self.dir.path().join("agents").join(identity.replace('/', "-"));
+        let (outbound, mesh, health) = (loopback(free_port()), loopback(free_port()), loopback(free_port()));
+        let mut arguments: Vec<String> = [
+            ("--control-plane", self.address.to_string()),
+            ("--token", token),
+            ("--identity", identity.to_owned()),
+            ("--state-dir", state_dir.display().to_string()),
+            ("--outbound", outbound.to_string()),
+            ("--mesh", mesh.to_string()),
+            ("--health", health.to_string()),
+            ("--workers", "1".to_owned()),
+            ("--access-log", state_dir.with_extension("access.log").display().to_string()),
+            ("--report-allows", "1".to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
+        arguments.extend(options.services.iter().flat_map(|service| ["--service".to_owned(), service.clone()]));
+        arguments.extend(options.upstreams.iter().flat_map(|upstream| ["--upstream".to_owned(), upstream.clone()]));
+        arguments.extend(options.more);
+        let process = AgentProcess::spawn(identity, &arguments);
+        AgentProcess { process, outbound, mesh, health, state_dir, arguments }
+    }
+
+    /// Runs `outrider` with these arguments against this mesh.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    pub fn outrider(&self, arguments: &[&str]) -> Output {
+        Command::new(program("outrider"))
+            .args(arguments)
+            .env("OUTRIDER_ADMIN_SOCKET", self.admin_socket())
+            .env("XDG_STATE_HOME", self.dir.path())
+            .env("NO_COLOR", "1")
+            .output()
+            .expect("outrider runs")
+    }
+
+    /// `outrider apply --wait` of this YAML; it must succeed.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn apply(&self, yaml: &str) {
+        let file = self.dir.path().join("policy.yaml");
+        std::fs::write(&file, yaml).expect("a file");
+        let output = self.outrider(&["apply", "-f", &file.display().to_string(), "--wait"]);
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+impl AgentProcess {
+    fn spawn(name: &str, arguments: &[String]) -> Process {
+        Process::start(&format!("agent of {name}"), Command::new(program("outrider-agent")).args(arguments))
+    }
+
+    /// Starts it again after it has ended, on the same addresses and directory.
+    pub fn restart(&mut self) {
+        self.process = Self::spawn("restarted", &self.arguments);
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Panics
+    /// When it is not within 20 s.
+    pub async fn ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.readiness().await.0 != 200 {
+            assert!(Instant::now() < deadline, "the agent is not ready:\n{}", self.process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What `/readyz` says; status 0 when nobody answers.
+    pub async fn readiness(&self) -> (u16, String) {
+        match crate::get(self.health, "/readyz").await {
+            Ok(answer) => (answer.status, answer.body_text()),
+            Err(_) => (0, String::new()),
+        }
+    }
+
+    /// A sample of `/metrics`, the sum over all series whose line starts with `prefix`.
+    ///
+    /// # Panics
+    /// When metrics are not served.
+    pub async fn metric(&self, prefix: &str) -> f64 {
+        let text = crate::get(self.health, "/metrics").await.expect("metrics").body_text();
+        text.lines().filter(|line| line.starts_with(prefix)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// The access log so far, one JSON value a line, after everything that happened until now has been written.
+    ///
+    /// # Panics
+    /// When a line is not JSON.
+    pub async fn access_log(&self) -> Vec<serde_json::Value> {
+        // Workers hand lines over every 100 ms.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let text = std::fs::read_to_string(self.state_dir.with_extension("access.log")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    }
+}

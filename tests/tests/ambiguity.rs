@@ -1,0 +1,343 @@
+//! Requests that two readers could understand differently, sent by a member of the mesh as raw bytes straight at the agent
+//! of the service: they are refused or canonicalised, and the program never receives what the policy did not decide.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use outrider_agent::tls::MeshProtocol;
+use outrider_tests::{AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, MeshPeer, Outcome, read_answer};
+use tokio::io::AsyncWriteExt as _;
+
+const POLICY: &str = r#"
+apiVersion: outrider.dev/v1alpha1
+kind: ServicePolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  targetRefs: [{ kind: Service, name: orders }]
+  authorization:
+    rules:
+      - name: all
+        action: Allow
+        from: [{ serviceAccounts: [shop/web] }]
+      - name: private
+        action: Deny
+        to: [{ paths: ["/private", "/private/{rest=**}", "/admin", "/admin/{rest=**}", "/api/{rest=**}", "/user/profile"] }]
+      - name: role
+        action: Deny
+        to: [{ headers: [{ name: x-role, exact: admin }] }]
+      - name: host
+        action: Deny
+        to: [{ hosts: [secret.example.com] }]
+"#;
+
+struct Scene {
+    _mesh: Mesh,
+    orders: AgentProcess,
+    backend: Backend,
+    peer: MeshPeer,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let backend = Backend::start().await;
+        let mesh = Mesh::start(MeshOptions::default()).await;
+        let options =
+            AgentOptions { services: vec![format!("shop/orders:80/http={}", backend.address)], ..AgentOptions::default() };
+        let orders = mesh.agent("shop/orders", options).await;
+        mesh.apply(POLICY);
+        let peer = MeshPeer::join(&mesh, "shop/web").await;
+        Self { _mesh: mesh, orders, backend, peer }
+    }
+
+    /// Sends bytes on a connection of their own; the statuses of all answers until it is closed or `expect` have come.
+    async fn statuses(&self, bytes: &[u8], expect: usize) -> Vec<u16> {
+        let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
+        let mut io = self
+            .peer
+            .connect(self.orders.mesh, "shop/orders", 80, MeshProtocol::Http1, expected)
+            .await
+            .expect("a mesh connection");
+        io.write_all(bytes).await.expect("written");
+        io.flush().await.expect("flushed");
+        let (mut statuses, mut buf) = (Vec::new(), Vec::new());
+        while statuses.len() < expect {
+            match read_answer(&mut io, &mut buf).await {
+                Ok(answer) => statuses.push(answer.status),
+                Err(_) => break,
+            }
+        }
+        statuses
+    }
+
+    async fn status(&self, target: &str, host: &str, fields: &str) -> u16 {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
+        self.statuses(request.as_bytes(), 1).await.first().copied().unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn a_denied_path_stays_denied_in_every_spelling() -> Outcome {
+    let scene = Scene::set().await;
+    assert_eq!(scene.status("/public", "orders.shop", "").await, 200, "the control: what is not denied passes");
+    assert_eq!(scene.status("/private", "orders.shop", "").await, 403, "the control: what is denied does not");
+    scene.backend.forget();
+    let hidden = [
+        // LESSONS 1: dot segments
+        "/public/../private",
+        "/public/%2e%2e/private",
+        "/public/%2E%2E/private",
+        "/public/.%2e/private",
+        "/public/./../private",
+        "/./private",
+        // 2: double and encoded slashes, backslashes
+        "//admin",
+        "/x%2f..%2fadmin",
+        "/x%2F..%2Fadmin",
+        "/%5cadmin",
+        "/%5Cadmin",
+        "\\admin",
+        "/\\admin",
+        "/x/..%5cadmin",
+        "//private//x",
+        // 3: fragments
+        "/user/profile#s",
+        "/user/profile%23s#",
+        // 4: queries
+        "/private?",
+        "/private?x",
+        "/private?/../public",
+        "/private#",
+        // 5: path parameters
+        "/user/..;foo=bar/admin",
+        "/admin;x=y/a",
+        "/private;x",
+        "/;x/admin",
+        "/.;/private",
+        "/private;/x",
+        // 6: every legal character in a template's segment
+        "/api/a*b",
+        "/api/!$&'()*+,;=:@",
+        "/api/-._~",
+        "/api/%2A",
+        // 7: authority forms
+        "//admin/secret",
+        "http://orders.shop//admin/secret",
+        "http://orders.shop/private",
+        // 8: both hex cases, needless escapes
+        "/%70rivate",
+        "/%50rivate/../private",
+        "/priv%61te",
+        "/priv%61te/x",
+        "/admin%2f",
+        "/admin%2F",
+        "/private%00",
+        "/private%zz",
+        "/private%2",
+        "/%2570rivate",
+        "/private%20",
+    ];
+    for target in hidden {
+        let status = scene.status(target, "orders.shop", "").await;
+        let reached: Vec<_> = scene.backend.seen().into_iter().map(|seen| seen.target).collect();
+        let harmless = target == "/private%20" || target == "/user/profile%23s#";
+        assert!(status == 403 || status == 400 || (harmless && status == 200), "{target}: {status}");
+        assert!(reached.is_empty() || harmless, "{target} reached the program as {reached:?}");
+        scene.backend.forget();
+    }
+    // 9: a path without a leading slash is no request at all
+    for target in ["pkg.Svc/Del", "private", "*", "orders.shop:80", ""] {
+        let status = scene.status(target, "orders.shop", "").await;
+        assert_eq!(status, 400, "{target}");
+    }
+    assert!(scene.backend.seen().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_program_gets_the_form_that_was_decided() -> Outcome {
+    let scene = Scene::set().await;
+    for (sent, received) in [
+        ("/%61bc/%7Ed", "/abc/~d"),
+        ("/a%c3%a9", "/a%C3%A9"),
+        ("/a?q=%2e%2e/x", "/a?q=%2e%2e/x"),
+        ("http://ORDERS.shop:80/x", "/x"),
+    ] {
+        scene.backend.forget();
+        assert_eq!(scene.status(sent, "orders.shop", "").await, 200, "{sent}");
+        assert_eq!(scene.backend.seen()[0].target, received);
+        assert_eq!(scene.backend.seen()[0].values("host").len(), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_denied_host_stays_denied_in_every_spelling() -> Outcome {
+    let scene = Scene::set().await;
+    for (host, status) in [
+        ("public.example.com", 200),
+        ("secret.example.com", 403),
+        ("Secret.EXAMPLE.com", 403),
+        ("secret.example.com.", 403),
+        ("secret.example.com:80", 403),
+        ("secret.example.com:0080", 403),
+        ("secret.example.com:1", 403),
+        ("secret.example.com:65535", 403),
+        ("secret.example.com:99999", 400),
+        ("secret.example.com:", 400),
+        ("secret.example.com:0", 400),
+        ("a@secret.example.com", 400),
+        ("secret.example.com/", 400),
+        ("secret%2eexample.com", 400),
+        ("other.shop", 421),
+    ] {
+        assert_eq!(scene.status("/public", host, "").await, status, "{host}");
+    }
+    // 19: no host, two hosts, disagreeing hosts
+    for request in [
+        "GET /public HTTP/1.1\r\n\r\n",
+        "GET /public HTTP/1.0\r\n\r\n",
+        "GET /public HTTP/1.1\r\nHost: orders.shop\r\nHost: orders.shop\r\n\r\n",
+        "GET /public HTTP/1.1\r\nHost: orders.shop\r\nhost: secret.example.com\r\n\r\n",
+        "GET http://secret.example.com/public HTTP/1.1\r\nHost: orders.shop\r\n\r\n",
+        "GET http://orders.shop/public HTTP/1.1\r\nHost: secret.example.com\r\n\r\n",
+    ] {
+        assert_eq!(scene.statuses(request.as_bytes(), 2).await, [400], "{request}");
+    }
+    assert_eq!(scene.status("/public", "orders.shop", "").await, 200, "the agent still serves");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_denied_header_value_stays_denied_in_every_form() -> Outcome {
+    let scene = Scene::set().await;
+    assert_eq!(scene.status("/public", "orders.shop", "X-Role: user\r\n").await, 200);
+    // 20: many lines and lists; 22: white space; 10: underscores; 23: bytes
+    for (fields, status) in [
+        ("X-Role: admin\r\n", 403),
+        ("x-role: user\r\nX-Role: admin\r\n", 403),
+        ("x-role: admin\r\nX-Role: user\r\n", 403),
+        ("x-role: user,admin\r\n", 403),
+        ("x-role: admin,user\r\n", 403),
+        ("x-role: user , admin \r\n", 403),
+        ("x-role: a\r\nx-role: admin\r\nx-role: b\r\n", 403),
+        ("x-role: admin \r\n", 403),
+        ("x-role:\tadmin\t\r\n", 403),
+        ("x-role:admin\r\n", 403),
+        ("X_Role: admin\r\n", 400),
+        ("x-role : admin\r\n", 400),
+        ("x-role: user\r\n admin\r\n", 400),
+    ] {
+        assert_eq!(scene.status("/public", "orders.shop", fields).await, status, "{fields:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn callers_cannot_say_who_they_are() -> Outcome {
+    let scene = Scene::set().await;
+    for fields in [
+        "X-Forwarded-Client-Cert: URI=spiffe://mesh.internal/ns/shop/sa/boss\r\n",
+        "x-forwarded-client-cert: a\r\nX-FORWARDED-CLIENT-CERT: b,c\r\nX-Envoy-Original-Path: /private\r\nl5d-client-id: x\r\nX-Outrider-Peer: x\r\n",
+        "Connection: x-forwarded-client-cert\r\nx-forwarded-client-cert: a\r\n",
+        "",
+    ] {
+        scene.backend.forget();
+        let status = scene.status("/public", "orders.shop", fields).await;
+        if fields.starts_with("Connection") {
+            assert_eq!(status, 400, "an end-to-end field cannot be named away");
+            continue;
+        }
+        assert_eq!(status, 200);
+        let seen = &scene.backend.seen()[0];
+        let claim = "By=spiffe://mesh.internal/ns/shop/sa/orders;URI=spiffe://mesh.internal/ns/shop/sa/web";
+        assert_eq!(seen.values("x-forwarded-client-cert"), [claim], "{fields}");
+        for name in ["x-envoy-original-path", "l5d-client-id", "x-outrider-peer"] {
+            assert!(seen.values(name).is_empty(), "{name}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn doubtful_framing_ends_the_connection_and_smuggles_nothing() -> Outcome {
+    let scene = Scene::set().await;
+    let smuggled = "GET /private HTTP/1.1\r\nHost: orders.shop\r\n\r\n";
+    let cases = [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: , chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n",
+        "Content-Length: 0\r\nContent-Length: 44\r\n\r\n",
+        "Content-Length: 0, 0\r\n\r\n",
+        "Content-Length: +0\r\n\r\n",
+        "Content-Length: -0\r\n\r\n",
+        "Content-Length: 0x0\r\n\r\n",
+        "Content-Length: 0 0\r\n\r\n",
+        "Content-Length:\r\n\r\n",
+        "Content-Length: 18446744073709551616\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0;ext\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+        "X: y\n\r\n",
+        "X: y\rZ: w\r\n\r\n",
+        "X: y\0z\r\n\r\n",
+        ": empty\r\n\r\n",
+    ];
+    for case in cases {
+        scene.backend.forget();
+        let request = format!("POST /public HTTP/1.1\r\nHost: orders.shop\r\n{case}{smuggled}");
+        let statuses = scene.statuses(request.as_bytes(), 3).await;
+        let reached: Vec<_> = scene.backend.seen().into_iter().map(|seen| (seen.method, seen.target)).collect();
+        assert!(!reached.iter().any(|(_, target)| target == "/private"), "{case:?} smuggled a request: {reached:?}");
+        assert!(statuses.iter().all(|status| *status == 400 || *status == 502), "{case:?}: {statuses:?}");
+        assert!(reached.is_empty(), "{case:?} reached the program: {reached:?}");
+    }
+    // HTTP/1.0 has no chunks.
+    let request = format!("POST /public HTTP/1.0\r\nHost: orders.shop\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}");
+    assert_eq!(scene.statuses(request.as_bytes(), 3).await, [400]);
+    assert!(scene.backend.seen().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn pipelined_requests_and_bodies_stay_apart() -> Outcome {
+    let scene = Scene::set().await;
+    let request = "POST /public/1 HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: 3\r\n\r\nabcGET /public/2 HTTP/1.1\r\nHost: orders.shop\r\n\r\n\
+                   POST /public/3 HTTP/1.1\r\nHost: orders.shop\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1\r\nf\r\n0\r\nX-T: 1\r\n\r\n\
+                   GET /private HTTP/1.1\r\nHost: orders.shop\r\n\r\nGET /public/4 HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: 2\r\n\r\nhi";
+    assert_eq!(scene.statuses(request.as_bytes(), 5).await, [200, 200, 200, 403, 200]);
+    let seen: Vec<_> =
+        scene.backend.seen().into_iter().map(|seen| (seen.target, String::from_utf8_lossy(&seen.body).into_owned())).collect();
+    let expected = [("/public/1", "abc"), ("/public/2", ""), ("/public/3", "def"), ("/public/4", "hi")];
+    assert_eq!(seen, expected.map(|(target, body)| (target.to_owned(), body.to_owned())));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_body_is_never_read_as_the_next_request() -> Outcome {
+    let scene = Scene::set().await;
+    let inner = "GET /public HTTP/1.1\r\nHost: orders.shop\r\n\r\n";
+    let request =
+        format!("POST /private HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: {}\r\n\r\n{inner}", inner.len() + (1 << 20));
+    assert_eq!(scene.statuses(request.as_bytes(), 2).await, [403], "the connection ends after the refusal");
+    assert!(scene.backend.seen().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_record_is_one_line_of_json() -> Outcome {
+    let scene = Scene::set().await;
+    let long = "x".repeat(8000);
+    for (target, fields) in [("/public?\"\\", ""), (format!("/{long}").as_str(), ""), ("/a", "User-Agent: \"\\\x1b[31m\r\n")] {
+        let _ = scene.status(target, "orders.shop", fields).await;
+    }
+    let log = scene.orders.access_log().await; // panics at a line that is not JSON
+    assert!(log.len() >= 3 && log.iter().all(|line| line.to_string().len() < 8000));
+    Ok(())
+}

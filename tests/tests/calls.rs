@@ -1,0 +1,91 @@
+//! Calls through the real binaries: what is allowed passes, the rest is refused, and nobody outside learns why.
+
+use outrider_tests::{AgentOptions, Backend, Mesh, MeshOptions, Outcome, allow, through_proxy};
+
+async fn shop(backend: &Backend) -> (Mesh, outrider_tests::AgentProcess, outrider_tests::AgentProcess) {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let options = AgentOptions { services: vec![format!("shop/orders:80/http={}", backend.address)], ..AgentOptions::default() };
+    let orders = mesh.agent("shop/orders", options).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    (mesh, orders, web)
+}
+
+#[tokio::test]
+async fn what_a_rule_allows_passes_and_the_rest_is_refused_without_a_reason() -> Outcome {
+    let backend = Backend::start().await;
+    let (mesh, orders, web) = shop(&backend).await;
+
+    let before = through_proxy(web.outbound, "GET", "http://orders.shop/v1/orders/7", "").await?;
+    assert_eq!(before.status, 403, "without any policy everything is denied");
+
+    mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/v1/orders/{id}\"]"));
+    let allowed = through_proxy(web.outbound, "GET", "http://orders.shop/v1/orders/7?x=1", "").await?;
+    assert_eq!((allowed.status, allowed.body_text().as_str()), (200, "ok\n"));
+
+    let denied = through_proxy(web.outbound, "DELETE", "http://orders.shop/v1/orders/7", "").await?;
+    assert_eq!(denied.status, 403);
+    let id = denied.field("x-request-id").expect("a request id").to_owned();
+    assert_eq!(denied.body_text(), format!("403 Forbidden\nrequest id {id}\n"), "the caller learns status and id only");
+
+    let seen = backend.seen();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!((seen[0].method.as_str(), seen[0].target.as_str()), ("GET", "/v1/orders/7?x=1"));
+    assert_eq!(
+        seen[0].values("x-forwarded-client-cert"),
+        ["By=spiffe://mesh.internal/ns/shop/sa/orders;URI=spiffe://mesh.internal/ns/shop/sa/web"]
+    );
+
+    let log = orders.access_log().await;
+    let line = log.iter().find(|line| line["id"] == id.as_str()).expect("a line for the refused request");
+    assert_eq!((line["status"].as_u64(), line["reason"].as_str()), (Some(403), Some("policy_denied")));
+    let line = log.iter().find(|line| line["status"] == 200).expect("a line for the allowed request");
+    assert_eq!(line["rule"], "shop/reads/rule");
+    assert_eq!(line["source"], "spiffe://mesh.internal/ns/shop/sa/web");
+    assert!(line["revision"].as_u64() > Some(0));
+    assert!(web.access_log().await.iter().any(|line| line["id"] == id.as_str()), "the same id at the caller's agent");
+
+    let explained = mesh.outrider(&["explain", &id]);
+    let text = String::from_utf8_lossy(&explained.stdout);
+    assert!(explained.status.success() && text.contains("shop/reads/rule") && text.contains("DELETE"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_policy_is_in_force_when_apply_wait_returns() -> Outcome {
+    let backend = Backend::start().await;
+    let (mesh, _orders, web) = shop(&backend).await;
+    for round in 0..10 {
+        mesh.apply(&allow("flip", "shop/orders", "[shop/web]", "[GET]", "[\"/a\"]"));
+        let (a, b) = (
+            through_proxy(web.outbound, "GET", "http://orders.shop/a", ""),
+            through_proxy(web.outbound, "GET", "http://orders.shop/b", ""),
+        );
+        assert_eq!((a.await?.status, b.await?.status), (200, 403), "round {round}");
+        mesh.apply(&allow("flip", "shop/orders", "[shop/web]", "[GET]", "[\"/b\"]"));
+        let (a, b) = (
+            through_proxy(web.outbound, "GET", "http://orders.shop/a", ""),
+            through_proxy(web.outbound, "GET", "http://orders.shop/b", ""),
+        );
+        assert_eq!((a.await?.status, b.await?.status), (403, 200), "round {round}");
+    }
+    let output = mesh.outrider(&["delete", "servicepolicy", "shop/flip", "--wait"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/b", "").await?.status, 403);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_in_the_mesh_is_not_reachable_through_it() -> Outcome {
+    let backend = Backend::start().await;
+    let (_mesh, _orders, web) = shop(&backend).await;
+    for (url, status) in [
+        ("http://example.com/", 404),
+        ("http://one.two.three.example/", 403),
+        ("http://127.0.0.1:1/", 403),
+        ("http://nobody.shop/", 404),
+        ("http://orders.shop:81/", 404),
+    ] {
+        assert_eq!(through_proxy(web.outbound, "GET", url, "").await?.status, status, "{url}");
+    }
+    Ok(())
+}

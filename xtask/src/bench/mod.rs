@@ -1,0 +1,75 @@
+//! `cargo xtask bench`: numbers beside `direct`, measured in the same run.
+
+mod dataplane;
+mod ground;
+mod process;
+mod report;
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+/// Measure, beside `direct` in the same run.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Rounds of the contenders alternate, so that a busy neighbour hits all of them. Tables show median [min–max] over the rounds.")]
+pub(crate) struct Bench {
+    /// What to measure
+    #[arg(value_enum, default_value_t = Name::Dataplane)]
+    name: Name,
+    /// A smoke run: few short rounds, `release` instead of `dist`. Its numbers prove nothing
+    #[arg(long)]
+    quick: bool,
+    /// Also write the rows to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Seconds of each measurement [default: 5; with --quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: Option<u32>,
+    /// Rounds [default: 5; with --quick 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Connections of the load generator
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: u32,
+    /// Cargo profile of the measured binaries [default: dist; with --quick release]
+    #[arg(long)]
+    profile: Option<String>,
+}
+
+/// The benches there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// A pair of agents: mTLS, 10 rules, 1 KiB GET, keep-alive
+    Dataplane,
+}
+
+/// How to measure: the flags with their defaults filled in.
+#[derive(Clone, Debug)]
+struct Plan {
+    profile: String,
+    seconds: u32,
+    rounds: u32,
+    connections: u32,
+}
+
+impl Bench {
+    /// Runs it, prints the table and writes the file.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let default = |usual: u32, quick: u32| if self.quick { quick } else { usual };
+        let plan = Plan {
+            profile: self.profile.clone().unwrap_or_else(|| if self.quick { "release" } else { "dist" }.to_owned()),
+            seconds: self.seconds.unwrap_or_else(|| default(5, 1)),
+            rounds: self.rounds.unwrap_or_else(|| default(5, 2)),
+            connections: self.connections,
+        };
+        let report = match self.name {
+            Name::Dataplane => dataplane::run(&plan)?,
+        };
+        report.print()?;
+        match self.json {
+            Some(path) => report.write(&path),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a bench found: samples in, median and extremes out, as a table and as JSON.
+
+use std::{collections::BTreeMap, fs, io::Write as _, path::Path};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+/// Samples of a bench, by contender and metric, in the order they first came.
+#[derive(Debug)]
+pub(super) struct Report {
+    bench: &'static str,
+    samples: BTreeMap<(usize, usize), Vec<f64>>,
+    contenders: Vec<&'static str>,
+    metrics: Vec<(&'static str, &'static str)>,
+}
+
+/// One line of the JSON.
+#[derive(Debug, PartialEq, Serialize)]
+struct Row {
+    contender: &'static str,
+    metric: &'static str,
+    unit: &'static str,
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    bench: &'a str,
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// An empty report.
+    pub(super) fn new(bench: &'static str) -> Self {
+        Self { bench, samples: BTreeMap::new(), contenders: Vec::new(), metrics: Vec::new() }
+    }
+
+    /// Adds a sample.
+    pub(super) fn add(&mut self, contender: &'static str, metric: &'static str, unit: &'static str, sample: f64) {
+        let key = (place(&mut self.contenders, contender), place(&mut self.metrics, (metric, unit)));
+        self.samples.entry(key).or_default().push(sample);
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let row = |(&(contender, metric), samples): (&(usize, usize), &Vec<f64>)| {
+            let (metric, unit) = *self.metrics.get(metric)?;
+            let mut sorted = samples.clone();
+            sorted.sort_by(f64::total_cmp);
+            let (min, max) = (*sorted.first()?, *sorted.last()?);
+            let middle = sorted.len() / 2;
+            let upper = *sorted.get(middle)?;
+            let median = if sorted.len() % 2 == 1 { upper } else { (upper + *sorted.get(middle.checked_sub(1)?)?) / 2.0 };
+            Some(Row { contender: self.contenders.get(contender).copied()?, metric, unit, median, min, max })
+        };
+        self.samples.iter().filter_map(row).collect()
+    }
+
+    /// The table for people, on standard output.
+    pub(super) fn print(&self) -> anyhow::Result<()> {
+        Ok(std::io::stdout().lock().write_all(self.table().as_bytes())?)
+    }
+
+    fn table(&self) -> String {
+        let rows: Vec<[String; 3]> = self
+            .rows()
+            .iter()
+            .map(|row| {
+                let value = format!("{} [{}–{}] {}", number(row.median), number(row.min), number(row.max), row.unit);
+                [row.contender.to_owned(), row.metric.to_owned(), value.trim_end().to_owned()]
+            })
+            .collect();
+        let width =
+            |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        let (first, second) = (width(0), width(1));
+        let mut text = format!("{}: median [min–max]\n", self.bench);
+        for [contender, metric, value] in &rows {
+            text.push_str(&format!("  {contender:<first$}  {metric:<second$}  {value}\n"));
+        }
+        text
+    }
+
+    /// Writes the rows as JSON.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(&Document { bench: self.bench, rows: self.rows() })?;
+        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Where a value stands, after it was put there if need be.
+fn place<T: PartialEq>(list: &mut Vec<T>, value: T) -> usize {
+    list.iter().position(|one| *one == value).unwrap_or_else(|| {
+        list.push(value);
+        list.len() - 1
+    })
+}
+
+/// Three digits that matter.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_hold_median_and_extremes_in_the_order_of_arrival() {
+        let mut report = Report::new("test");
+        for sample in [3.0, 1.0, 2.0, 10.0] {
+            report.add("direct", "requests", "1/s", sample);
+        }
+        report.add("agents", "requests", "1/s", 123.4);
+        let rows = report.rows();
+        assert_eq!(rows[0], Row { contender: "direct", metric: "requests", unit: "1/s", median: 2.5, min: 1.0, max: 10.0 });
+        assert_eq!(
+            report.table(),
+            "test: median [min–max]\n  direct  requests  2.50 [1.00–10.0] 1/s\n  agents  requests  123 [123–123] 1/s\n"
+        );
+    }
+
+    #[test]
+    fn the_file_has_the_documented_shape() {
+        let path = tempfile::tempdir().unwrap().keep().join("rows.json");
+        let mut report = Report::new("dataplane");
+        report.add("agents", "p50", "µs", 7.0);
+        report.write(&path).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let row =
+            serde_json::json!({ "contender": "agents", "metric": "p50", "unit": "µs", "median": 7.0, "min": 7.0, "max": 7.0 });
+        assert_eq!(value, serde_json::json!({ "bench": "dataplane", "rows": [row] }));
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+}
