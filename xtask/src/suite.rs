@@ -17,7 +17,8 @@ impl Suite {
         // Scenarios drive the real binaries, which `cargo test` builds only for a package's own tests.
         command::run(command::cargo().args(["build", "--workspace", "--bins"]))?;
         let mut test = command::cargo();
-        test.arg("test");
+        // One run shows every failure.
+        test.args(["test", "--no-fail-fast"]);
         if !self.arguments.iter().any(|word| word == "-p" || word == "--package" || word.starts_with("--package=")) {
             test.arg("--workspace");
         }
