@@ -136,7 +136,9 @@ fn service(resource: &Resource) -> Result<ServiceEntry, ViewError> {
             return Err(wrong(format!("endpoint `{}` may not prove `{}`", endpoint.mesh_address, endpoint.identity)));
         }
         let identity = endpoint.identity.parse().map_err(|error| wrong(format!("{error}")))?;
-        endpoints.push(Endpoint { address: endpoint.mesh_address, identity });
+        let ports = endpoint.ports.iter().map(|port| u16::try_from(*port).map_err(|_| wrong(format!("port {port}"))));
+        let ports = ports.collect::<Result<_, _>>()?;
+        endpoints.push(Endpoint { address: endpoint.mesh_address, identity, ports });
     }
     Ok(ServiceEntry { name, ports, endpoints })
 }

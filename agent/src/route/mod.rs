@@ -89,8 +89,9 @@ pub async fn to_service(directory: &Directory, name: &ServiceName, port: Option<
         let asked = port.map_or("the default port".to_owned(), |port| format!("port {port}"));
         Refusal::new(Reason::UnknownService, format!("`{name}` has no {asked}; it has {}", ports.join(", ")))
     })?;
+    let service = service.serving(port);
     if service.endpoints.is_empty() {
-        return Err(Refusal::new(Reason::NoEndpoint, format!("`{name}` has no endpoint now")));
+        return Err(Refusal::new(Reason::NoEndpoint, format!("`{name}` has no endpoint for port {port} now")));
     }
     Ok(Route { kind: Kind::Mesh { service, port, protocol } })
 }

@@ -28,10 +28,12 @@ pub(crate) struct Scope {
 /// The view of an agent.
 pub(crate) fn view(world: &World, scope: &Scope) -> View {
     let policies = world.policies.values().filter(|policy| policy.applies_to_any(&scope.targets)).map(|policy| &policy.resource);
-    let services = scope.wants.iter().filter_map(|name| world.services.get(name)).map(|entry| &entry.resource);
+    // A name that nobody knows is answered too: who asked need not wait in vain.
+    let services = scope.wants.iter().map(|name| world.described(name));
     std::iter::once(&world.bundle)
         .chain(policies)
+        .cloned()
         .chain(services)
-        .map(|resource| ((resource.kind, resource.name.clone()), Arc::clone(resource)))
+        .map(|resource| ((resource.kind, resource.name.clone()), resource))
         .collect()
 }

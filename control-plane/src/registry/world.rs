@@ -94,6 +94,8 @@ pub(crate) struct World {
     pub(crate) agents: Arc<BTreeMap<String, Arc<AgentRow>>>,
     /// Those with at least one endpoint.
     pub(crate) services: Arc<BTreeMap<ServiceName, Arc<ServiceEntry>>>,
+    /// Those whose agents are all away, and remembered: callers hear that nobody is there now.
+    away: Arc<BTreeMap<ServiceName, Arc<Encoded>>>,
 }
 
 impl World {
@@ -113,6 +115,7 @@ impl World {
             policies: Arc::new(policies.collect::<Result<_, _>>()?),
             agents: Arc::default(),
             services: Arc::default(),
+            away: Arc::default(),
         };
         world.put_agents(agents, revision);
         Ok(world)
@@ -142,9 +145,34 @@ impl World {
             }
         }
         self.revision = revision;
+        self.describe_anew(touched, revision);
+    }
+
+    /// Forgets agents that are not present.
+    pub(crate) fn forget_agents(&mut self, before: i64) {
+        let forgotten = |agent: &AgentRow| !agent.present && agent.last_seen < before;
+        let gone = self.agents.values().filter(|agent| forgotten(agent));
+        let touched: BTreeSet<ServiceName> =
+            gone.flat_map(|agent| agent.backings.iter().map(|backing| backing.service.clone())).collect();
+        if self.agents.values().any(|agent| forgotten(agent)) {
+            Arc::make_mut(&mut self.agents).retain(|_, agent| !forgotten(agent));
+            self.describe_anew(touched, self.revision);
+        }
+    }
+
+    fn describe_anew(&mut self, touched: BTreeSet<ServiceName>, revision: u64) {
         let services = Arc::make_mut(&mut self.services);
+        let away = Arc::make_mut(&mut self.away);
         for name in touched {
-            match service(&self.agents, &name, revision) {
+            let entry = service(&self.agents, &name, revision);
+            match &entry {
+                Some(_) => away.remove(&name),
+                None => match nobody(&self.agents, &name, revision) {
+                    Some(described) => away.insert(name.clone(), Arc::new(described)),
+                    None => away.remove(&name),
+                },
+            };
+            match entry {
                 Some(entry) if services.get(&name).is_some_and(|old| old.resource.hash == entry.resource.hash) => {}
                 Some(entry) => {
                     services.insert(name, Arc::new(entry));
@@ -156,11 +184,13 @@ impl World {
         }
     }
 
-    /// Forgets agents that are not present.
-    pub(crate) fn forget_agents(&mut self, before: i64) {
-        if self.agents.values().any(|agent| !agent.present && agent.last_seen < before) {
-            Arc::make_mut(&mut self.agents).retain(|_, agent| agent.present || agent.last_seen >= before);
-        }
+    /// What whoever wants to call a service is told of it, also when it does not exist.
+    pub(crate) fn described(&self, name: &ServiceName) -> Arc<Encoded> {
+        let known = self.services.get(name).map(|entry| &entry.resource).or_else(|| self.away.get(name));
+        known.cloned().unwrap_or_else(|| {
+            let unknown = v1::Service { name: name.to_string(), ..v1::Service::default() };
+            Arc::new(Encoded::new(v1::ResourceKind::Service, name.to_string(), 0, &unknown))
+        })
     }
 
     /// Every port of every service, as policy sees them.
@@ -183,43 +213,68 @@ pub(crate) fn targets_of(agent: &AgentRow) -> Vec<Target> {
         .collect()
 }
 
-/// A service from the agents that are present; `None` when nobody backs it.
-fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceName, revision: u64) -> Option<ServiceEntry> {
+/// What each port of a service speaks, as these agents declare it.
+fn ports<'a>(agents: impl Iterator<Item = &'a Arc<AgentRow>>, name: &ServiceName) -> BTreeMap<u16, Protocol> {
     let mut ports = BTreeMap::new();
     let mut newest = BTreeMap::new();
+    for agent in agents {
+        for (port, protocol) in
+            agent.backings.iter().filter(|backing| backing.service == *name).flat_map(|backing| &backing.ports)
+        {
+            // Where agents disagree, for example during a roll-out, the newest declaration counts.
+            let seen = newest.entry(*port).or_insert(0);
+            if agent.revision >= *seen {
+                *seen = agent.revision;
+                ports.insert(*port, *protocol);
+            }
+        }
+    }
+    ports
+}
+
+/// A service from the agents that are present; `None` when nobody backs it.
+fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceName, revision: u64) -> Option<ServiceEntry> {
+    let ports = ports(agents.values().filter(|agent| agent.present), name);
     let mut identities = BTreeSet::new();
     let mut endpoints = Vec::new();
     for agent in agents.values().filter(|agent| agent.present) {
         for backing in agent.backings.iter().filter(|backing| backing.service == *name) {
-            for (port, protocol) in &backing.ports {
-                // Where agents disagree, for example during a roll-out, the newest declaration counts.
-                let seen = newest.entry(*port).or_insert(0);
-                if agent.revision >= *seen {
-                    *seen = agent.revision;
-                    ports.insert(*port, *protocol);
-                }
-            }
             identities.insert(agent.identity.to_string());
+            // A port counts only where the agent takes what callers will speak to it.
+            let speaks = |port: &u16, protocol: &Protocol| ports.get(port).is_some_and(|own| own.is_http() == protocol.is_http());
+            let served = backing.ports.iter().filter(|(port, protocol)| speaks(port, protocol));
             endpoints.push(v1::Endpoint {
                 agent_id: agent.id.clone(),
                 mesh_address: backing.mesh_address.clone(),
                 identity: agent.identity.to_string(),
+                ports: served.map(|(port, _)| u32::from(*port)).collect(),
             });
         }
     }
     if endpoints.is_empty() {
         return None;
     }
-    let wire =
-        |(port, protocol): (&u16, &Protocol)| v1::ServicePort { port: u32::from(*port), protocol: to_wire(*protocol).into() };
     let service = v1::Service {
         name: name.to_string(),
-        ports: ports.iter().map(wire).collect(),
+        ports: wire_ports(&ports),
         identities: identities.into_iter().collect(),
         endpoints,
     };
     let resource = Encoded::new(v1::ResourceKind::Service, name.to_string(), revision, &service);
     Some(ServiceEntry { service, ports, resource: Arc::new(resource) })
+}
+
+/// A service that no agent backs now, as those that are away declared it; `None` when none is remembered.
+fn nobody(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceName, revision: u64) -> Option<Encoded> {
+    let ports = ports(agents.values(), name);
+    let service = v1::Service { name: name.to_string(), ports: wire_ports(&ports), ..v1::Service::default() };
+    (!ports.is_empty()).then(|| Encoded::new(v1::ResourceKind::Service, name.to_string(), revision, &service))
+}
+
+fn wire_ports(ports: &BTreeMap<u16, Protocol>) -> Vec<v1::ServicePort> {
+    let wire =
+        |(port, protocol): (&u16, &Protocol)| v1::ServicePort { port: u32::from(*port), protocol: to_wire(*protocol).into() };
+    ports.iter().map(wire).collect()
 }
 
 /// The protocol as the wire names it.

@@ -14,6 +14,12 @@ fn names(update: &v1::Update) -> Vec<String> {
     update.upserts.iter().map(|resource| resource.name.clone()).collect()
 }
 
+fn service(update: &v1::Update, name: &str) -> v1::Service {
+    let kind = i32::from(v1::ResourceKind::Service);
+    let found = update.upserts.iter().find(|resource| (resource.kind, resource.name.as_str()) == (kind, name));
+    v1::Service::decode(found.unwrap().body.as_slice()).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_needs_a_certificate_and_grants_for_every_service() {
     let plane = Plane::start().await;
@@ -53,14 +59,38 @@ async fn an_agent_sees_the_bundle_its_own_policies_and_the_services_it_wants_and
     let mut caller = plane.subscribe(&web).await;
     caller.say(hello(WEB, &["shop/web"], &["shop/orders", "shop/nobody"])).await;
     let view = caller.update().await;
-    assert_eq!(names(&view), ["mesh.internal", "shop/web", "shop/orders"]);
-    let service = v1::Service::decode(view.upserts[2].body.as_slice()).unwrap();
+    assert_eq!(names(&view), ["mesh.internal", "shop/web", "shop/nobody", "shop/orders"]);
+    let nobody = service(&view, "shop/nobody");
+    assert!(nobody.ports.is_empty() && nobody.endpoints.is_empty(), "a name that nobody knows is answered too: {nobody:?}");
+    let service = service(&view, "shop/orders");
     assert_eq!(service.identities, ["spiffe://mesh.internal/ns/shop/sa/orders"]);
     assert_eq!((service.endpoints.len(), service.endpoints[0].agent_id.as_str()), (1, ORDERS));
     caller.ack(&view).await;
     caller.say(Message::Want(v1::WantServices::default())).await;
     let less = caller.update().await;
-    assert_eq!((less.upserts.len(), less.removals[0].name.as_str()), (0, "shop/orders"));
+    let gone: Vec<&str> = less.removals.iter().map(|gone| gone.name.as_str()).collect();
+    assert_eq!((less.upserts.len(), gone), (0, vec!["shop/nobody", "shop/orders"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_endpoint_says_which_ports_of_the_service_it_serves() {
+    let plane = Plane::start().await;
+    let (web, orders) = (plane.join("shop/web", &[]).await, plane.join("shop/orders", &[]).await);
+    let mut agents = Vec::new();
+    for (id, more) in [(ORDERS, None), (MORE, Some(8080))] {
+        let Message::Hello(mut hello) = hello(id, &["shop/orders"], &[]) else { panic!() };
+        let ports = more.map(|port| v1::ServicePort { port, protocol: v1::Protocol::Http.into() });
+        hello.services[0].ports.extend(ports);
+        let mut agent = plane.subscribe(&orders).await;
+        agent.say(Message::Hello(hello)).await;
+        agent.update().await;
+        agents.push(agent);
+    }
+    let mut caller = plane.subscribe(&web).await;
+    caller.say(hello(WEB, &["shop/web"], &["shop/orders"])).await;
+    let service = service(&caller.update().await, "shop/orders");
+    let ports: Vec<&[u32]> = service.endpoints.iter().map(|endpoint| endpoint.ports.as_slice()).collect();
+    assert_eq!((service.ports.len(), ports), (2, vec![[80].as_slice(), [80, 8080].as_slice()]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,7 +241,8 @@ async fn endpoints_outlive_a_broken_stream_for_the_grace_and_go_at_once_with_a_g
             drop(agent);
         }
         let update = caller.update().await;
-        assert_eq!(update.removals[0].name, "shop/orders");
+        let away = service(&update, "shop/orders");
+        assert_eq!((away.ports.len(), away.endpoints.len()), (1, 0), "callers hear that nobody is there now");
         assert_eq!(began.elapsed().as_millis() < 700, goodbye, "goodbye: {goodbye}, {:?}", began.elapsed());
         caller.ack(&update).await;
     }
