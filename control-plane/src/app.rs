@@ -17,6 +17,7 @@ use crate::{
     clock,
     config::Config,
     issue::Issuance,
+    limit::Limit,
     metrics::Metrics,
     publish::{Mesh, Publisher},
     push::Publication,
@@ -27,6 +28,11 @@ use crate::{
 
 /// Connections that are told to end get this long before the store is closed under them.
 const CLOSE: Duration = Duration::from_secs(5);
+
+/// Certificates that one identity may ask for at once: all replicas of a service renew under one identity.
+const RENEWALS_AT_ONCE: u32 = 200;
+/// Certificates that one identity may ask for in a second after that.
+const RENEWALS_A_SECOND: u32 = 50;
 
 /// Why the control plane did not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +100,8 @@ impl ControlPlane {
         let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone(), authority.root_pin());
-        let issuance = Issuance { authority, tokens, limit: Arc::default(), store: store.clone(), metrics };
+        let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);
+        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), store: store.clone(), metrics };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, config.endpoint_grace).await?;
@@ -191,7 +198,7 @@ impl Plane {
         let agents = api::agents_router(
             Identities(issuance.clone()),
             Subscriptions { publication, tasks: tasks.clone() },
-            Reports { store: store.clone(), metrics: metrics.clone(), drain: drain.clone() },
+            Reports::new(store.clone(), metrics.clone(), tasks.clone(), drain.clone()),
         );
         let stop = drain.clone();
         tasks.spawn("serve agents", async move {

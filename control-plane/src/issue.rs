@@ -11,8 +11,9 @@ use outrider_proto::v1::{IssueRequest, issue_request::Evidence};
 use tonic::Status;
 
 use crate::{
-    attest::{AttestError, Attested, JoinTokens, Limit, expect},
+    attest::{AttestError, Attested, JoinTokens, expect},
     ca::{Authority, CaError, CsrError, Leaf, SigningRequest},
+    limit::Limit,
     metrics::Metrics,
     peer::Peer,
     store::{CertificateRow, Redeem, Store, StoreError},

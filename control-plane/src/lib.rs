@@ -12,6 +12,7 @@ mod clock;
 mod compile;
 pub mod config;
 mod issue;
+mod limit;
 mod metrics;
 mod peer;
 mod publish;

@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     pub(crate) store_errors: Counter,
     pub(crate) decisions: Counter,
     pub(crate) dropped: Counter,
+    refused: Family<Labels<1>, Counter>,
     pub(crate) handshakes_failed: Counter,
     pub(crate) leaf_ends: Gauge,
     pub(crate) issuing_ends: Gauge,
@@ -47,6 +48,7 @@ impl Metrics {
             store_errors: Counter::default(),
             decisions: Counter::default(),
             dropped: Counter::default(),
+            refused: Family::default(),
             handshakes_failed: Counter::default(),
             leaf_ends: Gauge::default(),
             issuing_ends: Gauge::default(),
@@ -64,10 +66,16 @@ impl Metrics {
         registry.register("store_errors", "Failed operations of the store", m.store_errors);
         registry.register("decisions", "Decision records stored", m.decisions);
         registry.register("decisions_dropped", "Decision records that agents had to drop", m.dropped);
+        registry.register("decisions_refused", "Decision records that were not taken, by reason", m.refused);
         registry.register("handshakes_failed", "TLS handshakes that failed", m.handshakes_failed);
         registry.register("certificate_end_seconds", "End of the control plane's own leaf, Unix seconds", m.leaf_ends);
         registry.register("issuing_ca_end_seconds", "End of the issuing CA, Unix seconds", m.issuing_ends);
         (metrics, registry)
+    }
+
+    /// Counts records that were not taken.
+    pub(crate) fn records_refused(&self, reason: &'static str, count: u64) {
+        self.refused.get_or_create(&[("reason", reason)]).inc_by(count);
     }
 
     /// Counts a request for a leaf.

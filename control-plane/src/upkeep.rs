@@ -10,7 +10,7 @@ use crate::{
     ca::{Authority, CaError, ServerLeaf},
     clock,
     issue::Issuance,
-    store::{DECISIONS_KEPT, Redeem, StoreError},
+    store::{DECISIONS_BYTES, DECISIONS_KEPT, Redeem, StoreError},
 };
 
 /// How often renewal points are looked at: the shortest leaf lives two seconds.
@@ -76,7 +76,7 @@ pub(crate) async fn prune(issuance: Issuance, drain: Drain) -> Result<(), std::c
 
 async fn prune_once(issuance: &Issuance) -> Result<(), StoreError> {
     let before = clock::now() - KEPT;
-    issuance.store.prune_decisions(DECISIONS_KEPT).await?;
+    issuance.store.prune_decisions(DECISIONS_KEPT, DECISIONS_BYTES).await?;
     issuance.store.prune_certificates(before).await?;
     issuance.store.prune_agents(before).await?;
     Ok(())

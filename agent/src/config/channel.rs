@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -47,6 +47,11 @@ impl ControlPlane {
     /// The control plane at `address`, `host:port`.
     pub fn new(address: String, trust: Arc<Trust>, svids: Arc<Svids>) -> Self {
         Self { address, trust, svids }
+    }
+
+    /// Told when our certificate is replaced: a connection proves only what its certificate proved.
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.svids.changes()
     }
 
     /// Connects as who we are.

@@ -55,7 +55,7 @@ pub struct Settings {
     /// Access log: `stdout`, `off`, or a file [default: stdout]
     #[arg(long, env = "OUTRIDER_ACCESS_LOG", value_name = "TARGET")]
     pub access_log: Option<String>,
-    /// Share of allowed requests that are reported to the control plane, 0 to 1; refusals always are [default: 0.01]
+    /// Share of allowed requests that are reported to the control plane, 0 to 1; refusals and failures always are [default: 0.01]
     #[arg(long, env = "OUTRIDER_REPORT_ALLOWS", value_name = "SHARE")]
     pub report_allows: Option<f64>,
     /// Seconds that work under way may take after SIGTERM [default: 30]

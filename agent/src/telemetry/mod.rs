@@ -9,4 +9,4 @@ mod report;
 pub use access_log::{AccessLog, AccessLogTarget};
 pub use metrics::Metrics;
 pub use record::{Observer, Record, Side, wire_protocol};
-pub use report::{ReportQueue, ReportReceiver, report_queue};
+pub use report::{ReportQueue, ReportReceiver, Weight, report_queue};

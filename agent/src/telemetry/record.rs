@@ -10,12 +10,12 @@ use outrider_policy::{Effect, Protocol, ServiceName};
 use outrider_proto::v1::{DecisionRecord, HeaderValue, Protocol as WireProtocol, Side as WireSide};
 use tokio::time::Instant;
 
-use super::{AccessLog, Metrics, ReportQueue, json::Object};
+use super::{AccessLog, Metrics, ReportQueue, Weight, json::Object};
 use crate::{
     http::RequestHead,
     identity::{Peer, Svids},
     policy::Verdict,
-    refusal::{Reason, Refusal},
+    refusal::{Blame, Reason, Refusal},
 };
 
 /// Which agent of a call speaks.
@@ -154,6 +154,27 @@ impl Record {
         }
     }
 
+    /// What was decided. A call that a policy allowed and that failed afterwards was allowed.
+    fn effect(&self) -> Effect {
+        let verdict = self.verdict.as_ref().map(Verdict::effect);
+        refused(self.side, self.refusal.as_ref().map(Refusal::blame), verdict)
+    }
+
+    /// The rule that decided so: an allow rule does not explain why its permit was taken back.
+    fn rule(&self) -> &str {
+        let decided = self.verdict.as_ref().filter(|verdict| verdict.effect() == self.effect());
+        decided.map(Verdict::rule).unwrap_or_default()
+    }
+
+    fn weight(&self) -> Weight {
+        let stranger = self.side == Side::Inbound && self.peer.is_none();
+        match (self.effect(), &self.refusal, &self.broke) {
+            (Effect::Deny, ..) if !stranger => Weight::Denial,
+            (Effect::Allow, None, None) => Weight::Served,
+            _ => Weight::Failure,
+        }
+    }
+
     fn detail(&self) -> &str {
         self.refusal.as_ref().map(Refusal::detail).or(self.broke.as_deref()).unwrap_or_default()
     }
@@ -227,8 +248,8 @@ impl Record {
             method: head.map(|head| cap(head.method.as_str())).unwrap_or_default(),
             host: head.map(|head| cap(&head.host)).unwrap_or_default(),
             path: head.map(|head| cap(head.path())).unwrap_or_default(),
-            effect: if self.refusal.is_some() { "deny".to_owned() } else { "allow".to_owned() },
-            rule: self.verdict.as_ref().map(|verdict| verdict.rule().to_owned()).unwrap_or_default(),
+            effect: effect(self.effect()).to_owned(),
+            rule: self.rule().to_owned(),
             revision: self.verdict.as_ref().map_or(0, Verdict::revision),
             status: u32::from(self.status),
             reason: self.refusal.as_ref().map(|refusal| refusal.reason().as_str().to_owned()).unwrap_or_default(),
@@ -248,7 +269,19 @@ impl Drop for Record {
         let reason = self.refusal.as_ref().map(Refusal::reason).or(self.broke.as_ref().map(|_| Reason::UpstreamFailed));
         self.observer.metrics.request(self.side, self.status, reason, elapsed.as_secs_f64());
         self.observer.log.line(|out| self.write(out, micros));
-        self.observer.reports.offer(self.refusal.is_some(), || self.report(micros));
+        self.observer.reports.offer(self.weight(), || self.report(micros));
+    }
+}
+
+/// The effect of a call that ended with a refusal of this blame, after this verdict.
+fn refused(side: Side, blame: Option<Blame>, verdict: Option<Effect>) -> Effect {
+    match (blame, verdict) {
+        (None, None | Some(Effect::Allow)) => Effect::Allow,
+        (Some(Blame::Policy), _) | (_, Some(Effect::Deny)) => Effect::Deny,
+        (Some(_), Some(Effect::Allow)) => Effect::Allow,
+        // Nothing was decided: the callee's agent let nobody in, the caller's agent sends what it can.
+        (Some(Blame::Upstream | Blame::Mesh), None) if side == Side::Outbound => Effect::Allow,
+        (Some(_), None) => Effect::Deny,
     }
 }
 
@@ -266,5 +299,29 @@ pub fn wire_protocol(protocol: Protocol) -> WireProtocol {
         Protocol::Http => WireProtocol::Http,
         Protocol::Http2 => WireProtocol::Http2,
         Protocol::Grpc => WireProtocol::Grpc,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_policy_or_nobody_allowed_is_called_denied() {
+        for (side, blame, verdict, effect) in [
+            (Side::Inbound, None, Some(Effect::Allow), Effect::Allow),
+            (Side::Inbound, Some(Blame::Upstream), Some(Effect::Allow), Effect::Allow),
+            (Side::Inbound, Some(Blame::Mesh), Some(Effect::Allow), Effect::Allow),
+            (Side::Inbound, Some(Blame::Policy), Some(Effect::Deny), Effect::Deny),
+            (Side::Inbound, Some(Blame::Policy), Some(Effect::Allow), Effect::Deny),
+            (Side::Inbound, Some(Blame::Upstream), None, Effect::Deny),
+            (Side::Inbound, Some(Blame::Caller), None, Effect::Deny),
+            (Side::Outbound, None, None, Effect::Allow),
+            (Side::Outbound, Some(Blame::Upstream), None, Effect::Allow),
+            (Side::Outbound, Some(Blame::Policy), None, Effect::Deny),
+            (Side::Outbound, Some(Blame::Caller), None, Effect::Deny),
+        ] {
+            assert_eq!(refused(side, blame, verdict), effect, "{side:?} {blame:?} {verdict:?}");
+        }
     }
 }

@@ -1,13 +1,11 @@
 //! Who asks? Evidence in, identity out.
 
 mod join_token;
-mod limit;
 mod token;
 
 use outrider_policy::identity::SpiffeId;
 
 pub(crate) use join_token::JoinTokens;
-pub(crate) use limit::Limit;
 pub(crate) use token::{Secret, TokenText};
 
 use crate::store::{Redeem, StoreError};

@@ -4,6 +4,8 @@ use super::{Store, StoreError};
 
 /// Most decisions kept.
 pub(crate) const DECISIONS_KEPT: i64 = 100_000;
+/// Most bytes that their records hold together.
+pub(crate) const DECISIONS_BYTES: i64 = 64 << 20;
 
 /// A decision as stored.
 #[derive(Clone, Debug)]
@@ -32,28 +34,32 @@ impl Store {
         Ok(change.commit().await?)
     }
 
-    /// Shortens the ring to `kept`: the oldest allows go first, then the oldest denials.
-    pub(crate) async fn prune_decisions(&self, kept: i64) -> Result<u64, StoreError> {
-        let mut change = self.begin().await?;
-        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM decisions").fetch_one(&mut *change).await?;
-        let mut left = count - kept;
+    /// Shortens the ring to `kept` records of `bytes` together: the oldest allows go first, then the oldest refusals of
+    /// callers that got no further than the handshake, then the oldest denials.
+    pub(crate) async fn prune_decisions(&self, kept: i64, bytes: i64) -> Result<u64, StoreError> {
+        let (mut count, mut size) = self.decisions_size().await?;
         let mut pruned = 0;
-        for denied in [false, true] {
-            if left > 0 {
-                let gone = sqlx::query(
-                    "DELETE FROM decisions WHERE seq IN (SELECT seq FROM decisions WHERE denied = ? ORDER BY seq LIMIT ?)",
-                )
-                .bind(denied)
-                .bind(left)
-                .execute(&mut *change)
-                .await?
-                .rows_affected();
-                pruned += gone;
-                left -= i64::try_from(gone).unwrap_or(left);
+        for class in ["denied = 0", "denied = 1 AND destination = ''", "denied = 1"] {
+            if count <= kept && size <= bytes {
+                break;
             }
+            // As many of the oldest as are too many, or hold as many bytes as are too many.
+            let sql = format!(
+                "DELETE FROM decisions WHERE seq IN (SELECT seq FROM
+                 (SELECT seq, row_number() OVER (ORDER BY seq) AS place,
+                  sum(length(record)) OVER (ORDER BY seq) - length(record) AS older FROM decisions WHERE {class}) AS class
+                 WHERE place <= ? OR older < ?)"
+            );
+            let gone = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(count - kept).bind(size - bytes).execute(&self.writer).await?;
+            pruned += gone.rows_affected();
+            (count, size) = self.decisions_size().await?;
         }
-        change.commit().await?;
         Ok(pruned)
+    }
+
+    async fn decisions_size(&self) -> Result<(i64, i64), StoreError> {
+        let size = sqlx::query_as("SELECT count(*), coalesce(sum(length(record)), 0) FROM decisions");
+        Ok(size.fetch_one(self.readers()).await?)
     }
 
     /// The newest decisions, newest first: encoded `DecisionRecord`s.

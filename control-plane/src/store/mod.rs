@@ -13,7 +13,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 
 pub(crate) use agents::{AgentRow, Backing};
 pub(crate) use certificates::{CertificateRow, Redeem};
-pub(crate) use decisions::{DECISIONS_KEPT, DecisionRow};
+pub(crate) use decisions::{DECISIONS_BYTES, DECISIONS_KEPT, DecisionRow};
 pub(crate) use dir::Claim;
 pub use dir::DirError;
 pub use keys::KeyError;

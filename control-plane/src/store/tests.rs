@@ -21,13 +21,39 @@ async fn the_ring_of_decisions_drops_old_allows_first_and_denials_last() {
     let (store, _claim) = store(&dir).await;
     let batch: Vec<DecisionRow> = (0..100).map(|request| decision(request, request % 4 == 0)).collect();
     store.put_decisions(&batch).await.unwrap();
-    assert_eq!(store.prune_decisions(50).await.unwrap(), 50);
+    assert_eq!(store.prune_decisions(50, i64::MAX).await.unwrap(), 50);
     let denials = store.decisions(1000, true, "").await.unwrap().len();
     assert_eq!((denials, store.decisions(1000, false, "").await.unwrap().len()), (25, 50));
     assert!(store.decisions_of("r1").await.unwrap().is_empty(), "the oldest allow is gone");
-    store.prune_decisions(10).await.unwrap();
+    store.prune_decisions(10, i64::MAX).await.unwrap();
     assert_eq!(store.decisions(1000, true, "").await.unwrap().len(), 10);
     assert_eq!(store.decisions_of("r96").await.unwrap().len(), 1, "the newest denial stays");
+}
+
+#[tokio::test]
+async fn the_ring_is_bounded_in_bytes_too_and_strangers_do_not_push_denials_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _claim) = store(&dir).await;
+    let sized = |request, denied, stranger: bool| DecisionRow {
+        destination: if stranger { String::new() } else { "shop/orders".to_owned() },
+        record: vec![0; 1000],
+        ..decision(request, denied)
+    };
+    let rows =
+        [sized(0, true, false), sized(1, false, false), sized(2, true, true), sized(3, false, false), sized(4, true, true)];
+    store.put_decisions(&rows).await.unwrap();
+    let left = async || {
+        let rows: Vec<(String,)> =
+            sqlx::query_as("SELECT request_id FROM decisions ORDER BY seq").fetch_all(store.readers()).await.unwrap();
+        rows.into_iter().map(|(id,)| id).collect::<Vec<_>>()
+    };
+    assert_eq!(store.prune_decisions(100, 4500).await.unwrap(), 1);
+    assert_eq!(left().await, ["r0", "r2", "r3", "r4"]);
+    assert_eq!(store.prune_decisions(100, 2000).await.unwrap(), 2);
+    assert_eq!(left().await, ["r0", "r4"], "the last allow, then the older stranger");
+    store.prune_decisions(1, i64::MAX).await.unwrap();
+    assert_eq!(left().await, ["r0"], "the denial of a known caller stays longest");
+    assert_eq!(store.prune_decisions(1, 1000).await.unwrap(), 0);
 }
 
 #[tokio::test]
