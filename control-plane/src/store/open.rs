@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use outrider_policy::identity::TrustDomain;
 use sqlx::{
-    SqlitePool,
+    Connection as _, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -98,7 +98,13 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let writer = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        // A commit that fails, on a full disk, leaves a connection that believes to be within a transaction for ever: no later
+        // one would begin on it.
+        let writer =
+            SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None).before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(std::future::ready(Ok(usable)))
+            });
         let readers = SqlitePoolOptions::new().max_connections(READERS).idle_timeout(None).max_lifetime(None);
         let writer = writer.connect_with(options.clone()).await?;
         Ok(Self { writer, readers: readers.connect_lazy_with(options) })

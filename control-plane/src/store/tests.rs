@@ -1,3 +1,5 @@
+use std::process::Command;
+
 use outrider_policy::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 
@@ -105,4 +107,51 @@ async fn a_store_of_a_newer_version_is_refused() {
     let key = KeySource::File(dir.path().join("key"));
     let error = Store::open(&claim, &TrustDomain::new("mesh.internal").unwrap(), &key).await.unwrap_err().to_string();
     assert!(error.contains("schema 99"), "{error}");
+}
+
+/// A file system of one megabyte; `None` where this user may not mount one.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"]).arg(dir.path()).output();
+        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a store that still has a file open there lets go of it later.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_writes_that_it_fails_and_no_later_one() {
+    let Some(disk) = SmallDisk::mount() else {
+        #[expect(clippy::print_stderr, reason = "a test that did not happen must be seen")]
+        {
+            eprintln!("SKIPPED: a full disk cannot be had, this user may not mount one");
+        }
+        return;
+    };
+    let (store, _claim) = store(&disk.0).await;
+    let put = |bytes: usize| Written {
+        puts: vec![("shop".to_owned(), "a".to_owned(), format!("{{\"x\":\"{}\"}}", "x".repeat(bytes)))],
+        deletes: Vec::new(),
+    };
+    store.write_policies(&put(10), "Apply", 0, 1).await.unwrap();
+    let filler = disk.0.path().join("filler");
+    let _ = std::fs::write(&filler, vec![0; 2 << 20]);
+    let mut failed = 0;
+    for bytes in [10, 100_000, 10, 2000, 50_000, 10] {
+        failed += usize::from(store.write_policies(&put(bytes), "Apply", 0, 1).await.is_err());
+    }
+    assert!(failed > 0, "the disk was not full");
+    std::fs::remove_file(&filler).unwrap();
+    let before = store.revision().await.unwrap();
+    assert_eq!(store.write_policies(&put(1000), "Apply", 0, 1).await.unwrap(), before + 1);
+    assert_eq!(store.write_policies(&put(10), "Apply", 0, 1).await.unwrap(), before + 2);
+    store.close().await.unwrap();
 }
