@@ -1,8 +1,8 @@
 //! `Admin`: what operators do. Looks things up and asks for changes; the work is done elsewhere.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use outrider_policy::{ServiceName, TrustDomain};
+use outrider_policy::{ServiceName, Target, TrustDomain};
 use outrider_proto::v1::{self, admin_server::Admin};
 use outrider_runtime::{Drain, Tasks};
 use prost::Message as _;
@@ -17,7 +17,7 @@ use crate::{
     clock,
     compile::{ExplainError, describe, explain, identity},
     publish::Mesh,
-    registry::{Applied, ChangeError, Command, Request as Change, Session, nearest},
+    registry::{Applied, ChangeError, Command, Concerned, Request as Change, Session, World, nearest},
     store::Store,
 };
 
@@ -125,9 +125,10 @@ impl Admin for Operators {
         if revision > newest {
             return Err(Status::invalid_argument(format!("revision {revision} does not exist yet, the newest is {newest}")));
         }
-        let sessions = self.mesh.sessions.clone();
+        let mesh = self.mesh.clone();
         Ok(self.follow(move || {
-            let status = words::rollout(revision, &sessions.concerned(revision));
+            let world = Arc::clone(&mesh.world.borrow());
+            let status = words::rollout(revision, &concerned(&mesh, &world, revision), |id| world.is_present(id));
             let done = status.done;
             (status, done)
         }))
@@ -278,11 +279,12 @@ impl Operators {
         look: impl Fn() -> (T, bool) + Send + 'static,
     ) -> Response<Progress<T>> {
         let (send, progress) = mpsc::channel(4);
-        let (mut changes, drain) = (self.mesh.sessions.changes(), self.drain.clone());
+        let (mut changes, mut world, drain) = (self.mesh.sessions.changes(), self.mesh.world.clone(), self.drain.clone());
         self.tasks.spawn_scoped(async move {
             let mut told = None;
             loop {
                 changes.mark_unchanged();
+                world.mark_unchanged();
                 let (status, done) = look();
                 if told.as_ref() != Some(&status) {
                     told = Some(status.clone());
@@ -295,6 +297,7 @@ impl Operators {
                 }
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return },
+                    Ok(()) = world.changed() => {}
                     () = send.closed() => return,
                     () = drain.stopping() => {
                         // Nobody listens any more, or it hears why the progress ends.
@@ -307,6 +310,25 @@ impl Operators {
         });
         Response::new(ReceiverStream::new(progress))
     }
+}
+
+/// Whom a revision concerns. When that is not remembered, those that the policies of the revision apply to; when there is
+/// none of it any more, everybody.
+fn concerned(mesh: &Mesh, world: &World, revision: u64) -> Vec<Concerned> {
+    if let Some(remembered) = mesh.sessions.concerned(revision) {
+        return remembered;
+    }
+    let policies: Vec<_> = world.policies.values().filter(|policy| policy.stored.revision == revision).collect();
+    let applies = |targets: &[Target]| policies.is_empty() || policies.iter().any(|policy| policy.applies_to_any(targets));
+    let sessions = mesh.sessions.list().into_iter().filter(|session| applies(&session.targets));
+    let mut all: BTreeMap<String, Concerned> = sessions
+        .map(|session| (session.agent_id.clone(), (session.identity.clone(), session)))
+        .map(|(id, (identity, session))| (id.clone(), Concerned { agent_id: id, identity, session: Some(session) }))
+        .collect();
+    for (id, identity) in world.reach(applies) {
+        all.entry(id.clone()).or_insert(Concerned { agent_id: id, identity, session: None });
+    }
+    all.into_values().collect()
 }
 
 /// The user id of the caller, for the audit trail.

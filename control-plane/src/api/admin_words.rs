@@ -6,12 +6,14 @@ use outrider_proto::v1;
 use crate::{
     ca::{CaInfo, hex, renew_at},
     compile::Explained,
-    registry::{Change, Policy, Session},
+    registry::{Change, Concerned, Policy, Session},
     store::{AgentRow, CertificateRow},
 };
 
 /// The one kind of resource.
 pub(super) const KIND: &str = "ServicePolicy";
+/// Why an agent lags that has no stream.
+const AWAY: &str = "not connected";
 /// Days before a root's end from which operators are warned.
 const ROOT_NOTICE: i64 = 180 * 86_400;
 
@@ -48,10 +50,14 @@ pub(super) fn changes(changes: Vec<(String, Change)>) -> Vec<v1::ResourceChange>
     changes.into_iter().map(change).collect()
 }
 
-/// A session that has not this revision in force, with its refusal if it refused it or something newer.
-fn laggard(session: &Session, revision: u64) -> v1::Laggard {
-    let reason = session.refused.as_ref().filter(|(refused, _)| *refused >= revision).map(|(_, reason)| reason.clone());
-    v1::Laggard { agent_id: session.agent_id.clone(), identity: session.identity.clone(), reason: reason.unwrap_or_default() }
+fn laggard(session: &Session, reason: &str) -> v1::Laggard {
+    v1::Laggard { agent_id: session.agent_id.clone(), identity: session.identity.clone(), reason: reason.to_owned() }
+}
+
+/// What a session refused that has not this revision in force. It may have been an older revision: as long as it stands,
+/// nothing newer that holds the same is even sent.
+fn refused(session: &Session) -> &str {
+    session.refused.as_ref().map(|(_, reason)| reason.as_str()).unwrap_or_default()
 }
 
 pub(super) fn policy(name: &str, policy: &Policy, targets: &[Target], sessions: &[Session]) -> v1::PolicyStatus {
@@ -65,7 +71,7 @@ pub(super) fn policy(name: &str, policy: &Policy, targets: &[Target], sessions: 
     let concerned: Vec<&Session> = sessions.iter().filter(|session| policy.applies_to_any(&session.targets)).collect();
     let lag = concerned.iter().filter(|session| session.in_force < revision);
     let laggards: Vec<v1::Laggard> =
-        lag.map(|session| laggard(session, revision)).filter(|laggard| !laggard.reason.is_empty()).collect();
+        lag.map(|session| laggard(session, refused(session))).filter(|laggard| !laggard.reason.is_empty()).collect();
     v1::PolicyStatus {
         name: name.to_owned(),
         revision,
@@ -93,15 +99,31 @@ pub(super) fn agent(agent: &AgentRow, session: Option<&Session>) -> v1::AgentSta
     }
 }
 
-pub(super) fn rollout(revision: u64, concerned: &[Session]) -> v1::RolloutStatus {
-    let lagging: Vec<v1::Laggard> =
-        concerned.iter().filter(|session| session.in_force < revision).map(|session| laggard(session, revision)).collect();
+/// An agent that has not this revision in force, and whether that is its last word; `None` when it has.
+fn lagging(agent: &Concerned, revision: u64, present: impl Fn(&str) -> bool) -> Option<(v1::Laggard, bool)> {
+    let Some(session) = &agent.session else {
+        let away = v1::Laggard { agent_id: agent.agent_id.clone(), identity: agent.identity.clone(), reason: AWAY.to_owned() };
+        // Until its grace ends it is part of the mesh, and may come back.
+        return Some((away, !present(&agent.agent_id)));
+    };
+    if session.in_force >= revision {
+        return None;
+    }
+    // A refusal of something older is no answer to what is on the way or has not been looked at.
+    let answered = session.considered >= revision && !session.answering;
+    let reason = if answered { refused(session) } else { "" };
+    Some((laggard(session, reason), !reason.is_empty()))
+}
+
+/// `present` says whether the endpoints of an agent are part of the mesh.
+pub(super) fn rollout(revision: u64, concerned: &[Concerned], present: impl Fn(&str) -> bool) -> v1::RolloutStatus {
+    let lag: Vec<(v1::Laggard, bool)> = concerned.iter().filter_map(|agent| lagging(agent, revision, &present)).collect();
     v1::RolloutStatus {
         revision,
         agents: count(concerned.len()),
-        in_force: count(concerned.len() - lagging.len()),
-        done: lagging.iter().all(|laggard| !laggard.reason.is_empty()),
-        laggards: lagging,
+        in_force: count(concerned.len() - lag.len()),
+        done: lag.iter().all(|(_, is_final)| *is_final),
+        laggards: lag.into_iter().map(|(laggard, _)| laggard).collect(),
     }
 }
 
@@ -109,8 +131,8 @@ pub(super) fn rollout(revision: u64, concerned: &[Session]) -> v1::RolloutStatus
 pub(super) fn rotation(asked: &[Session], now: impl Fn(&str) -> Option<Session>) -> v1::RotationStatus {
     let lag = asked.iter().filter_map(|before| match now(&before.agent_id) {
         Some(session) if session.serial != before.serial => None,
-        Some(session) => Some(laggard(&session, u64::MAX)),
-        None => Some(v1::Laggard { reason: "not connected".to_owned(), ..laggard(before, u64::MAX) }),
+        Some(session) => Some(laggard(&session, "")),
+        None => Some(laggard(before, AWAY)),
     });
     let laggards: Vec<v1::Laggard> = lag.collect();
     v1::RotationStatus {

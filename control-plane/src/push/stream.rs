@@ -84,6 +84,8 @@ impl Stream {
             targets: Arc::clone(&targets),
             in_force: 0,
             refused: None,
+            considered: 0,
+            answering: false,
             serial: hello.serial,
             certificate_end: hello.certificate_end,
             last_seen: clock::now(),
@@ -153,7 +155,10 @@ impl Stream {
     /// Sends what the agent lacks, or notes that it lacks nothing.
     fn push(&mut self, world: &crate::registry::World) -> Option<StreamEnd> {
         match self.ledger.step(&view(world, &self.scope), world.revision) {
-            Step::Wait => None,
+            Step::Wait => {
+                self.note(|session| session.considered = world.revision);
+                None
+            }
             Step::InForce(revision) => {
                 self.in_force(revision);
                 None
@@ -161,6 +166,7 @@ impl Stream {
             Step::Send(update) => {
                 self.publication.metrics.pushes.inc();
                 self.sent_at = Instant::now();
+                self.note(|session| (session.considered, session.answering) = (world.revision, true));
                 self.send(subscribe_response::Message::Update(update))
             }
         }
@@ -183,6 +189,7 @@ impl Stream {
             Message::Ack(ack) => match self.ledger.ack(ack.nonce) {
                 Ok(whole) => {
                     self.publication.metrics.acks.inc();
+                    self.note(|session| session.answering = false);
                     self.publication.metrics.in_force.observe(self.sent_at.elapsed().as_secs_f64());
                     if let Some(revision) = whole {
                         self.in_force(revision);
@@ -196,7 +203,7 @@ impl Stream {
                     let reason: String = nack.reason.chars().take(MAX_REASON).collect();
                     tracing::warn!(agent = self.agent_id, identity = self.identity, revision, reason, "agent refused an update");
                     self.publication.metrics.nacks.inc();
-                    self.note(|session| session.refused = Some((revision, reason)));
+                    self.note(|session| (session.refused, session.answering) = (Some((revision, reason)), false));
                     None
                 }
                 Err(stray) => Some(invalid(stray)),
@@ -263,7 +270,7 @@ fn stopping() -> StreamEnd {
 fn refuse(error: &ChangeError) -> Status {
     match error {
         ChangeError::AgentTaken(_) => Status::permission_denied(error.to_string()),
-        ChangeError::TooManyAgents(_) => Status::resource_exhausted(error.to_string()),
+        ChangeError::TooManyAgents(_) | ChangeError::TooManyOfIdentity(..) => Status::resource_exhausted(error.to_string()),
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
         ChangeError::Store(_) | ChangeError::Stopping => Status::unavailable("the control plane cannot answer now"),
     }

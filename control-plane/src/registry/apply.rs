@@ -11,8 +11,8 @@ use crate::{
     store::{StoreError, Written},
 };
 
-/// What happens to each resource, and the policies to store.
-type Compared = (Vec<(String, Change)>, Vec<Policy>);
+/// What happens to each resource, the policies to store, and those that are as they should be.
+type Compared = (Vec<(String, Change)>, Vec<Policy>, Vec<Policy>);
 
 impl Publisher {
     /// Applies documents. With an error among the diagnostics nothing is stored.
@@ -25,10 +25,14 @@ impl Publisher {
         let (manifests, mut diagnostics) = read(documents);
         diagnostics.extend(self.analyse(&manifests));
         let broken = diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
-        let (changes, puts) = if broken { (Vec::new(), Vec::new()) } else { self.compare(&manifests)? };
+        let (changes, puts, unchanged) = if broken { Compared::default() } else { self.compare(&manifests)? };
         let mut applied = Applied { diagnostics, changes, revision: self.world.revision };
         if !puts.is_empty() && !dry_run {
-            applied.revision = self.put_policies(puts, uid).await?;
+            applied.revision = self.put_policies(puts, unchanged, uid).await?;
+        } else if let (true, Some(newest)) = (puts.is_empty(), unchanged.iter().map(|policy| policy.stored.revision).max()) {
+            // What has not changed is in force where its own revision is, whatever else happened since.
+            applied.revision = newest;
+            self.remember(newest, &unchanged);
         }
         Ok(applied)
     }
@@ -42,7 +46,7 @@ impl Publisher {
     /// Tells what would change, and keeps what must be written.
     fn compare(&self, manifests: &[Manifest]) -> Result<Compared, StoreError> {
         let mut changes = Vec::new();
-        let mut puts = Vec::new();
+        let (mut puts, mut unchanged) = (Vec::new(), Vec::new());
         for manifest in manifests {
             let name = manifest.policy.full_name();
             let json = manifest
@@ -50,7 +54,10 @@ impl Publisher {
                 .to_json()
                 .map_err(|error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") })?;
             let change = match self.world.policies.get(&name) {
-                Some(old) if old.json == json => Change::Unchanged,
+                Some(old) if old.json == json => {
+                    unchanged.push(Policy::clone(old));
+                    Change::Unchanged
+                }
                 Some(_) => Change::Updated,
                 None => Change::Created,
             };
@@ -59,10 +66,10 @@ impl Publisher {
             }
             changes.push((name, change));
         }
-        Ok((changes, puts))
+        Ok((changes, puts, unchanged))
     }
 
-    async fn put_policies(&mut self, puts: Vec<Policy>, uid: u32) -> Result<u64, StoreError> {
+    async fn put_policies(&mut self, puts: Vec<Policy>, unchanged: Vec<Policy>, uid: u32) -> Result<u64, StoreError> {
         let row = |policy: &Policy| {
             let metadata = &policy.stored.policy.metadata;
             (metadata.namespace.to_string(), metadata.name.to_string(), policy.json.clone())
@@ -74,6 +81,7 @@ impl Publisher {
             .iter()
             .flat_map(|put| [Some(put.clone()), self.world.policies.get(&put.resource.name).map(|old| Policy::clone(old))])
             .flatten()
+            .chain(unchanged)
             .collect();
         self.world.change_policies(puts, &[], revision);
         self.publish(revision, &touched);
@@ -114,8 +122,14 @@ impl Publisher {
 
     /// Shows the new snapshot, and remembers whom the change concerns before anybody can ask.
     fn publish(&self, revision: u64, touched: &[Policy]) {
-        self.sessions.remember(revision, |targets: &[Target]| touched.iter().any(|policy| policy.applies_to_any(targets)));
+        self.remember(revision, touched);
         self.show();
+    }
+
+    /// Remembers whom these policies concern: who is connected, and who is part of the mesh and away for a moment.
+    fn remember(&self, revision: u64, touched: &[Policy]) {
+        let concerned = |targets: &[Target]| touched.iter().any(|policy| policy.applies_to_any(targets));
+        self.sessions.remember(revision, self.world.reach(concerned), concerned);
     }
 }
 

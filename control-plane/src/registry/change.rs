@@ -1,6 +1,6 @@
 //! What can change the mesh. Everything goes through one queue, so that revisions and snapshots have one order.
 
-use outrider_policy::Diagnostic;
+use outrider_policy::{Diagnostic, SpiffeId};
 use tokio::sync::oneshot;
 
 use crate::store::{AgentRow, StoreError};
@@ -36,6 +36,9 @@ pub(crate) enum ChangeError {
     /// More agents than this control plane holds.
     #[error("this control plane holds at most {0} agents")]
     TooManyAgents(usize),
+    /// More agents than one identity may have.
+    #[error("`{0}` has {1} agents, which is as many as one identity may have")]
+    TooManyOfIdentity(SpiffeId, usize),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -9,5 +9,5 @@ mod world;
 
 pub(crate) use change::{Applied, Change, ChangeError, Request};
 pub(crate) use nearest::nearest;
-pub(crate) use sessions::{Command, Session, Sessions};
+pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};
 pub(crate) use world::{Encoded, Policy, World, from_wire, targets_of};

@@ -33,6 +33,10 @@ pub(crate) struct Session {
     pub(crate) in_force: u64,
     /// Revision and reason of its last refusal, until it acknowledges something newer.
     pub(crate) refused: Option<(u64, String)>,
+    /// Newest store revision that it was sent, or had nothing to be sent of.
+    pub(crate) considered: u64,
+    /// An update is on the way to it.
+    pub(crate) answering: bool,
     /// Lower-case hex; empty until it said.
     pub(crate) serial: String,
     /// Unix seconds.
@@ -40,6 +44,18 @@ pub(crate) struct Session {
     /// Unix seconds.
     pub(crate) last_seen: i64,
     pub(crate) commands: mpsc::Sender<Command>,
+}
+
+/// Identities by agent id.
+pub(crate) type Reach = BTreeMap<String, String>;
+
+/// An agent that a change concerns.
+#[derive(Clone, Debug)]
+pub(crate) struct Concerned {
+    pub(crate) agent_id: String,
+    pub(crate) identity: String,
+    /// `None` while it is not connected.
+    pub(crate) session: Option<Session>,
 }
 
 /// All connected agents. Clones share them.
@@ -53,8 +69,8 @@ pub(crate) struct Sessions {
 struct State {
     open: BTreeMap<String, Session>,
     epoch: u64,
-    /// Which agents a change reached, newest last.
-    reach: VecDeque<(u64, Vec<String>)>,
+    /// Which agents a change concerns, newest last.
+    reach: VecDeque<(u64, Reach)>,
 }
 
 impl Sessions {
@@ -130,23 +146,38 @@ impl Sessions {
         self.changed.subscribe()
     }
 
-    /// Remembers which connected agents a change concerns: those for which `concerned` holds.
-    pub(crate) fn remember(&self, revision: u64, concerned: impl Fn(&[Target]) -> bool) {
+    /// Remembers which agents a change concerns: these, which may be away, and those connected for which `concerned` holds.
+    pub(crate) fn remember(&self, revision: u64, present: Reach, concerned: impl Fn(&[Target]) -> bool) {
         let mut state = self.state();
-        let ids =
-            state.open.values().filter(|session| concerned(&session.targets)).map(|session| session.agent_id.clone()).collect();
-        state.reach.push_back((revision, ids));
+        let open = state.open.values().filter(|session| concerned(&session.targets));
+        let mut reach: Reach = open.map(|session| (session.agent_id.clone(), session.identity.clone())).collect();
+        reach.extend(present);
+        match state.reach.iter_mut().find(|(known, _)| *known == revision) {
+            Some((_, before)) => before.extend(reach),
+            None => state.reach.push_back((revision, reach)),
+        }
         if state.reach.len() > REMEMBERED {
             state.reach.pop_front();
         }
     }
 
-    /// The connected agents that a change concerns: all of them when it is not remembered.
-    pub(crate) fn concerned(&self, revision: u64) -> Vec<Session> {
-        let state = self.state();
-        match state.reach.iter().find(|(known, _)| *known == revision) {
-            Some((_, ids)) => ids.iter().filter_map(|id| state.open.get(id).cloned()).collect(),
-            None => state.open.values().cloned().collect(),
+    /// An agent has left in good order: nothing concerns it any more.
+    pub(crate) fn left(&self, agent_id: &str) {
+        for (_, reach) in &mut self.state().reach {
+            reach.remove(agent_id);
         }
+        self.tick();
+    }
+
+    /// The agents that a change concerns, each with its session if it has one; `None` when that is not remembered.
+    pub(crate) fn concerned(&self, revision: u64) -> Option<Vec<Concerned>> {
+        let state = self.state();
+        let (_, reach) = state.reach.iter().find(|(known, _)| *known == revision)?;
+        let concerned = |(id, identity): (&String, &String)| Concerned {
+            agent_id: id.clone(),
+            identity: identity.clone(),
+            session: state.open.get(id).cloned(),
+        };
+        Some(reach.iter().map(concerned).collect())
     }
 }

@@ -10,6 +10,7 @@ use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, Target
 use outrider_proto::v1;
 use prost::Message;
 
+use super::Reach;
 use crate::store::{AgentRow, PolicyRow, StoreError};
 
 /// A resource as agents get it, encoded once for all of them.
@@ -150,14 +151,19 @@ impl World {
 
     /// Forgets agents that are not present.
     pub(crate) fn forget_agents(&mut self, before: i64) {
-        let forgotten = |agent: &AgentRow| !agent.present && agent.last_seen < before;
-        let gone = self.agents.values().filter(|agent| forgotten(agent));
-        let touched: BTreeSet<ServiceName> =
-            gone.flat_map(|agent| agent.backings.iter().map(|backing| backing.service.clone())).collect();
-        if self.agents.values().any(|agent| forgotten(agent)) {
-            Arc::make_mut(&mut self.agents).retain(|_, agent| !forgotten(agent));
-            self.describe_anew(touched, self.revision);
+        let old = self.agents.values().filter(|agent| !agent.present && agent.last_seen < before);
+        let old: BTreeSet<String> = old.map(|agent| agent.id.clone()).collect();
+        if !old.is_empty() {
+            self.drop_agents(&old);
         }
+    }
+
+    /// Forgets these agents, which are away.
+    pub(crate) fn drop_agents(&mut self, ids: &BTreeSet<String>) {
+        let agents = Arc::make_mut(&mut self.agents);
+        let gone: Vec<Arc<AgentRow>> = ids.iter().filter_map(|id| agents.remove(id)).collect();
+        let touched = gone.iter().flat_map(|agent| agent.backings.iter().map(|backing| backing.service.clone())).collect();
+        self.describe_anew(touched, self.revision);
     }
 
     fn describe_anew(&mut self, touched: BTreeSet<ServiceName>, revision: u64) {
@@ -191,6 +197,17 @@ impl World {
             let unknown = v1::Service { name: name.to_string(), ..v1::Service::default() };
             Arc::new(Encoded::new(v1::ResourceKind::Service, name.to_string(), 0, &unknown))
         })
+    }
+
+    /// The agents that are present and have a port for which `concerned` holds; they may be away for a moment.
+    pub(crate) fn reach(&self, concerned: impl Fn(&[Target]) -> bool) -> Reach {
+        let present = self.agents.values().filter(|agent| agent.present && concerned(&targets_of(agent)));
+        present.map(|agent| (agent.id.clone(), agent.identity.to_string())).collect()
+    }
+
+    /// Whether the endpoints of an agent are part of the mesh.
+    pub(crate) fn is_present(&self, agent_id: &str) -> bool {
+        self.agents.get(agent_id).is_some_and(|agent| agent.present)
     }
 
     /// Every port of every service, as policy sees them.

@@ -1,6 +1,6 @@
 //! Agents and the endpoints they stand for: kept, so that a restarted control plane does not push empty views.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_policy::{identity::SpiffeId, names::ServiceName, protocol::Protocol};
 
@@ -76,6 +76,15 @@ impl Store {
         }
         change.commit().await?;
         Ok(revision)
+    }
+
+    /// Forgets these agents.
+    pub(crate) async fn forget_agents(&self, ids: &BTreeSet<String>) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        for id in ids {
+            sqlx::query("DELETE FROM agents WHERE id = ?").bind(id).execute(&mut *change).await?;
+        }
+        Ok(change.commit().await?)
     }
 
     /// Forgets agents that left before `before`.

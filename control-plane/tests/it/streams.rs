@@ -152,6 +152,113 @@ async fn a_refused_update_is_recorded_with_its_reason_and_the_last_good_one_stay
     agent.ack(&update).await;
 }
 
+async fn rollout(plane: &Plane, revision: u64) -> tonic::Streaming<v1::RolloutStatus> {
+    plane.admin().await.watch_rollout(v1::WatchRolloutRequest { revision }).await.unwrap().into_inner()
+}
+
+async fn last(rollout: &mut tonic::Streaming<v1::RolloutStatus>) -> v1::RolloutStatus {
+    loop {
+        let status = rollout.message().await.unwrap().expect("a last message");
+        if status.done {
+            return status;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_waits_for_agents_that_have_not_come_back_after_a_restart() {
+    let plane = Plane::start().await;
+    let svid = plane.join("shop/orders", &[]).await;
+    let mut agent = plane.subscribe(&svid).await;
+    agent.say(hello(ORDERS, &["shop/orders"], &[])).await;
+    let first = agent.update().await;
+    agent.ack(&first).await;
+    let plane = plane.restart_with(|_| {}).await;
+    let applied = plane.apply(&policy("shop/orders", "orders")).await;
+    let mut rollout = rollout(&plane, applied.revision).await;
+    let status = rollout.message().await.unwrap().unwrap();
+    assert_eq!((status.agents, status.in_force, status.done), (1, 0, false));
+    assert_eq!((status.laggards[0].agent_id.as_str(), status.laggards[0].reason.as_str()), (ORDERS, "not connected"));
+    let mut agent = plane.subscribe(&svid).await;
+    agent.say(hello(ORDERS, &["shop/orders"], &[])).await;
+    let update = agent.update().await;
+    agent.ack(&update).await;
+    let status = last(&mut rollout).await;
+    assert_eq!((status.agents, status.in_force, status.laggards.len()), (1, 1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_lost_before_it_answered_is_named_when_its_grace_has_ended() {
+    let plane = Plane::start_with(|raw| raw.endpoint_grace = Some("700ms".into())).await;
+    let svid = plane.join("shop/orders", &[]).await;
+    for goodbye in [false, true] {
+        let mut agent = plane.subscribe(&svid).await;
+        agent.say(hello(ORDERS, &["shop/orders"], &[])).await;
+        let first = agent.update().await;
+        agent.ack(&first).await;
+        let applied = plane.apply(&policy(&format!("shop/orders-{goodbye}"), "orders")).await;
+        agent.update().await;
+        if goodbye {
+            agent.say(Message::Goodbye(v1::Goodbye {})).await;
+        } else {
+            drop(agent);
+        }
+        let status = last(&mut rollout(&plane, applied.revision).await).await;
+        let laggards: Vec<_> =
+            status.laggards.iter().map(|laggard| (laggard.agent_id.as_str(), laggard.reason.as_str())).collect();
+        let expected = if goodbye { vec![] } else { vec![(ORDERS, "not connected")] };
+        assert_eq!(laggards, expected, "one that says goodbye has left the mesh in good order");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_stands_whatever_else_the_agent_refused_since() {
+    let plane = Plane::start().await;
+    let (web, orders) = (plane.join("shop/web", &[]).await, plane.join("shop/orders", &[]).await);
+    let mut agent = plane.subscribe(&orders).await;
+    agent.say(hello(ORDERS, &["shop/orders"], &["shop/web"])).await;
+    let first = agent.update().await;
+    agent.ack(&first).await;
+    let applied = plane.apply(&policy("shop/orders", "orders")).await;
+    let update = agent.update().await;
+    agent.nack(&update, "not understood").await;
+    let mut caller = plane.subscribe(&web).await;
+    caller.say(hello(WEB, &["shop/web"], &[])).await;
+    let endpoints = agent.update().await;
+    assert!(endpoints.revision < applied.revision, "the refused policy is held back");
+    agent.nack(&endpoints, "nor this").await;
+    let status = last(&mut rollout(&plane, applied.revision).await).await;
+    assert_eq!((status.in_force, status.laggards[0].reason.as_str()), (0, "nor this"));
+    let fixed = plane.apply(&policy("shop/orders", "orders").replace("GET", "PUT")).await;
+    let mut rollout = rollout(&plane, fixed.revision).await;
+    let update = agent.update().await;
+    agent.ack(&update).await;
+    let status = last(&mut rollout).await;
+    assert_eq!((status.in_force, status.laggards.len()), (1, 0), "an old refusal is no answer to the mended policy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_applied_again_unchanged_is_followed_at_its_own_revision() {
+    let plane = Plane::start().await;
+    let (web, orders) = (plane.join("shop/web", &[]).await, plane.join("shop/orders", &[]).await);
+    let mut agent = plane.subscribe(&orders).await;
+    agent.say(hello(ORDERS, &["shop/orders"], &[])).await;
+    let first = agent.update().await;
+    agent.ack(&first).await;
+    let applied = plane.apply(&policy("shop/orders", "orders")).await;
+    let update = agent.update().await;
+    agent.ack(&update).await;
+    last(&mut rollout(&plane, applied.revision).await).await;
+    // Something else goes on, and one agent that the policy does not concern has not answered yet.
+    let mut other = plane.subscribe(&web).await;
+    other.say(hello(WEB, &["shop/web"], &[])).await;
+    other.update().await;
+    let again = plane.apply(&policy("shop/orders", "orders")).await;
+    assert_eq!((again.changes[0].change(), again.revision), (v1::resource_change::Change::Unchanged, applied.revision));
+    let status = last(&mut rollout(&plane, again.revision).await).await;
+    assert_eq!((status.agents, status.in_force), (1, 1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_while_an_agent_is_busy_reach_it_as_one_update() {
     let plane = Plane::start().await;
