@@ -39,7 +39,7 @@ pub(crate) struct Apply {
 /// Whether to wait, and how long.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Wait {
-    /// Return when every connected agent concerned has it in force; exit code 4 names those that lag
+    /// Return when every agent concerned has it in force; exit code 4 names those that lag
     #[arg(long)]
     wait: bool,
     /// How long to wait
@@ -101,7 +101,7 @@ impl Apply {
         }
         let refused = applied.diagnostics.iter().any(Finding::is_error);
         if self.wait.wait && !refused {
-            applied.rollout = Some(self.wait.rollout(&mut admin, applied.revision, console).await?);
+            applied.rollout = Some(self.wait.rollout(&mut admin, applied.revision, console).await);
         }
         if !console.is_for_people() {
             console.value(&applied)?;
@@ -134,10 +134,13 @@ impl Wait {
         self.wait
     }
 
-    /// Follows a revision until every agent concerned answered.
-    pub(crate) async fn rollout(&self, admin: &mut Admin, revision: u64, console: &Console) -> Result<Waited, Failure> {
-        let steps = admin.watch_rollout(WatchRolloutRequest { revision }).await?.into_inner();
-        Ok(progress::follow(steps, self.timeout, "pushing", console).await)
+    /// Follows a revision until every agent concerned answered. What was stored stays stored: that the control plane does not
+    /// tell how far it came is no reason to forget that.
+    pub(crate) async fn rollout(&self, admin: &mut Admin, revision: u64, console: &Console) -> Waited {
+        match admin.watch_rollout(WatchRolloutRequest { revision }).await {
+            Ok(steps) => progress::follow(steps.into_inner(), self.timeout, "pushing", console).await,
+            Err(_) => Waited::unknown(),
+        }
     }
 
     /// Says how the rollout ended, and fails unless it is in force everywhere.
@@ -145,7 +148,7 @@ impl Wait {
         rollout.conclude(&format!("revision {revision} is stored"), self.timeout, console)?;
         if console.is_for_people() {
             let agents = match rollout.agents {
-                0 => "no connected agent is concerned".to_owned(),
+                0 => "no agent is concerned".to_owned(),
                 1 => "in force at the one agent concerned".to_owned(),
                 several => format!("in force at all {several} agents concerned"),
             };

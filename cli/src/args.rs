@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; with --wait: in force at every connected agent concerned
+  0  done; with --wait: in force at every agent concerned
   1  refused, invalid, not found, or the control plane cannot be reached
   2  wrong usage
   4  done, but not (or not known to be) in force everywhere within the timeout; the agents that lag are named";

@@ -75,7 +75,7 @@ impl Delete {
         }
         let mut deleted = Deleted { revision: answer.revision, changes, rollout: None };
         if self.wait.is_wanted() {
-            deleted.rollout = Some(self.wait.rollout(&mut admin, deleted.revision, console).await?);
+            deleted.rollout = Some(self.wait.rollout(&mut admin, deleted.revision, console).await);
         }
         if !console.is_for_people() {
             console.value(&deleted)?;

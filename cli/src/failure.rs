@@ -77,7 +77,7 @@ pub(crate) enum Failure {
     /// Done, but not everywhere.
     #[error("{0}")]
     Lagging(String),
-    /// Standard output is gone or full.
+    /// Standard output is full.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     /// A value cannot be shown as JSON or YAML.
@@ -125,15 +125,8 @@ impl Failure {
         match self {
             Self::Usage(_) => Exit::Usage,
             Self::Lagging(_) => Exit::Lagging,
-            // Who reads our output has seen enough: `outrider get decisions | head`.
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             _ => Exit::Failed,
         }
-    }
-
-    /// Whether there is somebody to tell.
-    pub(crate) fn is_silent(&self) -> bool {
-        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 }
 
@@ -181,12 +174,6 @@ fn answer_help(code: Code) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_reader_that_has_seen_enough_is_no_failure() {
-        let failure = Failure::Output(io::ErrorKind::BrokenPipe.into());
-        assert_eq!((failure.exit(), failure.is_silent()), (Exit::Done, true));
-    }
 
     #[test]
     fn the_message_of_the_control_plane_is_shown_as_it_is() {

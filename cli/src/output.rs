@@ -75,11 +75,14 @@ impl Console {
         self.err
     }
 
-    /// Writes to standard output as it is.
+    /// Writes to standard output as it is. Who closed it has seen enough (`outrider get decisions | head`): what a verb does, and
+    /// how it ends, is the same as if it had been read.
     pub(crate) fn write(&self, text: &str) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        Ok(out.flush()?)
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Writes a line to standard output.
@@ -121,11 +124,9 @@ impl Console {
 
     /// Says why a verb failed, on standard error.
     pub(crate) fn failed(&self, failure: &Failure) -> Exit {
-        if !failure.is_silent() {
-            self.remark(&format!("{} {}", paint(self.err, Tone::Bad, "error:"), printable(&failure.to_string())));
-            if let Some(help) = failure.help() {
-                self.remark(&format!("{} {}", paint(self.err, Tone::Quiet, " help:"), printable(&help)));
-            }
+        self.remark(&format!("{} {}", paint(self.err, Tone::Bad, "error:"), printable(&failure.to_string())));
+        if let Some(help) = failure.help() {
+            self.remark(&format!("{} {}", paint(self.err, Tone::Quiet, " help:"), printable(&help)));
         }
         failure.exit()
     }

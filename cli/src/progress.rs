@@ -43,7 +43,7 @@ impl From<v1::RotationStatus> for Step {
 pub(crate) enum Ending {
     /// Every agent concerned is done.
     Complete,
-    /// Every agent answered, some with a refusal.
+    /// Every agent answered or is gone, and some do not have it.
     Refused,
     /// The timeout came first.
     TimedOut,
@@ -57,7 +57,7 @@ pub(crate) enum Ending {
 pub(crate) struct Waited {
     /// `complete`, `refused`, `timed-out` or `unknown`.
     pub(crate) ending: Ending,
-    /// Connected agents concerned.
+    /// Agents concerned.
     pub(crate) agents: u32,
     /// Of those, the ones that are done.
     pub(crate) done: u32,
@@ -65,6 +65,11 @@ pub(crate) struct Waited {
 }
 
 impl Waited {
+    /// The control plane told nothing at all.
+    pub(crate) fn unknown() -> Self {
+        Self { ending: Ending::Unknown, agents: 0, done: 0, laggards: Vec::new() }
+    }
+
     /// Tells the user, and fails unless it is complete. `done` is what complete agents did: `has it in force`.
     pub(crate) fn conclude(&self, what: &str, timeout: Duration, console: &Console) -> Result<(), Failure> {
         if self.ending == Ending::Complete {
@@ -76,6 +81,9 @@ impl Waited {
         let lagging = self.agents.saturating_sub(self.done);
         let agents = format!("{lagging} of {} agent{}", self.agents, if self.agents == 1 { "" } else { "s" });
         Err(Failure::Lagging(match self.ending {
+            Ending::Complete | Ending::Refused if self.laggards.iter().any(Laggard::is_away) => {
+                format!("{what}, but {agents} refused, or went away without an answer")
+            }
             Ending::Complete | Ending::Refused => format!("{what}, but {agents} refused"),
             Ending::TimedOut => format!("{what}, but {agents} did not follow within {}", when::exact(timeout)),
             Ending::Unknown => format!("{what}, but the control plane stopped telling how far the agents are"),

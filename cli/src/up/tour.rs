@@ -188,11 +188,11 @@ async fn apply(admin: &mut Admin, source: &str, yaml: &str) -> Result<u64, Failu
     let rollout = async {
         let mut progress = admin.watch_rollout(WatchRolloutRequest { revision: applied.revision }).await?.into_inner();
         while let Some(status) = progress.message().await? {
-            if let Some(laggard) = status.laggards.iter().find(|laggard| !laggard.reason.is_empty()) {
-                return Err(wrong(format!("{} refused the policy: {}", laggard.identity, laggard.reason)));
-            }
             if status.done {
-                return Ok(applied.revision);
+                return match status.laggards.first() {
+                    Some(laggard) => Err(wrong(format!("{} has not the policy: {}", laggard.identity, laggard.reason))),
+                    None => Ok(applied.revision),
+                };
             }
         }
         Err(wrong("the rollout was not followed to its end"))

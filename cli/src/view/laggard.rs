@@ -16,8 +16,15 @@ use crate::{
 pub(crate) struct Laggard {
     pub(crate) agent: String,
     pub(crate) identity: String,
-    /// Why it refused; empty when it has not answered.
+    /// Why it refused, or `not connected`; empty when it has not answered.
     pub(crate) reason: String,
+}
+
+impl Laggard {
+    /// It has no stream.
+    pub(crate) fn is_away(&self) -> bool {
+        self.reason == "not connected"
+    }
 }
 
 impl From<v1::Laggard> for Laggard {

@@ -38,14 +38,20 @@ pub(crate) struct Endpoint {
     pub(crate) agent: String,
     pub(crate) mesh_address: String,
     pub(crate) identity: String,
+    /// Ports of the service that it serves.
+    ports: Vec<u32>,
 }
 
 impl From<v1::ServiceStatus> for Service {
     fn from(wire: v1::ServiceStatus) -> Self {
         let service = wire.service.unwrap_or_default();
         let port = |port: v1::ServicePort| Port { port: port.port, protocol: protocol(port.protocol()) };
-        let endpoint =
-            |one: v1::Endpoint| Endpoint { agent: one.agent_id, mesh_address: one.mesh_address, identity: one.identity };
+        let endpoint = |one: v1::Endpoint| Endpoint {
+            agent: one.agent_id,
+            mesh_address: one.mesh_address,
+            identity: one.identity,
+            ports: one.ports,
+        };
         Self {
             name: service.name,
             ports: service.ports.into_iter().map(port).collect(),

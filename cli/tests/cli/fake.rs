@@ -33,6 +33,8 @@ pub(crate) struct Answers {
     pub(crate) rotation: Vec<RotationStatus>,
     /// Streams stay open after their last message.
     pub(crate) stays_open: bool,
+    /// Nobody can be followed.
+    pub(crate) watch_fails: bool,
 }
 
 /// The fake's side of the wire.
@@ -86,6 +88,17 @@ impl Plane {
         outrider(self.directory.path().join("admin.sock"), words, input).await
     }
 
+    /// Runs `outrider` with a standard output that nobody reads any more.
+    pub(crate) async fn outrider_unread(&self, words: &[&str]) -> Ran {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrider"));
+        command.args(words).env("OUTRIDER_ADMIN_SOCKET", self.directory.path().join("admin.sock"));
+        let output = command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).output().await.unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        Ran { code: output.status.code().unwrap(), out: String::new(), err }
+    }
+
     /// The requests so far, in Rust's debug form.
     pub(crate) fn asked(&self) -> Vec<String> {
         self.fake.asked.lock().unwrap().clone()
@@ -132,6 +145,9 @@ impl Fake {
         steps: &[A],
     ) -> Result<Response<Steps<A>>, Status> {
         self.asked.lock().unwrap().push(format!("{:?}", request.into_inner()));
+        if self.answers.watch_fails {
+            return Err(Status::unavailable("the control plane is stopping"));
+        }
         let told = tokio_stream::iter(steps.to_vec()).map(Ok);
         let stream: Steps<A> =
             if self.answers.stays_open { Box::pin(told.chain(tokio_stream::pending())) } else { Box::pin(told) };

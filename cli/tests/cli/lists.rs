@@ -26,7 +26,8 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
         laggards: vec![laggard("unknown field `limits`")],
     };
     let unused = PolicyStatus { name: "bank/ledger".into(), revision: 3, json: "{}".into(), ..PolicyStatus::default() };
-    let endpoint = Endpoint { agent_id: "agent-2".into(), mesh_address: "10.0.0.2:15108".into(), identity: ORDERS.into() };
+    let endpoint =
+        Endpoint { agent_id: "agent-2".into(), mesh_address: "10.0.0.2:15108".into(), identity: ORDERS.into(), ports: vec![80] };
     let ports = [(80, Protocol::Http), (5432, Protocol::Unspecified)]
         .map(|(port, protocol)| ServicePort { port, protocol: protocol.into() });
     let service =

@@ -113,6 +113,41 @@ async fn a_control_plane_that_goes_away_while_waiting_is_not_taken_for_success()
 }
 
 #[tokio::test]
+async fn what_was_stored_is_told_also_when_the_control_plane_says_no_more() {
+    let change = ResourceChange { kind: "ServicePolicy".into(), name: "shop/orders".into(), change: Change::Deleted.into() };
+    let delete = Some(Ok(DeleteResponse { changes: vec![change], revision: 12 }));
+    let plane = Plane::start(Answers { apply: applied(Change::Updated), delete, watch_fails: true, ..Answers::default() });
+    let file = plane.file("p.yaml", POLICY);
+    for words in [["apply", "-f", &file, "--wait", "-o", "json"], ["delete", "-f", &file, "--wait", "-o", "json"]] {
+        let ran = plane.outrider(&words).await;
+        assert_eq!(ran.code, 4, "{ran:?}");
+        let told: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+        assert_eq!((told["revision"].as_u64(), told["rollout"]["ending"].as_str()), (Some(12), Some("unknown")));
+        assert!(ran.err.contains("revision 12 is stored"), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_went_away_is_named() {
+    let rollout = vec![step(2, 1, Some("not connected"), true)];
+    let plane = Plane::start(Answers { apply: applied(Change::Updated), rollout, ..Answers::default() });
+    let file = plane.file("p.yaml", POLICY);
+    let ran = plane.outrider(&["apply", "-f", &file, "--wait"]).await;
+    assert!(ran.code == 4 && ran.out.contains("not connected") && ran.err.contains("went away"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_changes_nothing_about_the_end() {
+    let rollout = vec![step(1, 0, Some("unknown field `limits`"), true)];
+    let plane = Plane::start(Answers { apply: applied(Change::Updated), rollout, ..Answers::default() });
+    let file = plane.file("p.yaml", POLICY);
+    for (words, code) in [(vec!["apply", "-f", &file, "--wait"], 4), (vec!["check"], 1), (vec!["apply", "-f", &file], 0)] {
+        let ran = plane.outrider_unread(&words).await;
+        assert_eq!((ran.code, ran.err.contains("cannot write")), (code, false), "{words:?}: {ran:?}");
+    }
+}
+
+#[tokio::test]
 async fn delete_names_what_it_deleted_and_passes_on_what_the_control_plane_refused() {
     let change = ResourceChange { kind: "ServicePolicy".into(), name: "shop/orders".into(), change: Change::Deleted.into() };
     let answer = DeleteResponse { changes: vec![change], revision: 13 };

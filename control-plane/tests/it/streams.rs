@@ -222,7 +222,7 @@ async fn a_refusal_stands_whatever_else_the_agent_refused_since() {
     let applied = plane.apply(&policy("shop/orders", "orders")).await;
     let update = agent.update().await;
     agent.nack(&update, "not understood").await;
-    let mut caller = plane.subscribe(&web).await;
+    let caller = plane.subscribe(&web).await;
     caller.say(hello(WEB, &["shop/web"], &[])).await;
     let endpoints = agent.update().await;
     assert!(endpoints.revision < applied.revision, "the refused policy is held back");
