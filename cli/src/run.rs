@@ -120,7 +120,9 @@ impl Run {
             outcome => return Ok(outcome?),
         }
         let services = if self.port.is_empty() { Vec::new() } else { vec![self.service.to_string()] };
-        let request = CreateTokenRequest { identity: self.service.to_string(), services, ttl_seconds: TOKEN_SECONDS };
+        let caller_only = services.is_empty();
+        let request =
+            CreateTokenRequest { identity: self.service.to_string(), services, ttl_seconds: TOKEN_SECONDS, caller_only };
         let token = admin.create_token(request).await?.into_inner().token;
         Ok(Agent::start(self.config(socket, control_plane, Some(token))?, tasks, drain).await?)
     }

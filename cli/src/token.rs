@@ -41,6 +41,9 @@ enum Verb {
         /// Service the bearer may back, may stand several times [default: the service named like the identity]
         #[arg(long = "service", value_name = "NAMESPACE/NAME", value_parser = names::namespaced)]
         services: Vec<String>,
+        /// The bearer only calls, it backs no service
+        #[arg(long, conflicts_with = "services")]
+        caller_only: bool,
         /// How long it can be used, 60s to 24h
         #[arg(long, value_parser = lifetime, default_value = "10m", value_name = "DURATION")]
         ttl: Duration,
@@ -61,10 +64,10 @@ struct Created {
 impl Token {
     /// Runs the verb.
     pub(crate) async fn run(self, socket: &Socket, console: &Console) -> Result<Exit, Failure> {
-        let Verb::Create { identity, services, ttl } = self.verb;
+        let Verb::Create { identity, services, caller_only, ttl } = self.verb;
         // The parser keeps it below a day.
         let ttl_seconds = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
-        let request = CreateTokenRequest { identity, services, ttl_seconds };
+        let request = CreateTokenRequest { identity, services, ttl_seconds, caller_only };
         let answer = socket.connect().await?.create_token(request).await?.into_inner();
         let created = Created {
             token: answer.token,

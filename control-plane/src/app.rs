@@ -209,6 +209,7 @@ impl Plane {
             store: store.clone(),
             tokens: issuance.tokens.clone(),
             authority: Arc::clone(authority),
+            own: Arc::new(self.leaf.identity().clone()),
             advertise: running.advertise.clone(),
             warnings: warnings.into(),
             tasks: tasks.clone(),

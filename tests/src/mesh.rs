@@ -145,7 +145,7 @@ impl Mesh {
     /// When none is made.
     pub async fn token(&self, identity: &str, services: &[&str]) -> String {
         let services = services.iter().map(ToString::to_string).collect();
-        let request = CreateTokenRequest { identity: identity.to_owned(), services, ttl_seconds: 600 };
+        let request = CreateTokenRequest { identity: identity.to_owned(), services, ttl_seconds: 600, caller_only: false };
         self.admin().await.create_token(request).await.expect("a token").into_inner().token
     }
 

@@ -108,8 +108,12 @@ impl Join<'_> {
     async fn agent(&self, admin: &mut Admin, service: &str, program: SocketAddr) -> Result<Agent, Failure> {
         let agent = match Agent::start(self.config(service, program, None)?, self.tasks, self.drain).await {
             Err(StartError::Identity(IdentityError::NoToken)) => {
-                let request =
-                    CreateTokenRequest { identity: service.to_owned(), services: vec![service.to_owned()], ttl_seconds: 60 };
+                let request = CreateTokenRequest {
+                    identity: service.to_owned(),
+                    services: vec![service.to_owned()],
+                    ttl_seconds: 60,
+                    caller_only: false,
+                };
                 let token = admin.create_token(request).await?.into_inner().token;
                 Agent::start(self.config(service, program, Some(token))?, self.tasks, self.drain).await
             }

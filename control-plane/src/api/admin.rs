@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use outrider_policy::{ServiceName, Target, TrustDomain};
+use outrider_policy::{ServiceName, SpiffeId, Target, TrustDomain};
 use outrider_proto::v1::{self, admin_server::Admin};
 use outrider_runtime::{Drain, Tasks};
 use prost::Message as _;
@@ -35,6 +35,8 @@ pub(crate) struct Operators {
     pub(crate) store: Store,
     pub(crate) tokens: JoinTokens,
     pub(crate) authority: Arc<Authority>,
+    /// The control plane's own identity: nobody else's.
+    pub(crate) own: Arc<SpiffeId>,
     /// `host:port` that agents are told.
     pub(crate) advertise: String,
     pub(crate) warnings: Arc<[String]>,
@@ -219,7 +221,7 @@ impl Admin for Operators {
 
     async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Result<Response<v1::CreateTokenResponse>, Status> {
         let uid = uid(&request);
-        let v1::CreateTokenRequest { identity: name, services, ttl_seconds } = request.into_inner();
+        let v1::CreateTokenRequest { identity: name, services, ttl_seconds, caller_only } = request.into_inner();
         let ttl = match ttl_seconds {
             0 => 600,
             ttl @ 60..=86_400 => i64::from(ttl),
@@ -232,11 +234,21 @@ impl Admin for Operators {
             let of = self.trust_domain();
             return Err(Status::invalid_argument(format!("`{identity}` is not a workload of trust domain `{of}`")));
         };
+        if identity == *self.own {
+            return Err(Status::invalid_argument(format!(
+                "`{identity}` is the control plane itself: no token can be had for it"
+            )));
+        }
+        if caller_only && !services.is_empty() {
+            return Err(Status::invalid_argument(
+                "a bearer that only calls can back no service: name services, or `caller_only`",
+            ));
+        }
         let mut services: Vec<ServiceName> = services
             .iter()
             .map(|service| service.parse().map_err(|error| Status::invalid_argument(format!("service: {error}"))))
             .collect::<Result<_, _>>()?;
-        if services.is_empty() {
+        if services.is_empty() && !caller_only {
             // An account may be named as no service can be, with dots in it: then there is nothing to grant by default.
             services.extend(ServiceName::new(account.namespace(), account.name()).ok());
         }

@@ -201,6 +201,13 @@ pub(super) fn ca_warnings(authorities: &[CaInfo], now: i64) -> Vec<String> {
         let left = ca.not_after - now;
         if left <= 0 {
             warnings.push(format!("the {} CA `{}` has expired", ca.role, ca.common_name));
+        } else if now < ca.not_before {
+            warnings.push(format!(
+                "the {} CA `{}` is not valid for another {} s: the clock has moved back, or is wrong",
+                ca.role,
+                ca.common_name,
+                ca.not_before - now
+            ));
         } else if ca.role == "root" && left < ROOT_NOTICE {
             warnings.push(format!("the root CA ends in {} days: plan its rotation", left / 86_400));
         } else if ca.role != "root" && now > renew_at(ca.not_before, ca.not_after) + 3600 {

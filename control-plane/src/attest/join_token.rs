@@ -18,7 +18,7 @@ impl JoinTokens {
         Self { store, pin }
     }
 
-    /// Makes a token and grants its identity the services. `None` when the system gives no randomness.
+    /// Makes a token; whoever redeems it may back the services. `None` when the system gives no randomness.
     pub(crate) async fn create(
         &self,
         identity: SpiffeId,
@@ -45,5 +45,27 @@ impl JoinTokens {
             TokenRow { expires, identity, .. } if expires <= now => Err(AttestError::Expired { identity }),
             TokenRow { identity, .. } => Ok(Attested { identity, evidence: "join-token", redeem: Redeem::Token(hash) }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outrider_policy::TrustDomain;
+
+    use super::*;
+    use crate::{config::KeySource, store::Claim};
+
+    #[tokio::test]
+    async fn a_token_is_good_until_the_second_it_expires_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let claim = Claim::new(&dir.path().join("state")).unwrap();
+        let key = KeySource::Given(zeroize::Zeroizing::new([7; 32]));
+        let (store, _) = Store::open(&claim, &TrustDomain::new("td").unwrap(), &key).await.unwrap();
+        let tokens = JoinTokens::new(store, [0; 32]);
+        let identity = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
+        let (text, expires) = tokens.create(identity, &[], 600, 0, 1000).await.unwrap().unwrap();
+        assert_eq!(expires, 1600);
+        assert!(tokens.attest(&text, "", 1599).await.is_ok());
+        assert!(matches!(tokens.attest(&text, "", 1600).await, Err(AttestError::Expired { .. })));
     }
 }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1, UnparsedPublicKey};
 use outrider_policy::identity::{SpiffeId, TrustDomain};
 use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -60,6 +61,8 @@ pub(crate) struct CaInfo {
 /// A CA that can sign.
 struct Signer {
     info: CaInfo,
+    /// The key of the root that was seen to have signed it.
+    of_root: Option<[u8; 32]>,
     der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -108,7 +111,11 @@ impl Authority {
             }
         };
         let issuing = match store.ca(Role::Issuing, &kek).await? {
-            Some(row) => Signer::load(row)?,
+            Some(row) => {
+                let mut issuing = Signer::load(row)?;
+                issuing.of_root = issuing.is_signed_by(&root).then_some(root.info.spki);
+                issuing
+            }
             None => Self::make_issuing(&store, &kek, &root, &trust_domain, now).await?,
         };
         let leaf_ttl = i64::try_from(leaf_ttl.as_secs()).unwrap_or(i64::MAX);
@@ -129,12 +136,20 @@ impl Authority {
         Ok(signer)
     }
 
-    /// Makes a new issuing CA if the present one is past its renewal point or not of our root. Says whether it did.
+    /// Makes a new issuing CA if the present one is past its renewal point, not valid yet because the clock was moved back, or
+    /// not of our root. Says whether it did.
     pub(crate) async fn renew_issuing(&self, now: i64) -> Result<bool, CaError> {
-        let info = self.issuing.load().info.clone();
-        if now < renew_at(info.not_before, info.not_after) {
+        let present = self.issuing.load_full();
+        let info = &present.info;
+        let fresh = (info.not_before..renew_at(info.not_before, info.not_after)).contains(&now);
+        if fresh && present.of_root == Some(self.root.info.spki) {
             return Ok(false);
         }
+        if !fresh && self.root.info.not_before > now {
+            // A new one would not be valid either: the clock is wrong, and status says so.
+            return Ok(false);
+        }
+        drop(present);
         let issuing = Self::make_issuing(&self.store, &self.kek, &self.root, &self.trust_domain, now).await?;
         tracing::info!(issuer = issuing.info.common_name, "issuing CA renewed");
         self.issuing.store(Arc::new(issuing));
@@ -180,6 +195,11 @@ impl Authority {
         vec![self.root.info.clone(), self.issuing.load().info.clone()]
     }
 
+    /// Common name of the issuing CA.
+    pub(super) fn issuer(&self) -> String {
+        self.issuing.load().info.common_name.clone()
+    }
+
     /// The trust domain that it issues for.
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -206,7 +226,18 @@ impl Signer {
             return Err(CaError::Stored { role: "root", reason: "it has expired".to_owned() });
         }
         let der = certificate::issuing(trust_domain, &key, validity)?.signed_by(&key, &self.issuer)?.der().clone();
-        Self::made(Role::Issuing, key, der)
+        let (row, mut issuing) = Self::made(Role::Issuing, key, der)?;
+        issuing.of_root = Some(self.info.spki);
+        Ok((row, issuing))
+    }
+
+    /// Whether a root signed it, by name and by signature.
+    fn is_signed_by(&self, root: &Self) -> bool {
+        let (Ok((_, own)), Ok((_, of))) = (parse_x509_certificate(&self.der), parse_x509_certificate(&root.der)) else {
+            return false;
+        };
+        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, &of.public_key().subject_public_key.data);
+        own.issuer() == of.subject() && key.verify(own.tbs_certificate.as_ref(), &own.signature_value.data).is_ok()
     }
 
     fn made(role: Role, key: KeyPair, der: CertificateDer<'static>) -> Result<(CaRow, Self), CaError> {
@@ -234,7 +265,7 @@ impl Signer {
     fn new(role: Role, key: KeyPair, der: CertificateDer<'static>) -> Result<Self, CaError> {
         let info = describe(role, &der)?;
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { info, der, issuer })
+        Ok(Self { info, of_root: None, der, issuer })
     }
 }
 

@@ -22,7 +22,10 @@ pub(crate) struct ServerLeaf {
 
 struct Current {
     key: Arc<CertifiedKey>,
+    not_before: i64,
     renew_at: i64,
+    /// Common name of the CA that signed it.
+    issuer: String,
 }
 
 impl fmt::Debug for ServerLeaf {
@@ -38,9 +41,11 @@ impl ServerLeaf {
         Ok((Self { identity, current: ArcSwap::from_pointee(current) }, leaf))
     }
 
-    /// Makes a new one, with a new key, if the present one is past its renewal point. The caller records the leaf.
+    /// Makes a new one, with a new key, if the present one is past its renewal point, not valid yet because the clock was moved
+    /// back, or of a CA that was replaced. The caller records the leaf.
     pub(crate) fn renew(&self, authority: &Authority, now: i64) -> Result<Option<Leaf>, CaError> {
-        if now < self.renew_at() {
+        let present = self.current.load_full();
+        if (present.not_before..present.renew_at).contains(&now) && present.issuer == authority.issuer() {
             return Ok(None);
         }
         let (current, leaf) = issue(authority, &self.identity, now)?;
@@ -49,6 +54,7 @@ impl ServerLeaf {
     }
 
     /// When the next one is due, Unix seconds.
+    #[cfg(test)]
     pub(crate) fn renew_at(&self) -> i64 {
         self.current.load().renew_at
     }
@@ -66,8 +72,12 @@ fn issue(authority: &Authority, identity: &SpiffeId, now: i64) -> Result<(Curren
     let signing = any_ecdsa_type(&secret).map_err(|_| CaError::Sign(rcgen::Error::CouldNotParseKeyPair))?;
     // The root is sent too: who joins with a token holds no root yet, only its hash.
     let chain = leaf.chain.iter().cloned().chain(authority.roots()).collect();
-    let current =
-        Current { key: Arc::new(CertifiedKey::new(chain, signing)), renew_at: renew_at(leaf.not_before, leaf.not_after) };
+    let current = Current {
+        key: Arc::new(CertifiedKey::new(chain, signing)),
+        not_before: leaf.not_before,
+        renew_at: renew_at(leaf.not_before, leaf.not_after),
+        issuer: leaf.issuer.clone(),
+    };
     Ok((current, leaf))
 }
 

@@ -15,7 +15,7 @@ const NOW: i64 = 1_800_000_000;
 
 async fn authority(dir: &TempDir, ttl: u64, now: i64) -> (Authority, Store, Claim) {
     let trust_domain = TrustDomain::new("mesh.internal").unwrap();
-    let claim = Claim::new(dir.path()).unwrap();
+    let claim = Claim::new(&dir.path().join("state")).unwrap();
     let key = KeySource::Given(zeroize::Zeroizing::new([7; 32]));
     let (store, kek) = Store::open(&claim, &trust_domain, &key).await.unwrap();
     let authority = Authority::open(store.clone(), kek, trust_domain, Duration::from_secs(ttl), now).await.unwrap();
@@ -66,6 +66,36 @@ async fn a_control_plane_that_slept_past_the_end_of_its_issuing_ca_makes_a_new_o
     assert!(second.sign_key(&KeyPair::generate().unwrap(), &workload(), NOW + 30 * DAY).is_ok());
     assert!(second.describe()[1].not_after > NOW + 30 * DAY);
     drop(store);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_far_ahead_does_not_stop_the_mesh_when_it_is_put_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, _store, _claim) = authority(&dir, 3600, NOW).await;
+    assert!(authority.renew_issuing(NOW + 30 * DAY).await.unwrap());
+    let (leaf, _) = ServerLeaf::make(&authority, workload(), NOW + 30 * DAY).unwrap();
+    let later = NOW + DAY;
+    assert!(authority.renew_issuing(later).await.unwrap(), "it would not be valid for a month");
+    let info = &authority.describe()[1];
+    assert!(info.not_before <= later && later < info.not_after);
+    let renewed = leaf.renew(&authority, later).unwrap().unwrap();
+    assert!(renewed.not_before <= later && renewed.issuer == info.common_name);
+    assert!(!authority.renew_issuing(later).await.unwrap() && leaf.renew(&authority, later).unwrap().is_none());
+    assert!(!authority.renew_issuing(NOW - DAY).await.unwrap(), "before its root no issuing CA is valid");
+}
+
+#[tokio::test]
+async fn an_issuing_ca_of_another_root_is_replaced() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (first, store, claim) = authority(&dir, 3600, NOW).await;
+    let (_, foreign, _other_claim) = authority(&other, 3600, NOW).await;
+    let kek = crate::store::Kek::from_bytes(&[7; 32]);
+    let row = foreign.ca(Role::Issuing, &kek).await.unwrap().unwrap();
+    store.put_ca(&row, &kek, NOW + 1).await.unwrap();
+    store.close().await.unwrap();
+    drop((first, claim));
+    let (again, _store, _claim) = authority(&dir, 3600, NOW + 2).await;
+    assert_ne!(super::hex(&again.describe()[1].spki), row.id);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Every leaf that was issued: to whom, on which evidence, until when.
 
-use super::{Store, StoreError, TokenHash};
+use super::{Store, StoreError, TokenHash, tokens::redeem as redeem_token};
 
 /// An issued leaf.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,13 +41,7 @@ impl Store {
         let mut change = self.begin().await?;
         match redeem {
             Redeem::Token(hash) => {
-                // Two requests may hold the same valid token: the row decides which of them was first.
-                let used = sqlx::query("UPDATE tokens SET used_at = ? WHERE hash = ? AND used_at IS NULL")
-                    .bind(now)
-                    .bind(hash.as_slice())
-                    .execute(&mut *change)
-                    .await?;
-                if used.rows_affected() != 1 {
+                if !redeem_token(&mut change, hash, now).await? {
                     return Err(StoreError::TokenUsed);
                 }
             }

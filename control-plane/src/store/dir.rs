@@ -18,6 +18,14 @@ pub enum DirError {
         /// What the system said.
         reason: io::Error,
     },
+    /// Others may look into it.
+    #[error("state directory `{}` is open to others (mode {mode:o}): it holds CA keys, run `chmod 700` on it or choose another with `--state-dir`", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// Somebody else has it.
     #[error("another control plane is running on state directory `{}`", path.display())]
     Claimed {
@@ -35,14 +43,18 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Makes the directory if need be, makes it private, proves that it can be written, and locks it.
+    /// Makes the directory if need be, private; proves that it can be written, and locks it. A directory that was there is left
+    /// as it is: it may be somebody's home.
     ///
     /// # Errors
-    /// When it is unusable or claimed.
+    /// When it is unusable, open to others, or claimed.
     pub(crate) fn new(path: &Path) -> Result<Self, DirError> {
         let unusable = |reason| DirError::Unusable { path: path.to_owned(), reason };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(unusable)?;
+        let mode = std::fs::metadata(path).map_err(unusable)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(DirError::Open { path: path.to_owned(), mode });
+        }
         let lock = private(OpenOptions::new().create(true).truncate(false)).open(path.join("lock")).map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),

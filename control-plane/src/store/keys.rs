@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -37,8 +37,21 @@ pub enum KeyError {
         reason: io::Error,
     },
     /// The file does not hold a key.
-    #[error("key file `{}` does not hold 32 bytes in base64", .0.display())]
-    Malformed(PathBuf),
+    #[error("key file `{}` does not hold 32 bytes in base64: {way_out}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// Others may read it.
+    #[error("key file `{}` is open to others (mode {mode:o}): run `chmod 600` on it, or give the key in OUTRIDER_KEY", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// The store was written with another key.
     #[error("the key does not decrypt the store: it is not the key that the store was made with")]
     Wrong,
@@ -72,19 +85,29 @@ impl Kek {
             rand::fill(key.as_mut_slice()).map_err(|_| KeyError::Seal)?;
             write_new(path, &key).map_err(|reason| KeyError::File { path: path.clone(), reason })?;
         }
-        Self::load(source)
+        Self::read(source, "there is no store yet, so remove it and a new one is made")
     }
 
     /// For a store that exists.
     pub(super) fn load(source: &KeySource) -> Result<Self, KeyError> {
+        Self::read(source, "restore it from a backup, the store's CA keys do not open without it")
+    }
+
+    fn read(source: &KeySource, way_out: &'static str) -> Result<Self, KeyError> {
         let key = match source {
             KeySource::Given(key) => key.clone(),
             KeySource::File(path) => {
-                let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|reason| match reason.kind() {
+                let failed = |reason: io::Error| match reason.kind() {
                     io::ErrorKind::NotFound => KeyError::Missing(path.clone()),
                     _ => KeyError::File { path: path.clone(), reason },
-                })?;
-                parse_key(&text).ok_or_else(|| KeyError::Malformed(path.clone()))?
+                };
+                let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o777;
+                if mode & 0o077 != 0 {
+                    return Err(KeyError::Open { path: path.clone(), mode });
+                }
+                let bytes = std::fs::read(path).map(Zeroizing::new).map_err(failed)?;
+                let key = std::str::from_utf8(&bytes).ok().and_then(parse_key);
+                key.ok_or_else(|| KeyError::Malformed { path: path.clone(), way_out })?
             }
         };
         Ok(Self(RandomizedNonceKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| KeyError::Seal)?))
@@ -121,11 +144,16 @@ impl Kek {
     }
 }
 
+/// Whole or not at all: a start that is cut off leaves no half of a key behind.
 fn write_new(path: &Path, key: &[u8; 32]) -> io::Result<()> {
     let text = Zeroizing::new(STANDARD.encode(key) + "\n");
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let _ = std::fs::remove_file(&fresh);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
     // The name must last as well: a store whose key is lost is lost.
     File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
 }

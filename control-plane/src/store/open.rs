@@ -20,7 +20,8 @@ const FILE: &str = "store.db";
 /// Marks the file as ours in SQLite's header: "OUTR".
 const APPLICATION: i32 = 0x4f55_5452;
 /// The schema, step by step. Steps are only ever added.
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/0001_spine.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../../migrations/0001_spine.sql"), include_str!("../../migrations/0002_grants_at_redemption.sql")];
 /// Connections for reading.
 const READERS: u32 = 4;
 

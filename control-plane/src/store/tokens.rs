@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use outrider_policy::{identity::SpiffeId, names::ServiceName};
+use sqlx::{Sqlite, Transaction};
 
 use super::{Store, StoreError, policies::audit};
 
@@ -21,7 +22,7 @@ pub(crate) struct TokenRow {
 }
 
 impl Store {
-    /// Stores a token and grants its identity the services.
+    /// Stores a token. Its identity is granted the services when it is redeemed: a token that nobody uses changes nothing.
     pub(crate) async fn put_token(
         &self,
         hash: &TokenHash,
@@ -33,20 +34,16 @@ impl Store {
         let mut change = self.begin().await?;
         // Long expired ones only cost space: nobody can tell them from unknown ones after a day.
         sqlx::query("DELETE FROM tokens WHERE expires < ?").bind(now - 86_400).execute(&mut *change).await?;
-        sqlx::query("INSERT INTO tokens (hash, identity, created, expires) VALUES (?, ?, ?, ?)")
+        let services: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
+        let services = serde_json::to_string(&services).map_err(|error| corrupt(error.to_string()))?;
+        sqlx::query("INSERT INTO tokens (hash, identity, created, expires, services) VALUES (?, ?, ?, ?, ?)")
             .bind(hash.as_slice())
             .bind(token.identity.as_str())
             .bind(now)
             .bind(token.expires)
+            .bind(services)
             .execute(&mut *change)
             .await?;
-        for service in services {
-            sqlx::query("INSERT INTO grants (identity, service) VALUES (?, ?) ON CONFLICT DO NOTHING")
-                .bind(token.identity.as_str())
-                .bind(service.as_str())
-                .execute(&mut *change)
-                .await?;
-        }
         audit(&mut change, "CreateToken", token.identity.as_str(), uid, now, 0).await?;
         Ok(change.commit().await?)
     }
@@ -59,8 +56,7 @@ impl Store {
                 .fetch_optional(self.readers())
                 .await?;
         let Some((identity, expires, used_at)) = row else { return Ok(None) };
-        let identity =
-            SpiffeId::new(&identity).map_err(|error| StoreError::Corrupt { table: "tokens", reason: error.to_string() })?;
+        let identity = SpiffeId::new(&identity).map_err(|error| corrupt(error.to_string()))?;
         Ok(Some(TokenRow { identity, expires, used_at }))
     }
 
@@ -73,4 +69,29 @@ impl Store {
         let corrupt = |reason: String| StoreError::Corrupt { table: "grants", reason };
         rows.into_iter().map(|(service,)| service.parse().map_err(|_| corrupt(format!("`{service}` is not a service")))).collect()
     }
+}
+
+/// Uses a token up and grants its identity the services. False when somebody else was first.
+pub(super) async fn redeem(change: &mut Transaction<'static, Sqlite>, hash: &TokenHash, now: i64) -> Result<bool, StoreError> {
+    // Two requests may hold the same valid token: the row decides which of them was first.
+    let row: Option<(String, String)> =
+        sqlx::query_as("UPDATE tokens SET used_at = ? WHERE hash = ? AND used_at IS NULL RETURNING identity, services")
+            .bind(now)
+            .bind(hash.as_slice())
+            .fetch_optional(&mut **change)
+            .await?;
+    let Some((identity, services)) = row else { return Ok(false) };
+    let services: Vec<String> = serde_json::from_str(&services).map_err(|error| corrupt(error.to_string()))?;
+    for service in services {
+        sqlx::query("INSERT INTO grants (identity, service) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(&identity)
+            .bind(service)
+            .execute(&mut **change)
+            .await?;
+    }
+    Ok(true)
+}
+
+fn corrupt(reason: String) -> StoreError {
+    StoreError::Corrupt { table: "tokens", reason }
 }

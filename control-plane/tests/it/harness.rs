@@ -100,6 +100,7 @@ impl Plane {
             identity: identity.into(),
             services: services.iter().map(ToString::to_string).collect(),
             ttl_seconds: 0,
+            caller_only: false,
         };
         self.admin().await.create_token(request).await.unwrap().into_inner().token
     }

@@ -3,13 +3,21 @@
 use std::time::Duration;
 
 use outrider_proto::v1;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
+    SanType,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::Code;
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
-use crate::harness::{Plane, Svid, by_renewal, by_token, connect, csr, uri};
+use crate::harness::{Plane, Svid, by_renewal, by_token, csr, hello, uri};
+
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 const ORDERS: &str = "spiffe://mesh.internal/ns/shop/sa/orders";
 
@@ -140,8 +148,17 @@ async fn a_signing_request_that_asks_for_more_than_was_proved_is_refused_and_the
         assert_eq!(status.code(), Code::InvalidArgument, "{named}");
         assert!(status.message().contains(named), "{named} is not named in {:?}", status.message());
     }
-    let exact = csr(&key, |params| params.subject_alt_names = vec![uri(ORDERS)]);
-    assert_eq!(plane.issue(None, by_token(&token, exact)).await.unwrap().identity, ORDERS);
+    // What only wishes, and what leaves have anyway, is passed over: it does not come out of the other end.
+    let wishes = csr(&key, |params| {
+        params.distinguished_name.push(DnType::CommonName, "spiffe://mesh.internal/ns/shop/sa/web");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning, ExtendedKeyUsagePurpose::Any];
+        params.subject_alt_names = vec![uri(ORDERS)];
+    });
+    let issued = plane.issue(None, by_token(&token, wishes)).await.unwrap();
+    let (_, leaf) = parse_x509_certificate(&issued.chain[0]).unwrap();
+    assert_eq!((issued.identity.as_str(), leaf.subject().iter().count()), (ORDERS, 0));
+    let purposes = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(purposes.client_auth && purposes.server_auth && !purposes.code_signing && !purposes.any);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,6 +216,8 @@ async fn a_renewal_takes_the_identity_from_the_connection_and_needs_a_certificat
 async fn a_certificate_that_is_not_of_this_mesh_does_not_get_in() {
     let plane = Plane::start().await;
     let other = Plane::start().await;
+    let own = plane.join("shop/orders", &[]).await;
+    handshake(&plane, (own.chain.clone(), own.key.clone_key())).await.expect("a right certificate gets in");
     let foreign_root = other.join("shop/orders", &[]).await;
     refused(&plane, foreign_root.chain.clone(), foreign_root.key.clone_key()).await;
     let key = KeyPair::generate().unwrap();
@@ -208,12 +227,41 @@ async fn a_certificate_that_is_not_of_this_mesh_does_not_get_in() {
     refused(&plane, vec![selfsigned], PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()))).await;
 }
 
+/// How the door answers a handshake with this certificate: its TLS error, if it refuses.
+async fn handshake(plane: &Plane, identity: Identity) -> Result<(), std::io::Error> {
+    let stream = TcpStream::connect(plane.running.address).await?;
+    let tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(crate::harness::client_config(Some(identity))));
+    let mut stream = tls.connect("x.invalid".try_into().unwrap(), stream).await?;
+    // In TLS 1.3 the client learns of the refusal with its first read. An open door of HTTP/2 speaks first.
+    let mut first = [0];
+    let read = tokio::time::timeout(crate::harness::PATIENCE, stream.read(&mut first)).await.expect("no answer");
+    read.map(|bytes| assert_eq!(bytes, 1, "the door neither spoke nor refused"))
+}
+
 async fn refused(plane: &Plane, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) {
-    // In TLS 1.3 the client learns of the refusal with its first read.
-    if let Ok(channel) = connect(plane.running.address, Some((chain, key))).await {
-        let mut client = outrider_proto::v1::identity_client::IdentityClient::new(channel);
-        client.issue(by_renewal(Vec::new())).await.expect_err("a foreign certificate got in");
-    }
+    let error = handshake(plane, (chain, key)).await.expect_err("a wrong certificate got in");
+    let alert = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    assert!(matches!(alert, Some(rustls::Error::AlertReceived(_))), "{error:?}");
+}
+
+/// A ClientHello (RFC 5246) of a client that knows no newer version: our own TLS library cannot say it.
+fn hello_of_tls_1_2() -> Vec<u8> {
+    let extensions: &[u8] = &[
+        0, 10, 0, 4, 0, 2, 0, 23, // supported_groups: secp256r1
+        0, 11, 0, 2, 1, 0, // ec_point_formats: uncompressed
+        0, 13, 0, 6, 0, 4, 4, 3, 4, 1, // signature_algorithms: ecdsa_secp256r1_sha256, rsa_pkcs1_sha256
+    ];
+    let suites: &[u8] = &[0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x2c];
+    let length = |bytes: usize| u8::try_from(bytes).unwrap();
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, length(suites.len())]);
+    body.extend(suites);
+    body.extend([1, 0, 0, length(extensions.len())]);
+    body.extend(extensions);
+    let mut record = vec![0x16, 3, 1, 0, length(body.len() + 4), 1, 0, 0, length(body.len())];
+    record.extend(body);
+    record
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,6 +278,11 @@ async fn the_agents_door_survives_garbage_and_speaks_only_tls_1_3_with_a_chain_t
         // It may hang up before we have said all.
         let _ = stream.write_all(bytes).await;
     }
+    let mut stream = TcpStream::connect(plane.running.address).await.unwrap();
+    stream.write_all(&hello_of_tls_1_2()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(crate::harness::PATIENCE, stream.read_to_end(&mut answer)).await.expect("no answer");
+    assert_eq!(answer, [0x15, 3, 3, 0, 2, 2, 70], "a fatal alert `protocol_version`");
     let stream = TcpStream::connect(plane.running.address).await.unwrap();
     let tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(crate::harness::client_config(None)));
     let stream = tls.connect("x.invalid".try_into().unwrap(), stream).await.unwrap();
@@ -288,5 +341,52 @@ async fn an_expired_certificate_neither_connects_nor_renews() {
         }
     };
     assert_eq!(status.code(), Code::Unauthenticated, "a connection from before must not renew for ever: {status:?}");
+    // The last second of a certificate belongs to it.
+    while handshake(&plane, (svid.chain.clone(), svid.key.clone_key())).await.is_ok() {
+        poll.tick().await;
+    }
     refused(&plane, svid.chain.clone(), svid.key.clone_key()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_grants_its_services_when_it_is_redeemed_and_a_caller_only_gets_none() {
+    let plane = Plane::start().await;
+    let svid = plane.join("shop/web", &["shop/web"]).await;
+    let unused = plane.token("shop/web", &["shop/more"]).await;
+    let refused = async || {
+        let agent = plane.subscribe(&svid).await;
+        agent.say(hello("00000000-0000-7000-8000-00000000000a", &["shop/more"], &[])).await;
+        agent.end().await.code()
+    };
+    assert_eq!(refused().await, Code::PermissionDenied, "a token that nobody used changes nothing");
+    plane.issue(None, by_token(&unused, csr(&KeyPair::generate().unwrap(), |_| {}))).await.unwrap();
+    let mut agent = plane.subscribe(&svid).await;
+    agent.say(hello("00000000-0000-7000-8000-00000000000b", &["shop/more"], &[])).await;
+    agent.update().await;
+
+    let request = v1::CreateTokenRequest { identity: "shop/cron".into(), caller_only: true, ..Default::default() };
+    let token = plane.admin().await.create_token(request.clone()).await.unwrap().into_inner().token;
+    let key = KeyPair::generate().unwrap();
+    let caller = Svid::new(&key, plane.issue(None, by_token(&token, csr(&key, |_| {}))).await.unwrap());
+    let agent = plane.subscribe(&caller).await;
+    agent.say(hello("00000000-0000-7000-8000-00000000000c", &["shop/cron"], &[])).await;
+    assert_eq!(agent.end().await.code(), Code::PermissionDenied);
+    for wrong in [
+        v1::CreateTokenRequest { services: vec!["shop/cron".into()], ..request.clone() },
+        v1::CreateTokenRequest { identity: "outrider-system/control-plane".into(), ..request },
+    ] {
+        assert_eq!(plane.admin().await.create_token(wrong).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_has_expired_is_refused_and_says_so() {
+    let plane = Plane::start().await;
+    let token = plane.token("shop/orders", &[]).await;
+    let url = format!("sqlite://{}", plane.state_dir().join("store.db").display());
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    sqlx::query("UPDATE tokens SET expires = created - 1").execute(&pool).await.unwrap();
+    pool.close().await;
+    let status = plane.issue(None, by_token(&token, csr(&KeyPair::generate().unwrap(), |_| {}))).await.unwrap_err();
+    assert!(status.code() == Code::Unauthenticated && status.message().contains("expired"), "{status:?}");
 }

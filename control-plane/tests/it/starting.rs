@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
 
@@ -121,12 +121,52 @@ async fn a_missing_wrong_or_malformed_key_is_told_apart_and_nothing_is_made_anew
     let text = refusal(settings(dir.path())).await;
     assert!(text.contains("missing") && text.contains("--key-file"), "{text}");
     assert!(!key.exists());
-    std::fs::write(&key, "AAAA").unwrap();
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key).unwrap().write_all(b"AAAA").unwrap();
     assert!(refusal(settings(dir.path())).await.contains("32 bytes"));
     std::fs::write(&key, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
     assert!(refusal(settings(dir.path())).await.contains("does not decrypt"));
     std::fs::write(&key, good).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(refusal(settings(dir.path())).await.contains("chmod 600"));
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     start(settings(dir.path())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_file_that_is_empty_before_there_is_a_store_is_told_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&key).unwrap();
+    let raw = || outrider_control_plane::Raw { key_file: Some(key.clone()), ..settings(dir.path()) };
+    let text = refusal(raw()).await;
+    assert!(text.contains("no store yet") && text.contains("remove it"), "{text}");
+    std::fs::remove_file(&key).unwrap();
+    start(raw()).await.unwrap();
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_was_there_and_is_open_to_others_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let text = refusal(settings(dir.path())).await;
+    assert!(text.contains("chmod 700") && text.contains("--state-dir"), "{text}");
+    assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0, "nothing is left behind in it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_does_not_read_stops_the_start_by_name_rather_than_being_left_out() {
+    let plane = Plane::start().await;
+    plane.apply(&policy("shop/orders", "orders")).await;
+    let dir = plane.stop().await;
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", dir.path().join("state/store.db").display())).await.unwrap();
+    sqlx::query("UPDATE policies SET json = '{}'").execute(&pool).await.unwrap();
+    pool.close().await;
+    let text = refusal(settings(dir.path())).await;
+    assert!(text.contains("`shop/orders`") && text.contains("policies"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +226,7 @@ async fn a_ca_certificate_that_was_replaced_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_programs_database_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("state")).unwrap();
+    std::fs::DirBuilder::new().mode(0o700).create(dir.path().join("state")).unwrap();
     let path = dir.path().join("state/store.db");
     std::fs::write(&path, "").unwrap();
     let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display())).await.unwrap();
