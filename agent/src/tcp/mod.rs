@@ -3,11 +3,14 @@
 use std::io;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::{
+    io::{AsyncWriteExt as _, copy_bidirectional_with_sizes},
+    time::Instant,
+};
 
 use crate::{
     http::SharedIo,
-    policy::{Permit, revoked},
+    policy::{Permit, lapsed},
     telemetry::Record,
 };
 
@@ -21,13 +24,15 @@ pub struct Tunnel {
     pub io: SharedIo,
     /// Ends the relay when it no longer holds.
     pub permit: Option<Permit>,
+    /// When the certificates of the far end's connection end, and the relay with them.
+    pub until: Option<Instant>,
 }
 
 impl Tunnel {
     /// Carries bytes between `near` and the far end until both directions have ended, one fails, or the permit ends.
     /// `already` is what the near end sent before.
     pub async fn relay(self, mut near: SharedIo, already: BytesMut, mut record: Record) {
-        let Self { io: mut far, mut permit } = self;
+        let Self { io: mut far, mut permit, until } = self;
         let relay = async {
             far.write_all(&already).await?;
             far.flush().await?;
@@ -36,7 +41,7 @@ impl Tunnel {
         };
         let outcome = tokio::select! {
             outcome = relay => outcome,
-            refusal = revoked(permit.as_mut()) => return record.refused(&refusal),
+            refusal = lapsed(permit.as_mut(), until) => return record.refused(&refusal),
         };
         match outcome {
             Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),

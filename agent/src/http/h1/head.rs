@@ -1,9 +1,11 @@
 //! Heads of HTTP/1.1 messages: found, parsed, checked once, and rid of hop-by-hop fields.
 
+use std::mem::MaybeUninit;
+
 use super::Framing;
 use crate::{
     http::{
-        Fields, Limits,
+        Fields, Limits, MOST_FIELDS,
         message::Version,
         normalize::{Host, RequestParts, hop_by_hop, is_identity_claim},
     },
@@ -31,7 +33,9 @@ pub(super) struct ParsedResponse {
 /// Where the head ends in `buf`, searching from `from`. Every line must end in CR LF: a bare LF or CR is refused, since
 /// others read it as a line end, or do not.
 pub(super) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
-    let mut at = from;
+    // Never between the two bytes of a line end.
+    let at_feed = from > 0 && buf.get(from - 1..=from) == Some(b"\r\n");
+    let mut at = if at_feed { from - 1 } else { from };
     while let Some(found) = buf.get(at..).and_then(|rest| memchr::memchr2(b'\r', b'\n', rest)) {
         let position = at + found;
         match (buf.get(position), buf.get(position + 1)) {
@@ -54,9 +58,10 @@ fn malformed(detail: impl Into<String>) -> Refusal {
 
 /// Parses a whole request head.
 pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
-    let mut headers = vec![httparse::EMPTY_HEADER; limits.fields];
-    let mut parsed = httparse::Request::new(&mut headers);
-    parse_outcome(parsed.parse(head), head.len())?;
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let headers = headers.get_mut(..limits.fields).unwrap_or_default();
+    parse_outcome(parsed.parse_with_uninit_headers(head, headers), head.len())?;
     let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let method = parsed.method.unwrap_or_default();
     let target = parsed.path.unwrap_or_default();
@@ -93,9 +98,11 @@ pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
 /// Parses a whole response head, for a request that was HEAD or not.
 pub(super) fn response(head: &[u8], to_head: bool, limits: &Limits) -> Result<ParsedResponse, Refusal> {
     let bad = |refusal: Refusal| Refusal::new(Reason::UpstreamFailed, format!("upstream response: {}", refusal.detail()));
-    let mut headers = vec![httparse::EMPTY_HEADER; limits.fields];
-    let mut parsed = httparse::Response::new(&mut headers);
-    parse_outcome(parsed.parse(head), head.len()).map_err(bad)?;
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let headers = headers.get_mut(..limits.fields).unwrap_or_default();
+    let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, headers);
+    parse_outcome(outcome, head.len()).map_err(bad)?;
     let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let status = parsed.code.unwrap_or_default();
     if !(100..600).contains(&status) || status == 101 {
@@ -117,7 +124,9 @@ pub(super) fn response(head: &[u8], to_head: bool, limits: &Limits) -> Result<Pa
         Some(framing) => framing,
         None => Framing::UntilClose,
     };
-    if to_head && let Some(length) = seen.length {
+    if (to_head || status == 304)
+        && let Some(length) = seen.length
+    {
         fields.push(b"content-length", length.to_string().as_bytes());
     }
     let keep_alive = seen.keeps_alive(version) && framing != Framing::UntilClose;
@@ -262,6 +271,21 @@ mod tests {
         ] {
             assert_eq!(reason(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")), Reason::Malformed, "{fields}");
         }
+    }
+
+    #[test]
+    fn every_split_of_a_head_finds_the_same_end() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\r\nrest";
+        for split in 0..text.len() {
+            // As the reader does: what was searched before is not searched again, but for the last bytes.
+            let (mut end, mut searched) = (None, 0);
+            for known in [split, text.len()] {
+                end = end.or(head_end(&text[..known], searched).unwrap_or_else(|refusal| panic!("{split}: {refusal}")));
+                searched = known.saturating_sub(3);
+            }
+            assert_eq!(end, Some(text.len() - 4), "{split}");
+        }
+        assert!(head_end(b"GET / HTTP/1.1\r\nA\n", 15).is_err(), "a bare LF is still found");
     }
 
     #[test]
