@@ -111,7 +111,7 @@ impl Inbound {
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
         match self.worker.upstreams.tunnel(&route).await {
-            Ok((io, ..)) => Tunnel { io, permit: Some(permit), until: None }.relay(secured.io, BytesMut::new(), record).await,
+            Ok((io, ..)) => Tunnel::new(io, Some(permit), None).relay(secured.io, BytesMut::new(), record).await,
             Err(refusal) => record.refused(&refusal),
         }
     }

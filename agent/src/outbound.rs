@@ -94,8 +94,9 @@ impl Outbound {
                     record.peer(peer);
                 }
                 record.status(200);
-                let response = Response { status: 200, fields: Fields::default(), body: crate::http::Body::Empty, until };
-                Reply { response, permit: None, record, tunnel: Some(Tunnel { io, permit: None, until }) }
+                let response =
+                    Response { status: 200, fields: Fields::default(), body: crate::http::Body::Empty, until, switched: None };
+                Reply { response, permit: None, record, tunnel: Some(Tunnel::new(io, None, until)) }
             }
             Err(refusal) => crate::http::refused(&refusal, record),
         }
@@ -113,7 +114,7 @@ impl Outbound {
                 if let Some(peer) = &peer {
                     record.peer(peer);
                 }
-                Tunnel { io: far, permit: None, until }.relay(io, BytesMut::new(), record).await;
+                Tunnel::new(far, None, until).relay(io, BytesMut::new(), record).await;
             }
             Err(refusal) => record.refused(&refusal),
         }

@@ -459,3 +459,102 @@ async fn claims_of_identity_are_dropped_whatever_way_they_come() -> Outcome {
     }
     Ok(())
 }
+
+/// A program that switches protocols when asked to (and, on `/anyway`, when not), greets, and echoes.
+async fn switcher(listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+            let asked = head.contains("\r\nconnection: upgrade\r\n") && head.contains("\r\nupgrade: websocket\r\n");
+            if !asked && !head.contains("/anyway") {
+                let _ = stream.write_all(ANSWER).await;
+                return;
+            }
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nhello";
+            let _ = stream.write_all(answer).await;
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        });
+    }
+}
+
+fn upgrade(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: orders.shop\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n")
+}
+
+const WEBSOCKET: &str = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n";
+
+#[tokio::test]
+async fn websockets_pass_both_agents_and_end_with_the_permission() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(switcher(listener));
+    let scene = Scene::set(address, "http").await;
+    let web = scene.mesh.agent("shop/browser", AgentOptions::default()).await;
+    let target = "http://orders.shop/chat";
+
+    let mut refused = TcpStream::connect(web.outbound).await?;
+    assert_eq!(exchange(&mut refused, upgrade(target, WEBSOCKET).as_bytes()).await?.status, 403, "decided like any request");
+
+    scene.mesh.apply(&permission("[shop/web, shop/browser]"));
+    let mut stream = TcpStream::connect(web.outbound).await?;
+    // The first frame may come before the answer to the handshake.
+    stream.write_all(format!("{}early", upgrade(target, WEBSOCKET)).as_bytes()).await?;
+    let mut received = Vec::new();
+    while !received.ends_with(b"helloearly") {
+        assert!(stream.read_buf(&mut received).await? > 0, "{}", String::from_utf8_lossy(&received));
+    }
+    let head = String::from_utf8_lossy(&received).to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    for line in ["connection: upgrade\r\n", "upgrade: websocket\r\n", "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"] {
+        assert_eq!(head.matches(line).count(), 1, "{line}: {head}");
+    }
+    let frames: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
+    let (mut read, mut write) = stream.split();
+    let mut echoed = vec![0; frames.len()];
+    let (sent, got) = tokio::join!(write.write_all(&frames), read.read_exact(&mut echoed));
+    sent?;
+    got?;
+    assert_eq!(echoed, frames);
+
+    scene.revoke();
+    let rest = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut [0; 16])).await?;
+    assert_eq!(rest.unwrap_or(0), 0, "the open WebSocket ends with the permission");
+    let log = scene.orders.access_log().await;
+    assert!(log.iter().any(|line| line["status"] == 101 && line["reason"] == "policy_revoked"), "{log:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_switches_protocols_to_hide_requests() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(switcher(listener));
+    let scene = Scene::set(address, "http").await;
+    LocalSet::new()
+        .run_until(async {
+            for (path, fields, status) in [
+                ("/chat", "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", 200),
+                ("/chat", "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n", 200),
+                ("/chat", "Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n", 200),
+                ("/chat", "Upgrade: websocket\r\n", 200),
+                ("/anyway", "", 502),
+                ("/anyway", "Connection: Upgrade\r\nUpgrade: other\r\n", 502),
+            ] {
+                let mut io = scene.connect(MeshProtocol::Http1).await;
+                assert_eq!(exchange(&mut io, upgrade(path, fields).as_bytes()).await?.status, status, "{path} {fields}");
+            }
+            Ok(())
+        })
+        .await
+}

@@ -2,10 +2,11 @@
 
 use outrider_policy::ServiceName;
 
-use super::{Reply, RequestHead, Response};
+use super::{Reply, RequestHead, Response, h1::Switched};
 use crate::{
     policy::Permit,
     refusal::{Reason, Refusal},
+    tcp::Tunnel,
     telemetry::Record,
 };
 
@@ -13,7 +14,11 @@ use crate::{
 pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) -> Reply {
     response.fields.set("x-request-id", record.id().as_bytes());
     record.status(response.status);
-    Reply { response, permit, record, tunnel: None }
+    let until = response.until;
+    let Some(Switched { io, already, lease }) = response.switched.take() else {
+        return Reply { response, permit, record, tunnel: None };
+    };
+    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, until, lease: Some(lease) }) }
 }
 
 /// A refusal: status and id for the caller, the rest for the record.

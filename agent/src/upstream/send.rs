@@ -264,6 +264,9 @@ fn request_wire(head: &RequestHead, added: &Fields, body: &Body) -> Vec<u8> {
     }
     wire.extend_from_slice(head.fields.as_wire());
     wire.extend_from_slice(added.as_wire());
+    if let Some(protocol) = &head.upgrade {
+        wire.extend_from_slice(format!("connection: upgrade\r\nupgrade: {protocol}\r\n").as_bytes());
+    }
     match h1::request_framing(body) {
         Framing::Length(0) if !matches!(head.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) => {}
         Framing::Length(length) => wire.extend_from_slice(format!("content-length: {length}\r\n").as_bytes()),

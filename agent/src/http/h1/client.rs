@@ -77,6 +77,17 @@ enum PumpError {
     Sink,
 }
 
+/// A connection that has left HTTP.
+#[derive(Debug)]
+pub struct Switched {
+    /// The connection.
+    pub io: SharedIo,
+    /// What was read from it already.
+    pub already: BytesMut,
+    /// Its place at the endpoint.
+    pub lease: Lease,
+}
+
 /// What came of an exchange.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
@@ -136,9 +147,9 @@ pub async fn exchange(
     }
     let replayable = reused && without_body && head.method.is_idempotent();
     if !without_body {
-        client.pump = Some(Pump::start(io, body, limits.stall));
+        client.pump = Some(Pump::start(io.clone(), body, limits.stall));
     }
-    let mut to_answer = std::pin::pin!(answer(&reader, head.method == http::Method::HEAD, limits));
+    let mut to_answer = std::pin::pin!(answer(&reader, head, limits));
     // The time for an answer begins when the upstream has the whole request.
     let early = match &mut client.pump {
         None => None,
@@ -169,6 +180,12 @@ pub async fn exchange(
     if !parsed.keep_alive {
         client.usable_until = Instant::now();
     }
+    if parsed.switches {
+        let already = reader.borrow_mut().take_rest();
+        let switched = Some(Switched { io, already, lease });
+        let (status, fields) = (parsed.status, parsed.fields);
+        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, until: Some(until), switched }));
+    }
     reader.borrow_mut().begin_body(parsed.framing);
     let body = if reader.borrow().body_is_end() {
         lease.give_back();
@@ -176,7 +193,7 @@ pub async fn exchange(
     } else {
         Body::H1(BodyReader::new(reader.clone(), Some(lease)))
     };
-    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body, until: Some(until) }))
+    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body, until: Some(until), switched: None }))
 }
 
 enum Answer {
@@ -191,7 +208,7 @@ impl From<Refusal> for Answer {
     }
 }
 
-async fn answer(reader: &RefCell<Reader>, to_head: bool, limits: &Limits) -> Result<head::ParsedResponse, Answer> {
+async fn answer(reader: &RefCell<Reader>, request: &RequestHead, limits: &Limits) -> Result<head::ParsedResponse, Answer> {
     match super::reader::wait_for_bytes(reader).await {
         Ok(true) => {}
         Ok(false) => return Err(Answer::Ended(Refusal::new(Reason::UpstreamFailed, "upstream closed the connection"))),
@@ -199,8 +216,9 @@ async fn answer(reader: &RefCell<Reader>, to_head: bool, limits: &Limits) -> Res
     }
     for _ in 0..limits.interim_responses {
         let bytes = read_head(reader, limits).await.map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
-        let parsed = head::response(&bytes, to_head, limits)?;
-        if parsed.status >= 200 {
+        let to_head = request.method == http::Method::HEAD;
+        let parsed = head::response(&bytes, to_head, request.upgrade.as_deref(), limits)?;
+        if parsed.status >= 200 || parsed.switches {
             return Ok(parsed);
         }
     }

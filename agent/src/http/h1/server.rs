@@ -44,7 +44,7 @@ pub struct Reply {
     pub permit: Option<Permit>,
     /// Written when the body has ended.
     pub record: Record,
-    /// After a 200 to CONNECT: where the bytes go from then on.
+    /// After a 200 to CONNECT, or a 101: where the bytes go from then on.
     pub tunnel: Option<Tunnel>,
 }
 
@@ -66,10 +66,12 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             .await
             .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
             .and_then(|bytes| head::request(&bytes, limits));
+        let mut upgrade = None;
         let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, &reader)) {
             Err(refusal) => (service.refuse(refusal), false, false, false),
             Ok((request, flags)) => {
                 let to_head = request.head.method == http::Method::HEAD;
+                upgrade.clone_from(&request.head.upgrade);
                 if flags.expects_continue && write_now(&mut writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
                     break;
                 }
@@ -82,7 +84,8 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             }
         };
         if let Some(tunnel) = reply.tunnel {
-            if write_now(&mut writer, b"HTTP/1.1 200 OK\r\n\r\n").await.is_ok() {
+            let head = switching_head(&reply.response, upgrade.as_deref());
+            if write_now(&mut writer, &head).await.is_ok() {
                 let rest = reader.borrow_mut().take_rest();
                 tunnel.relay(writer.into_inner(), rest, reply.record).await;
             }
@@ -112,7 +115,9 @@ struct Flags {
 
 fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>) -> Result<(Request, Flags), Refusal> {
     let http10 = parsed.parts.is_http10();
-    let head = Rc::new(parsed.parts.normalize()?);
+    let mut head = parsed.parts.normalize()?;
+    head.upgrade = parsed.upgrade;
+    let head = Rc::new(head);
     reader.borrow_mut().begin_body(parsed.framing);
     let body = if parsed.framing == Framing::Length(0) { Body::Empty } else { Body::H1(BodyReader::new(reader.clone(), None)) };
     let expects_continue = parsed.expects_continue && !http10 && !body.is_end();
@@ -198,6 +203,16 @@ async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()
         Ok(Err(_)) => Err("the caller went away".to_owned()),
         Err(_) => Err("the caller stopped reading".to_owned()),
     }
+}
+
+/// The head after which the connection carries something else: 200 to CONNECT, or 101 with the protocol.
+fn switching_head(response: &Response, protocol: Option<&str>) -> Vec<u8> {
+    let mut head = response_head(response.status, response.fields.as_wire(), None, false, true);
+    if let Some(protocol) = protocol.filter(|_| response.status == 101) {
+        head.truncate(head.len() - 2);
+        head.extend_from_slice(format!("connection: upgrade\r\nupgrade: {protocol}\r\n\r\n").as_bytes());
+    }
+    head
 }
 
 fn response_head(status: u16, fields: &[u8], length: Option<u64>, chunked: bool, keep_alive: bool) -> Vec<u8> {

@@ -156,7 +156,7 @@ pub async fn exchange(
     } else {
         Body::H2(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump })))
     };
-    Ok(Exchange::Answered(Response { status, fields, body, until }))
+    Ok(Exchange::Answered(Response { status, fields, body, until, switched: None }))
 }
 
 fn wire_head(head: &RequestHead, fields: &Fields, body: &Body) -> Result<http::Request<()>, Refusal> {
