@@ -9,16 +9,30 @@
 )]
 
 mod backend;
+mod eager;
 mod files;
 mod mesh;
 mod process;
 mod raw;
 
 pub use backend::{Backend, Seen};
+pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use process::Process;
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When it does not within 10 s.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
 
 /// What a test returns: any error fails it.
 pub type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;

@@ -41,7 +41,7 @@ async fn call_while(proxy: std::net::SocketAddr, mut go_on: impl AsyncFnMut(u64)
 #[tokio::test]
 async fn ten_thousand_requests_during_twenty_renewals_lose_none() -> Outcome {
     let backend = Backend::start().await;
-    let (_mesh, orders, web) = shop(&backend, "4s").await;
+    let (_mesh, orders, web) = shop(&backend, "6s").await;
     let started = Instant::now();
     let renewals = async || {
         let prefix = "outrider_agent_certificate_renewals_total{result=\"ok\"}";
