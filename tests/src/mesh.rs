@@ -163,12 +163,23 @@ impl Mesh {
         agent
     }
 
+    /// Starts one of several agents with the same identity; `name` is its own.
+    pub async fn agent_of(&self, identity: &str, name: &str, options: AgentOptions) -> AgentProcess {
+        let agent = self.agent_named(identity, name, options).await;
+        agent.ready().await;
+        agent
+    }
+
     /// Starts an agent without waiting.
     pub async fn agent_not_ready(&self, identity: &str, options: AgentOptions) -> AgentProcess {
+        self.agent_named(identity, &identity.replace('/', "-"), options).await
+    }
+
+    async fn agent_named(&self, identity: &str, name: &str, options: AgentOptions) -> AgentProcess {
         let backed: Vec<&str> =
             options.services.iter().filter_map(|service| service.split_once(':')).map(|(name, _)| name).collect();
         let token = self.token(identity, &backed).await;
-        let state_dir = self.dir.path().join("agents").join(identity.replace('/', "-"));
+        let state_dir = self.dir.path().join("agents").join(name);
         let (outbound, mesh, health) = (loopback(free_port()), loopback(free_port()), loopback(free_port()));
         let mut arguments: Vec<String> = [
             ("--control-plane", self.address.to_string()),
