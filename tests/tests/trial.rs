@@ -1,6 +1,6 @@
 //! Changing policies without fear: replay, the gate, canaries that are taken back by themselves, and going back.
 
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     process::{Child, Command, Output, Stdio},
