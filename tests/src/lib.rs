@@ -11,6 +11,7 @@
 mod backend;
 mod eager;
 mod files;
+mod frames;
 mod mesh;
 mod process;
 mod raw;
@@ -18,6 +19,7 @@ mod raw;
 pub use backend::{Backend, Seen};
 pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
+pub use frames::{Ends, H2Answer, h2_answer, h2_data, h2_headers, h2_opening, h2_request};
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use process::Process;
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
