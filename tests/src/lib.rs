@@ -9,6 +9,7 @@
 )]
 
 mod backend;
+mod certificates;
 mod eager;
 mod files;
 mod frames;
@@ -17,6 +18,7 @@ mod process;
 mod raw;
 
 pub use backend::{Backend, Seen};
+pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
 pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
 pub use frames::{Ends, H2Answer, h2_answer, h2_data, h2_headers, h2_opening, h2_request};
