@@ -53,21 +53,38 @@ pub fn h2_opening() -> Vec<u8> {
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()
 }
 
-/// A HEADERS frame with these fields to the letter.
-///
-/// # Panics
-/// When a text is longer than 126 bytes.
-pub fn h2_headers(fields: &[(&str, &str)], ends: Ends) -> Vec<u8> {
+/// Fields to the letter, in HPACK without compression (RFC 7541 section 6.2.2).
+pub fn h2_block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
-        // Literal without indexing, plain strings (RFC 7541 section 6.2.2).
         block.push(0);
         for text in [name, value] {
-            block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("a short text"));
+            // An integer with a prefix of seven bits (section 5.1); no Huffman code.
+            match text.len().checked_sub(127) {
+                None => block.extend(text.len().to_be_bytes().last()),
+                Some(mut rest) => {
+                    block.push(127);
+                    while rest >= 128 {
+                        block.extend(((rest & 127) | 128).to_be_bytes().last());
+                        rest >>= 7;
+                    }
+                    block.extend(rest.to_be_bytes().last());
+                }
+            }
             block.extend_from_slice(text.as_bytes());
         }
     }
-    frame(HEADERS, END_HEADERS | end_stream(ends), &block)
+    block
+}
+
+/// A HEADERS frame with this block.
+pub fn h2_head(block: &[u8], ends: Ends) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | end_stream(ends), block)
+}
+
+/// A HEADERS frame with these fields to the letter.
+pub fn h2_headers(fields: &[(&str, &str)], ends: Ends) -> Vec<u8> {
+    h2_head(&h2_block(fields), ends)
 }
 
 /// A DATA frame.
@@ -149,5 +166,13 @@ mod tests {
         assert_eq!(status(&[0x48, 0x82, 0x64, 0x02]), Some(302));
         assert_eq!(status(&[0x48, 0x83, 0x64, 0x0e, 0xff]), Some(307));
         assert_eq!(status(&[]), None);
+    }
+
+    #[test]
+    fn long_texts_have_their_length_in_more_than_one_byte() {
+        for (length, bytes) in [(126, &[126][..]), (127, &[127, 0]), (1337 + 96, &[127, 154, 10])] {
+            let block = h2_block(&[("a", &"x".repeat(length))]);
+            assert_eq!(block, [&[0, 1, b'a'], bytes, "x".repeat(length).as_bytes()].concat(), "{length}");
+        }
     }
 }
