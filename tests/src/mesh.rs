@@ -244,6 +244,27 @@ impl AgentProcess {
         self.process = Self::spawn("restarted", &self.arguments);
     }
 
+    /// As [`AgentProcess::restart`], from now on with this join token or none.
+    pub fn restart_with_token(&mut self, token: Option<String>) {
+        if let Some(at) = self.arguments.iter().position(|argument| argument == "--token") {
+            self.arguments.drain(at..at + 2);
+        }
+        self.arguments.extend(token.into_iter().flat_map(|token| ["--token".to_owned(), token]));
+        self.restart();
+    }
+
+    /// Waits until its stream from the control plane is up.
+    ///
+    /// # Panics
+    /// When it is not within 20 s.
+    pub async fn connected(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.metric("outrider_agent_control_plane_connected").await != 1.0 {
+            assert!(Instant::now() < deadline, "the agent has no control plane:\n{}", self.process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until it is ready.
     ///
     /// # Panics
