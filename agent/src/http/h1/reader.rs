@@ -27,6 +27,8 @@ use crate::{
 
 /// Bytes asked for at a time; a body of this size passes in one piece.
 const READ: usize = 16 << 10;
+/// Bytes of a refused request that are read and dropped.
+const DISCARD: usize = 1 << 20;
 /// Bytes of further requests taken while one is answered.
 const READ_AHEAD: usize = 64 << 10;
 
@@ -111,6 +113,22 @@ pub(super) async fn gone(reader: &RefCell<Reader>) {
         }
     })
     .await;
+}
+
+/// Reads and drops what still comes, to the end of the connection or up to a bound.
+pub(super) async fn discard(reader: &RefCell<Reader>) {
+    let mut left = DISCARD;
+    while left > 0 {
+        let read = std::future::poll_fn(|cx| {
+            let reader = &mut *reader.borrow_mut();
+            reader.buf.clear();
+            reader.poll_fill(cx)
+        });
+        match read.await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => left = left.saturating_sub(count),
+        }
+    }
 }
 
 /// Waits until something has arrived. `false` when the peer ended the connection in between messages.

@@ -9,7 +9,7 @@ use super::{
     body::Framing,
     client::write_frame,
     head,
-    reader::{BodyReader, Reader, gone, read_head, wait_for_bytes},
+    reader::{BodyReader, Reader, discard, gone, read_head, wait_for_bytes},
 };
 use crate::{
     http::{
@@ -52,8 +52,9 @@ pub struct Reply {
 pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limits: &Limits) {
     let reader = Rc::new(RefCell::new(Reader::new(io.clone(), already)));
     let mut writer = BufWriter::with_capacity(16 << 10, io);
-    let mut open = true;
+    let (mut open, mut answered_last) = (true, false);
     while open {
+        answered_last = false;
         let arrived = tokio::select! {
             biased;
             arrived = tokio::time::timeout(limits.idle, wait_for_bytes(&reader)) => arrived,
@@ -95,9 +96,17 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
         let reusable = keep_alive && reader.borrow().body_is_end();
         let style = Style { reusable, to_head, http10, stall: limits.stall };
         open = write_reply(&mut writer, &reader, reply, &style).await && reader.borrow().body_is_end();
+        answered_last = true;
     }
     let _ = tokio::time::timeout(limits.stall, writer.shutdown()).await;
+    // Closing while the caller still writes would reset the connection, and the answer might be lost with it.
+    if answered_last {
+        let _ = tokio::time::timeout(LINGER, discard(&reader)).await;
+    }
 }
+
+/// How long a caller whose request was refused may go on writing.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How a response is written.
 struct Style {

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -28,6 +29,11 @@ const ANSWER_EARNS: u32 = 4;
 /// Length of the client's preface (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
+/// Types of frames, and the flag that ends a header block (RFC 9113 section 6).
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 
 /// The budget of one connection.
 #[derive(Clone, Debug)]
@@ -37,6 +43,8 @@ pub(super) struct Flood(Rc<Budget>);
 struct Budget {
     left: Cell<u32>,
     since: Cell<Instant>,
+    /// Since when a head is under way.
+    head: Cell<Option<Instant>>,
     written: Cell<usize>,
 }
 
@@ -68,6 +76,19 @@ impl Flood {
         let _ = self.spend(RESET_COST);
     }
 
+    /// Ends when a head has been under way for `limit`. Polled whenever the connection is.
+    pub(super) async fn head_stalls(&self, limit: Duration) {
+        let mut timer = std::pin::pin!(tokio::time::sleep(limit));
+        std::future::poll_fn(|cx| {
+            let Some(since) = self.0.head.get() else { return Poll::Pending };
+            if timer.deadline() != since + limit {
+                timer.as_mut().reset(since + limit);
+            }
+            timer.as_mut().poll(cx)
+        })
+        .await;
+    }
+
     /// A stream was answered.
     pub(super) fn answered(&self) {
         self.earn(ANSWER_EARNS);
@@ -83,17 +104,30 @@ pub(super) struct Guarded<I> {
     skip: usize,
     head: [u8; FRAME_HEAD],
     have: usize,
+    /// A header block is open: CONTINUATION follows.
+    block: bool,
+    /// What is passed over belongs to a header block.
+    fields: bool,
 }
 
 impl<I> Guarded<I> {
     pub(super) fn new(io: I) -> (Self, Flood) {
-        let budget = Budget { left: Cell::new(BURST), since: Cell::new(Instant::now()), written: Cell::new(0) };
+        let budget =
+            Budget { left: Cell::new(BURST), since: Cell::new(Instant::now()), head: Cell::default(), written: Cell::new(0) };
         let flood = Flood(Rc::new(budget));
-        (Self { io, flood: flood.clone(), skip: PREFACE, head: [0; FRAME_HEAD], have: 0 }, flood)
+        (Self { io, flood: flood.clone(), skip: PREFACE, head: [0; FRAME_HEAD], have: 0, block: false, fields: false }, flood)
     }
 
     /// Looks at the frame heads in what was read. `false` when the budget is used up.
-    fn look(&mut self, mut bytes: &[u8]) -> bool {
+    fn look(&mut self, bytes: &[u8]) -> bool {
+        let within = self.pass(bytes);
+        let in_head = self.have > 0 || self.block || (self.fields && self.skip > 0);
+        let head = &self.flood.0.head;
+        head.set(if in_head { head.get().or_else(|| Some(Instant::now())) } else { None });
+        within
+    }
+
+    fn pass(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -107,10 +141,14 @@ impl<I> Guarded<I> {
             bytes = rest;
             if self.have == FRAME_HEAD {
                 self.have = 0;
-                let [high, middle, low, kind, ..] = self.head;
+                let [high, middle, low, kind, flags, ..] = self.head;
                 self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
+                self.fields = matches!(kind, HEADERS | CONTINUATION);
+                if self.fields {
+                    self.block = flags & END_HEADERS == 0;
+                }
                 // DATA with a payload and HEADERS are what a connection is for; they have bounds of their own.
-                let carries = (kind == 0 && self.skip > 0) || kind == 1;
+                let carries = (kind == DATA && self.skip > 0) || kind == HEADERS;
                 if !carries && !self.flood.spend(1) {
                     return false;
                 }
@@ -192,6 +230,23 @@ mod tests {
         }
         let empty = (0..3 * BURST).take_while(|_| guarded.look(&frame(0, 0))).count();
         assert_eq!(empty, BURST as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_end_is_noticed() {
+        let whole = [0, 0, 1, HEADERS, END_HEADERS, 0, 0, 0, 1, 0x82];
+        let open = [0, 0, 1, HEADERS, 0, 0, 0, 0, 1, 0x82];
+        let rest = [0, 0, 1, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 0x84];
+        let stalls = async |bytes: &[&[u8]]| {
+            let (mut guarded, flood) = Guarded::new(tokio::io::empty());
+            assert!(guarded.look(&preface()));
+            for piece in bytes {
+                guarded.look(piece);
+            }
+            tokio::time::timeout(Duration::from_secs(11), flood.head_stalls(Duration::from_secs(10))).await.is_ok()
+        };
+        assert!(!stalls(&[]).await && !stalls(&[&whole]).await && !stalls(&[&open, &rest]).await);
+        assert!(stalls(&[&open]).await && stalls(&[&whole[..9]]).await && stalls(&[&whole[..4]]).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,6 +20,8 @@ use crate::{
 
 /// How long streams may go on once the connection is closing.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long a connection without streams has to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
@@ -47,13 +49,14 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 connection.graceful_shutdown();
                 continue;
             }
+            () = flood.head_stalls(limits.head_read) => return,
             () = &mut deadline => {
                 if closing {
                     return;
                 }
                 let idle = Rc::strong_count(&open) == 1;
                 closing = idle;
-                deadline.as_mut().reset(Instant::now() + if idle { LINGER } else { limits.idle });
+                deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { limits.idle });
                 if idle {
                     connection.graceful_shutdown();
                 }
