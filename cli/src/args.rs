@@ -57,6 +57,8 @@ enum Command {
     Up(up::Up),
     /// Start a program with an agent beside it
     Run(run::Run),
+    #[command(hide = true)]
+    Tied(run::Tied),
     /// Print a completion script for a shell
     Completions(completions::Completions),
 }
@@ -76,6 +78,7 @@ impl Args {
             Command::Check(verb) => verb.run(&socket, console).await,
             Command::Up(verb) => verb.run(&socket, console).await,
             Command::Run(verb) => verb.run(&socket, console).await,
+            Command::Tied(verb) => verb.run(),
             Command::Completions(verb) => verb.run(console),
         }
     }

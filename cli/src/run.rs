@@ -1,26 +1,45 @@
 //! `outrider run`: an agent beside any program, for as long as the program runs.
 
-use std::{net::SocketAddr, os::unix::process::ExitStatusExt as _, path::PathBuf, process::ExitStatus};
+use std::{
+    io::IsTerminal as _,
+    net::SocketAddr,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::PathBuf,
+    process::ExitStatus,
+    task::Poll,
+    time::Duration,
+};
 
 use outrider_agent::{Agent, Config, Settings, StartError, identity::IdentityError};
 use outrider_policy::{Protocol, ServiceName};
-use outrider_proto::v1::CreateTokenRequest;
+use outrider_proto::v1::{CreateTokenRequest, StatusRequest, StatusResponse};
 use outrider_runtime::{Drain, Tasks, drain, telemetry};
-use tokio::process::{Child, Command};
+use rustix::process;
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{self, SignalKind},
+    time::Instant,
+};
 
 use crate::{
+    admin::Admin,
     args::Socket,
     failure::{Exit, Failure},
+    known::Known,
     output::Console,
 };
 
 /// How long the join token of a program started by hand lives, seconds.
 const TOKEN_SECONDS: u32 = 60;
+/// How long a program may take to end after TERM.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Start a program with an agent beside it
 ///
 /// The agent proves that the program is SERVICE, serves its ports to the mesh, and offers it the mesh as an HTTP proxy
-/// (`HTTP_PROXY`). It ends when the program ends, with the program's exit code.
+/// (`HTTP_PROXY`). It ends when the program ends, with the program's exit code; signals are passed on, and a program that has
+/// not ended 30 s after TERM, or at a second TERM, is killed. Once it has joined, it starts without the control plane too, for
+/// as long as its certificate lasts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,7 +58,7 @@ pub(crate) struct Run {
     /// Local port that leads to a service, [HOST:]PORT=NAMESPACE/NAME[:PORT]; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE")]
     upstream: Vec<String>,
-    /// Control plane to join [default: the one on this machine]
+    /// Control plane to join [default: the one on this machine, else the one joined last]
     #[arg(long, env = "OUTRIDER_CONTROL_PLANE", value_name = "HOST:PORT")]
     control_plane: Option<String>,
     /// One-time join token [default: made through the admin socket of the control plane on this machine]
@@ -51,7 +70,7 @@ pub(crate) struct Run {
     /// How other agents reach that address, HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// Private directory of this agent [default: below $XDG_STATE_HOME/outrider/agents]
+    /// Private directory of this agent [default: below $XDG_STATE_HOME/outrider]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Access log: a file, `stdout` or `off` [default: access.log in the agent's directory]
@@ -92,9 +111,12 @@ impl Run {
         }
         let identity = agent.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default();
         console.remark(&format!("outrider: {identity} is in the mesh (mesh {}, proxy http://{})", agent.mesh, agent.outbound));
+        let signals = Signals::new().map_err(Failure::Runtime)?;
         let mut program = self.start_program(agent.outbound, &identity)?;
+        // Only now: programs that use select(2) do not expect many descriptors.
+        outrider_runtime::descriptors::raise_limit();
         let status = tokio::select! {
-            status = wait(&mut program) => status.map_err(Failure::Runtime)?,
+            status = supervise(&mut program, signals) => status.map_err(Failure::Runtime)?,
             failed = tasks.failure() => {
                 // Without its agent the program is neither protected nor reachable.
                 let _ = program.kill().await;
@@ -105,34 +127,73 @@ impl Run {
         Ok(exit(status))
     }
 
+    /// Starts the agent. What it has from before is enough: the control plane is needed for the first start only.
     async fn start_agent(&self, socket: &Socket, tasks: &Tasks, drain: &Drain) -> Result<Agent, Failure> {
-        let named = self.control_plane.clone().zip(self.token.clone());
-        if let Some((control_plane, token)) = named {
-            return Ok(Agent::start(self.config(socket, control_plane, Some(token))?, tasks, drain).await?);
+        let state_dir = self.state_dir(socket)?;
+        if let Some(address) = &self.control_plane {
+            match Agent::start(self.config(socket, address.clone(), self.token.clone())?, tasks, drain).await {
+                Err(StartError::Identity(IdentityError::NoToken)) => {}
+                outcome => {
+                    let agent = outcome?;
+                    Known::at(address).keep(&state_dir)?;
+                    return Ok(agent);
+                }
+            }
         }
-        // A certificate from an earlier run makes a token needless; where to connect only the control plane can say.
+        let (mut admin, here) = match self.ask(socket).await {
+            Ok((admin, status)) => (admin, Known::of(&status)),
+            Err(failure) => match Known::read(&state_dir).filter(|_| self.control_plane.is_none()) {
+                Some(kept) => {
+                    let config = self.config(socket, kept.address, self.token.clone())?;
+                    return match Agent::start(config, tasks, drain).await {
+                        Err(StartError::Identity(IdentityError::NoToken)) => Err(failure),
+                        outcome => Ok(outcome?),
+                    };
+                }
+                None => return Err(failure),
+            },
+        };
+        here.forget_others(&state_dir)?;
+        let address = self.control_plane.clone().unwrap_or_else(|| here.address.clone());
+        let agent = match Agent::start(self.config(socket, address.clone(), self.token.clone())?, tasks, drain).await {
+            Err(StartError::Identity(IdentityError::NoToken)) => {
+                let token = self.make_token(&mut admin).await?;
+                Agent::start(self.config(socket, address.clone(), Some(token))?, tasks, drain).await?
+            }
+            outcome => outcome?,
+        };
+        Known { address, ..here }.keep(&state_dir)?;
+        Ok(agent)
+    }
+
+    /// Asks the control plane on this machine where it is.
+    async fn ask(&self, socket: &Socket) -> Result<(Admin, StatusResponse), Failure> {
         let mut admin = socket.connect().await?;
-        let status = admin.status(outrider_proto::v1::StatusRequest {}).await?.into_inner();
-        let control_plane = self.control_plane.clone().unwrap_or(status.address);
-        let config = self.config(socket, control_plane.clone(), self.token.clone())?;
-        match Agent::start(config, tasks, drain).await {
-            Err(StartError::Identity(IdentityError::NoToken)) => {}
-            outcome => return Ok(outcome?),
-        }
+        let status = admin.status(StatusRequest {}).await?.into_inner();
+        Ok((admin, status))
+    }
+
+    async fn make_token(&self, admin: &mut Admin) -> Result<String, Failure> {
         let services = if self.port.is_empty() { Vec::new() } else { vec![self.service.to_string()] };
         let caller_only = services.is_empty();
         let request =
             CreateTokenRequest { identity: self.service.to_string(), services, ttl_seconds: TOKEN_SECONDS, caller_only };
-        let token = admin.create_token(request).await?.into_inner().token;
-        Ok(Agent::start(self.config(socket, control_plane, Some(token))?, tasks, drain).await?)
+        Ok(admin.create_token(request).await?.into_inner().token)
+    }
+
+    /// A program that only calls has a directory of its own: its certificate is not one of a program that backs the service,
+    /// and both may run at once.
+    fn state_dir(&self, socket: &Socket) -> Result<PathBuf, Failure> {
+        if let Some(dir) = &self.state_dir {
+            return Ok(dir.clone());
+        }
+        let role = if self.port.is_empty() { "callers" } else { "agents" };
+        Ok(socket.state_home()?.join(role).join(self.service.namespace()).join(self.service.name()))
     }
 
     fn config(&self, socket: &Socket, control_plane: String, token: Option<String>) -> Result<Config, Failure> {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let state_dir = match &self.state_dir {
-            Some(dir) => dir.clone(),
-            None => socket.state_home()?.join("agents").join(self.service.namespace()).join(self.service.name()),
-        };
+        let state_dir = self.state_dir(socket)?;
         let access_log = match &self.access_log {
             Some(target) => target.clone(),
             None => state_dir.join("access.log").display().to_string(),
@@ -159,11 +220,13 @@ impl Run {
     }
 
     fn start_program(&self, proxy: SocketAddr, identity: &str) -> Result<Child, Failure> {
-        let (program, arguments) = self.command.split_first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
+        let program = self.command.first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
         let proxy = format!("http://{proxy}");
         let local = "localhost,127.0.0.1,::1";
-        Command::new(program)
-            .args(arguments)
+        // We start ourselves, and that becomes the program: see `tied`.
+        Command::new("/proc/self/exe")
+            .args(["tied", &std::process::id().to_string(), "--"])
+            .args(&self.command)
             .envs([("HTTP_PROXY", proxy.as_str()), ("http_proxy", &proxy), ("NO_PROXY", local), ("no_proxy", local)])
             .env("OUTRIDER_IDENTITY", identity)
             .kill_on_drop(true)
@@ -172,16 +235,81 @@ impl Run {
     }
 }
 
-/// Waits for the program. A terminal's Ctrl-C reaches it by itself; SIGTERM to us is passed on by ending it.
-async fn wait(program: &mut Child) -> std::io::Result<ExitStatus> {
-    tokio::select! {
-        status = program.wait() => return status,
-        _ = drain::signal() => {}
+/// Becomes a program that the kernel ends when its parent ends, however that ends
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tied {
+    /// Process that must be the parent
+    parent: i32,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+impl Tied {
+    /// Runs the verb; it returns only when the program cannot be started.
+    pub(crate) fn run(self) -> Result<Exit, Failure> {
+        let (program, arguments) = self.command.split_first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
+        let tied = process::set_parent_process_death_signal(Some(process::Signal::KILL));
+        tied.map_err(|error| Failure::Runtime(error.into()))?;
+        // The parent may have ended before the kernel knew.
+        if process::getppid().map(process::Pid::as_raw_pid) != Some(self.parent) {
+            return Ok(Exit::Failed);
+        }
+        let error = std::process::Command::new(program).args(arguments).exec();
+        Err(Failure::Usage(format!("cannot start `{program}`: {error}")))
     }
-    if let Some(pid) = program.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+}
+
+/// Signals that reach us.
+struct Signals(Vec<(process::Signal, unix::Signal)>);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use process::Signal;
+        let all = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
+        let listen = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?));
+        all.into_iter().map(listen).collect::<std::io::Result<_>>().map(Self)
     }
-    program.wait().await
+
+    async fn next(&mut self) -> process::Signal {
+        std::future::poll_fn(|context| {
+            let arrived =
+                self.0.iter_mut().find_map(|(signal, arrivals)| arrivals.poll_recv(context).is_ready().then_some(*signal));
+            arrived.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+/// Passes signals on to the program and waits for its end. After a TERM it has [`PATIENCE`] to end, or until a second TERM.
+async fn supervise(program: &mut Child, mut signals: Signals) -> std::io::Result<ExitStatus> {
+    // What is typed at a terminal reaches the program by itself.
+    let terminal = std::io::stdin().is_terminal();
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let signal = tokio::select! {
+            status = program.wait() => return status,
+            signal = signals.next() => signal,
+            () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                tracing::warn!("the program did not end in time: killed");
+                program.start_kill()?;
+                deadline = None;
+                continue;
+            }
+        };
+        match signal {
+            process::Signal::INT | process::Signal::QUIT if terminal => {}
+            process::Signal::TERM if deadline.is_some() => program.start_kill()?,
+            signal => {
+                if let Some(pid) = program.id().and_then(|pid| i32::try_from(pid).ok()).and_then(process::Pid::from_raw) {
+                    let _ = process::kill_process(pid, signal);
+                }
+                if signal == process::Signal::TERM {
+                    deadline = Some(Instant::now() + PATIENCE);
+                }
+            }
+        }
+    }
 }
 
 fn exit(status: ExitStatus) -> Exit {
