@@ -8,7 +8,7 @@ use std::{
 
 use outrider_agent::{Agent, Config, Settings, StartError, identity::IdentityError};
 use outrider_control_plane::{ControlPlane, Environment, Raw};
-use outrider_proto::v1::{CreateTokenRequest, StatusRequest};
+use outrider_proto::v1::{CreateTokenRequest, ListAgentsRequest, StatusRequest};
 use outrider_runtime::{Drain, Tasks};
 use tokio::net::TcpListener;
 
@@ -63,6 +63,8 @@ impl Mesh {
         let web_port = listener.local_addr().map_err(Failure::Runtime)?;
         let web_agent = join.agent(&mut admin, "shop/web", web_port).await?;
         let web = program::web(listener, web_agent.outbound, tasks, drain).map_err(Failure::Runtime)?;
+        let current = tokio::time::timeout(PATIENCE, current(&mut admin)).await;
+        current.map_err(|_| Failure::Tour("the agents do not follow the control plane".to_owned()))??;
         Ok(Self { control_plane: running.address, admin_socket: running.admin_socket, admin, web, web_agent, orders_agent })
     }
 
@@ -100,6 +102,22 @@ impl Mesh {
             console.line(&format!("  {example}"))?;
         }
         Ok(())
+    }
+}
+
+/// Waits until both agents have the mesh of now in force: what they kept from an earlier time names addresses of that time.
+async fn current(admin: &mut Admin) -> Result<(), Failure> {
+    let revision = admin.status(StatusRequest {}).await?.into_inner().revision;
+    loop {
+        let agents = admin.list_agents(ListAgentsRequest {}).await?.into_inner().agents;
+        let follows = |account: &str| {
+            let own = agents.iter().filter(|agent| agent.connected && agent.identity.ends_with(account));
+            own.map(|agent| agent.revision).any(|in_force| in_force >= revision)
+        };
+        if follows("/ns/shop/sa/web") && follows("/ns/shop/sa/orders") {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
