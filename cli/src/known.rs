@@ -36,6 +36,11 @@ impl Known {
         Self { address: status.address.clone(), root: root.map(|ca| ca.spki_sha256.clone()) }
     }
 
+    /// It was named by its address, and is not the one on this machine.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.root.is_none()
+    }
+
     /// What was kept in this state directory.
     pub(crate) fn read(state_dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(state_dir.join(FILE)).ok()?).ok()
@@ -45,7 +50,7 @@ impl Known {
     pub(crate) fn keep(&self, state_dir: &Path) -> Result<(), Failure> {
         let mut new = self.clone();
         if new.root.is_none() {
-            new.root = Self::read(state_dir).and_then(|before| before.root);
+            new.root = Self::read(state_dir).filter(|before| before.address == self.address).and_then(|before| before.root);
         }
         let path: PathBuf = state_dir.join(FILE);
         let text = serde_json::to_string(&new).map_err(|error| Failure::Render(error.to_string()))?;
@@ -81,11 +86,13 @@ mod tests {
         with("a").forget_others(&state).unwrap();
         assert!(kept(), "nothing was known before");
         with("a").keep(&state).unwrap();
-        Known::at("127.0.0.1:2").keep(&state).unwrap();
-        assert_eq!(Known::read(&state), Some(Known { address: "127.0.0.1:2".into(), root: Some("a".into()) }));
+        Known::at("127.0.0.1:1").keep(&state).unwrap();
+        assert_eq!(Known::read(&state), Some(with("a")), "the same, named by its address only");
         with("a").forget_others(&state).unwrap();
         assert!(kept());
         with("b").forget_others(&state).unwrap();
         assert!(!kept());
+        Known::at("mesh.example:15110").keep(&state).unwrap();
+        assert!(Known::read(&state).is_some_and(|known| known.is_elsewhere()));
     }
 }

@@ -20,6 +20,7 @@ mod report;
 mod run;
 mod table;
 mod test;
+mod tied;
 mod token;
 mod up;
 mod view;

@@ -1,25 +1,12 @@
 //! `outrider run`: an agent beside any program, for as long as the program runs.
 
-use std::{
-    io::IsTerminal as _,
-    net::SocketAddr,
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    path::PathBuf,
-    process::ExitStatus,
-    task::Poll,
-    time::Duration,
-};
+use std::{net::SocketAddr, os::unix::process::ExitStatusExt as _, path::PathBuf, process::ExitStatus};
 
 use outrider_agent::{Agent, Config, Settings, StartError, identity::IdentityError};
 use outrider_policy::{Protocol, ServiceName};
 use outrider_proto::v1::{CreateTokenRequest, StatusRequest, StatusResponse};
 use outrider_runtime::{Drain, Tasks, drain, telemetry};
-use rustix::process;
-use tokio::{
-    process::{Child, Command},
-    signal::unix::{self, SignalKind},
-    time::Instant,
-};
+use tokio::process::{Child, Command};
 
 use crate::{
     admin::Admin,
@@ -27,12 +14,11 @@ use crate::{
     failure::{Exit, Failure},
     known::Known,
     output::Console,
+    tied::{Signals, supervise},
 };
 
 /// How long the join token of a program started by hand lives, seconds.
 const TOKEN_SECONDS: u32 = 60;
-/// How long a program may take to end after TERM.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Start a program with an agent beside it
 ///
@@ -130,7 +116,8 @@ impl Run {
     /// Starts the agent. What it has from before is enough: the control plane is needed for the first start only.
     async fn start_agent(&self, socket: &Socket, tasks: &Tasks, drain: &Drain) -> Result<Agent, Failure> {
         let state_dir = self.state_dir(socket)?;
-        if let Some(address) = &self.control_plane {
+        let elsewhere = || Known::read(&state_dir).filter(Known::is_elsewhere).map(|known| known.address);
+        if let Some(address) = &self.control_plane.clone().or_else(elsewhere) {
             match Agent::start(self.config(socket, address.clone(), self.token.clone())?, tasks, drain).await {
                 Err(StartError::Identity(IdentityError::NoToken)) => {}
                 outcome => {
@@ -232,83 +219,6 @@ impl Run {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| Failure::Usage(format!("cannot start `{program}`: {error}")))
-    }
-}
-
-/// Becomes a program that the kernel ends when its parent ends, however that ends
-#[derive(Debug, clap::Args)]
-pub(crate) struct Tied {
-    /// Process that must be the parent
-    parent: i32,
-    /// The program and its arguments
-    #[arg(last = true, required = true)]
-    command: Vec<String>,
-}
-
-impl Tied {
-    /// Runs the verb; it returns only when the program cannot be started.
-    pub(crate) fn run(self) -> Result<Exit, Failure> {
-        let (program, arguments) = self.command.split_first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
-        let tied = process::set_parent_process_death_signal(Some(process::Signal::KILL));
-        tied.map_err(|error| Failure::Runtime(error.into()))?;
-        // The parent may have ended before the kernel knew.
-        if process::getppid().map(process::Pid::as_raw_pid) != Some(self.parent) {
-            return Ok(Exit::Failed);
-        }
-        let error = std::process::Command::new(program).args(arguments).exec();
-        Err(Failure::Usage(format!("cannot start `{program}`: {error}")))
-    }
-}
-
-/// Signals that reach us.
-struct Signals(Vec<(process::Signal, unix::Signal)>);
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        use process::Signal;
-        let all = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
-        let listen = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?));
-        all.into_iter().map(listen).collect::<std::io::Result<_>>().map(Self)
-    }
-
-    async fn next(&mut self) -> process::Signal {
-        std::future::poll_fn(|context| {
-            let arrived =
-                self.0.iter_mut().find_map(|(signal, arrivals)| arrivals.poll_recv(context).is_ready().then_some(*signal));
-            arrived.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
-    }
-}
-
-/// Passes signals on to the program and waits for its end. After a TERM it has [`PATIENCE`] to end, or until a second TERM.
-async fn supervise(program: &mut Child, mut signals: Signals) -> std::io::Result<ExitStatus> {
-    // What is typed at a terminal reaches the program by itself.
-    let terminal = std::io::stdin().is_terminal();
-    let mut deadline: Option<Instant> = None;
-    loop {
-        let signal = tokio::select! {
-            status = program.wait() => return status,
-            signal = signals.next() => signal,
-            () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                tracing::warn!("the program did not end in time: killed");
-                program.start_kill()?;
-                deadline = None;
-                continue;
-            }
-        };
-        match signal {
-            process::Signal::INT | process::Signal::QUIT if terminal => {}
-            process::Signal::TERM if deadline.is_some() => program.start_kill()?,
-            signal => {
-                if let Some(pid) = program.id().and_then(|pid| i32::try_from(pid).ok()).and_then(process::Pid::from_raw) {
-                    let _ = process::kill_process(pid, signal);
-                }
-                if signal == process::Signal::TERM {
-                    deadline = Some(Instant::now() + PATIENCE);
-                }
-            }
-        }
     }
 }
 

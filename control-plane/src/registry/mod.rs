@@ -4,10 +4,12 @@ mod apply;
 mod change;
 mod membership;
 mod nearest;
+mod service;
 mod sessions;
 mod world;
 
 pub(crate) use change::{Applied, Change, ChangeError, Request};
 pub(crate) use nearest::nearest;
+pub(crate) use service::ServiceEntry;
 pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};
 pub(crate) use world::{Encoded, Policy, World, from_wire, targets_of};
