@@ -165,3 +165,18 @@ async fn of_mistaken_files_nothing_is_applied_and_each_mistake_has_its_place() -
     assert_eq!((a.await?.status, b.await?.status), (200, 403), "the earlier policy still decides");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_policy_is_in_force_when_apply_wait_returns_also_right_after_the_control_plane_was_killed() -> Outcome {
+    let backend = Backend::start().await;
+    let (mut mesh, _orders, web) = shop(&backend).await;
+    for round in 0..3 {
+        let path = format!("/{round}");
+        mesh.control_plane.kill();
+        mesh.restart_control_plane().await;
+        mesh.apply(&allow("flip", "shop/orders", "[shop/web]", "[GET]", &format!("[\"{path}\"]")));
+        let answer = through_proxy(web.outbound, "GET", &format!("http://orders.shop{path}"), "").await?;
+        assert_eq!(answer.status, 200, "round {round}: the agent still has the old policy");
+    }
+    Ok(())
+}
