@@ -21,4 +21,4 @@ pub mod upstream;
 mod worker;
 
 pub use app::{Agent, StartError};
-pub use config::{Config, ConfigProblems, Settings};
+pub use config::{Config, ConfigProblems, Settings, StateDir, StateDirError};

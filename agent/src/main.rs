@@ -37,6 +37,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
     telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
     let config = Config::try_from(settings)?;
+    outrider_runtime::descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
         let (tasks, drain) = (Tasks::new(), Drain::new());

@@ -10,7 +10,7 @@ use crate::{
     failure::{Exit, Failure},
     get,
     output::{Console, Format},
-    replay, rollback, run, test, token, up,
+    replay, rollback, run, test, tied, token, up,
 };
 
 /// Outrider, a zero-trust mesh: an agent beside every service, mutual TLS, and a policy for every request.
@@ -61,6 +61,8 @@ enum Command {
     Up(up::Up),
     /// Start a program with an agent beside it
     Run(run::Run),
+    #[command(hide = true)]
+    Tied(tied::Tied),
     /// Print a completion script for a shell
     Completions(completions::Completions),
 }
@@ -82,6 +84,7 @@ impl Args {
             Command::Check(verb) => verb.run(&socket, console).await,
             Command::Up(verb) => verb.run(&socket, console).await,
             Command::Run(verb) => verb.run(&socket, console).await,
+            Command::Tied(verb) => verb.run(),
             Command::Completions(verb) => verb.run(console),
         }
     }
@@ -147,7 +150,7 @@ mod tests {
     #[test]
     fn every_verb_shows_an_example() {
         let mut lacking = Vec::new();
-        for verb in Args::command().get_subcommands() {
+        for verb in Args::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             if !verb.clone().render_long_help().to_string().contains("Example") {
                 lacking.push(verb.get_name().to_owned());
             }

@@ -4,14 +4,17 @@ use std::{net::SocketAddr, os::unix::process::ExitStatusExt as _, path::PathBuf,
 
 use outrider_agent::{Agent, Config, Settings, StartError, identity::IdentityError};
 use outrider_policy::{Protocol, ServiceName};
-use outrider_proto::v1::CreateTokenRequest;
+use outrider_proto::v1::{CreateTokenRequest, StatusRequest, StatusResponse};
 use outrider_runtime::{Drain, Tasks, drain, telemetry};
 use tokio::process::{Child, Command};
 
 use crate::{
+    admin::Admin,
     args::Socket,
     failure::{Exit, Failure},
+    known::Known,
     output::Console,
+    tied::{Signals, supervise},
 };
 
 /// How long the join token of a program started by hand lives, seconds.
@@ -20,7 +23,9 @@ const TOKEN_SECONDS: u32 = 60;
 /// Start a program with an agent beside it
 ///
 /// The agent proves that the program is SERVICE, serves its ports to the mesh, and offers it the mesh as an HTTP proxy
-/// (`HTTP_PROXY`). It ends when the program ends, with the program's exit code.
+/// (`HTTP_PROXY`). It ends when the program ends, with the program's exit code; signals are passed on, and a program that has
+/// not ended 30 s after TERM, or at a second TERM, is killed. Once it has joined, it starts without the control plane too, for
+/// as long as its certificate lasts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,7 +44,7 @@ pub(crate) struct Run {
     /// Local port that leads to a service, [HOST:]PORT=NAMESPACE/NAME[:PORT]; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE")]
     upstream: Vec<String>,
-    /// Control plane to join [default: the one on this machine]
+    /// Control plane to join [default: the one on this machine, else the one joined last]
     #[arg(long, env = "OUTRIDER_CONTROL_PLANE", value_name = "HOST:PORT")]
     control_plane: Option<String>,
     /// One-time join token [default: made through the admin socket of the control plane on this machine]
@@ -51,7 +56,7 @@ pub(crate) struct Run {
     /// How other agents reach that address, HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// Private directory of this agent [default: below $XDG_STATE_HOME/outrider/agents]
+    /// Private directory of this agent [default: below $XDG_STATE_HOME/outrider]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Access log: a file, `stdout` or `off` [default: access.log in the agent's directory]
@@ -92,9 +97,12 @@ impl Run {
         }
         let identity = agent.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default();
         console.remark(&format!("outrider: {identity} is in the mesh (mesh {}, proxy http://{})", agent.mesh, agent.outbound));
+        let signals = Signals::new().map_err(Failure::Runtime)?;
         let mut program = self.start_program(agent.outbound, &identity)?;
+        // Only now: programs that use select(2) do not expect many descriptors.
+        outrider_runtime::descriptors::raise_limit();
         let status = tokio::select! {
-            status = wait(&mut program) => status.map_err(Failure::Runtime)?,
+            status = supervise(&mut program, signals) => status.map_err(Failure::Runtime)?,
             failed = tasks.failure() => {
                 // Without its agent the program is neither protected nor reachable.
                 let _ = program.kill().await;
@@ -105,34 +113,74 @@ impl Run {
         Ok(exit(status))
     }
 
+    /// Starts the agent. What it has from before is enough: the control plane is needed for the first start only.
     async fn start_agent(&self, socket: &Socket, tasks: &Tasks, drain: &Drain) -> Result<Agent, Failure> {
-        let named = self.control_plane.clone().zip(self.token.clone());
-        if let Some((control_plane, token)) = named {
-            return Ok(Agent::start(self.config(socket, control_plane, Some(token))?, tasks, drain).await?);
+        let state_dir = self.state_dir(socket)?;
+        let elsewhere = || Known::read(&state_dir).filter(Known::is_elsewhere).map(|known| known.address);
+        if let Some(address) = &self.control_plane.clone().or_else(elsewhere) {
+            match Agent::start(self.config(socket, address.clone(), self.token.clone())?, tasks, drain).await {
+                Err(StartError::Identity(IdentityError::NoToken)) => {}
+                outcome => {
+                    let agent = outcome?;
+                    Known::at(address).keep(&state_dir)?;
+                    return Ok(agent);
+                }
+            }
         }
-        // A certificate from an earlier run makes a token needless; where to connect only the control plane can say.
+        let (mut admin, here) = match self.ask(socket).await {
+            Ok((admin, status)) => (admin, Known::of(&status)),
+            Err(failure) => match Known::read(&state_dir).filter(|_| self.control_plane.is_none()) {
+                Some(kept) => {
+                    let config = self.config(socket, kept.address, self.token.clone())?;
+                    return match Agent::start(config, tasks, drain).await {
+                        Err(StartError::Identity(IdentityError::NoToken)) => Err(failure),
+                        outcome => Ok(outcome?),
+                    };
+                }
+                None => return Err(failure),
+            },
+        };
+        here.forget_others(&state_dir)?;
+        let address = self.control_plane.clone().unwrap_or_else(|| here.address.clone());
+        let agent = match Agent::start(self.config(socket, address.clone(), self.token.clone())?, tasks, drain).await {
+            Err(StartError::Identity(IdentityError::NoToken)) => {
+                let token = self.make_token(&mut admin).await?;
+                Agent::start(self.config(socket, address.clone(), Some(token))?, tasks, drain).await?
+            }
+            outcome => outcome?,
+        };
+        Known { address, ..here }.keep(&state_dir)?;
+        Ok(agent)
+    }
+
+    /// Asks the control plane on this machine where it is.
+    async fn ask(&self, socket: &Socket) -> Result<(Admin, StatusResponse), Failure> {
         let mut admin = socket.connect().await?;
-        let status = admin.status(outrider_proto::v1::StatusRequest {}).await?.into_inner();
-        let control_plane = self.control_plane.clone().unwrap_or(status.address);
-        let config = self.config(socket, control_plane.clone(), self.token.clone())?;
-        match Agent::start(config, tasks, drain).await {
-            Err(StartError::Identity(IdentityError::NoToken)) => {}
-            outcome => return Ok(outcome?),
-        }
+        let status = admin.status(StatusRequest {}).await?.into_inner();
+        Ok((admin, status))
+    }
+
+    async fn make_token(&self, admin: &mut Admin) -> Result<String, Failure> {
         let services = if self.port.is_empty() { Vec::new() } else { vec![self.service.to_string()] };
         let caller_only = services.is_empty();
         let request =
             CreateTokenRequest { identity: self.service.to_string(), services, ttl_seconds: TOKEN_SECONDS, caller_only };
-        let token = admin.create_token(request).await?.into_inner().token;
-        Ok(Agent::start(self.config(socket, control_plane, Some(token))?, tasks, drain).await?)
+        Ok(admin.create_token(request).await?.into_inner().token)
+    }
+
+    /// A program that only calls has a directory of its own: its certificate is not one of a program that backs the service,
+    /// and both may run at once.
+    fn state_dir(&self, socket: &Socket) -> Result<PathBuf, Failure> {
+        if let Some(dir) = &self.state_dir {
+            return Ok(dir.clone());
+        }
+        let role = if self.port.is_empty() { "callers" } else { "agents" };
+        Ok(socket.state_home()?.join(role).join(self.service.namespace()).join(self.service.name()))
     }
 
     fn config(&self, socket: &Socket, control_plane: String, token: Option<String>) -> Result<Config, Failure> {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let state_dir = match &self.state_dir {
-            Some(dir) => dir.clone(),
-            None => socket.state_home()?.join("agents").join(self.service.namespace()).join(self.service.name()),
-        };
+        let state_dir = self.state_dir(socket)?;
         let access_log = match &self.access_log {
             Some(target) => target.clone(),
             None => state_dir.join("access.log").display().to_string(),
@@ -159,29 +207,19 @@ impl Run {
     }
 
     fn start_program(&self, proxy: SocketAddr, identity: &str) -> Result<Child, Failure> {
-        let (program, arguments) = self.command.split_first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
+        let program = self.command.first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
         let proxy = format!("http://{proxy}");
         let local = "localhost,127.0.0.1,::1";
-        Command::new(program)
-            .args(arguments)
+        // We start ourselves, and that becomes the program: see `tied`.
+        Command::new("/proc/self/exe")
+            .args(["tied", &std::process::id().to_string(), "--"])
+            .args(&self.command)
             .envs([("HTTP_PROXY", proxy.as_str()), ("http_proxy", &proxy), ("NO_PROXY", local), ("no_proxy", local)])
             .env("OUTRIDER_IDENTITY", identity)
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| Failure::Usage(format!("cannot start `{program}`: {error}")))
     }
-}
-
-/// Waits for the program. A terminal's Ctrl-C reaches it by itself; SIGTERM to us is passed on by ending it.
-async fn wait(program: &mut Child) -> std::io::Result<ExitStatus> {
-    tokio::select! {
-        status = program.wait() => return status,
-        _ = drain::signal() => {}
-    }
-    if let Some(pid) = program.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    }
-    program.wait().await
 }
 
 fn exit(status: ExitStatus) -> Exit {

@@ -86,6 +86,7 @@ impl ControlPlane {
     /// # Errors
     /// With the first thing that stands in the way, and the way out.
     pub async fn start(config: Config, tasks: &Tasks, drain: &Drain) -> Result<Running, StartError> {
+        outrider_runtime::descriptors::raise_limit();
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }

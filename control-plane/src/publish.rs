@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use outrider_runtime::Drain;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, interval},
+    time::{Instant, interval, timeout},
 };
 
 use crate::{
@@ -21,6 +21,8 @@ use crate::{
 const QUEUE: usize = 1024;
 /// Requests handled before others get a turn.
 const BATCH: usize = 256;
+/// How long an agent that says goodbye is kept waiting for its endpoints to go.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Where to ask for changes, and where to watch them. Clones are the same.
 #[derive(Clone, Debug)]
@@ -47,10 +49,14 @@ impl Mesh {
         while self.sessions.count() > 0 && changes.changed().await.is_ok() {}
     }
 
-    /// Says that a stream ended.
+    /// Says that a stream ended. After a goodbye this waits a little until the agent's endpoints are out of the mesh.
     pub(crate) async fn leave(&self, agent_id: String, epoch: u64, goodbye: bool) {
+        let (reply, handled) = oneshot::channel();
         // When the control plane stops, agents stay present in the store: they come back after the restart.
-        let _ = self.requests.send(Request::Leave { agent_id, epoch, goodbye }).await;
+        let asked = self.requests.send(Request::Leave { agent_id, epoch, goodbye, reply }).await;
+        if asked.is_ok() && goodbye {
+            let _ = timeout(GOODBYE, handled).await;
+        }
     }
 }
 
@@ -111,7 +117,11 @@ impl Publisher {
             }
             match request {
                 Request::Join { agent, epoch, reply } => joins.push((agent, epoch, reply)),
-                Request::Leave { agent_id, epoch, goodbye } => self.leave(&agent_id, epoch, goodbye).await,
+                Request::Leave { agent_id, epoch, goodbye, reply } => {
+                    self.leave(&agent_id, epoch, goodbye).await;
+                    // Who does not say goodbye does not wait.
+                    let _ = reply.send(());
+                }
                 Request::Apply { documents, dry_run, uid, reply } => {
                     // Nobody waits any more: what was stored stays stored.
                     let _ = reply.send(self.apply(&documents, dry_run, uid).await);

@@ -3,6 +3,7 @@
 //! Nothing here knows about the mesh.
 
 pub mod config;
+pub mod descriptors;
 pub mod drain;
 pub mod health;
 pub mod readiness;

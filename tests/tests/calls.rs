@@ -89,3 +89,94 @@ async fn what_is_not_in_the_mesh_is_not_reachable_through_it() -> Outcome {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_service_that_does_not_exist_is_refused_at_once_and_found_as_soon_as_it_comes() -> Outcome {
+    let backend = Backend::start().await;
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    let began = std::time::Instant::now();
+    for number in 0..5 {
+        let url = format!("http://nobody-{number}.shop/");
+        assert_eq!(through_proxy(web.outbound, "GET", &url, "").await?.status, 404);
+    }
+    assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/a", "").await?.status, 404);
+    assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+
+    let services = vec![format!("shop/orders:80/http={}", backend.address)];
+    let mut orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+    mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/a\"]"));
+    let status = async |wanted: u16| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let answer = through_proxy(web.outbound, "GET", "http://orders.shop/a", "").await?;
+            if answer.status == wanted || std::time::Instant::now() > deadline {
+                return Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer.status);
+            }
+        }
+    };
+    assert_eq!(status(200).await?, 200, "it came, and is heard of");
+    orders.process.signal("TERM");
+    orders.process.wait(std::time::Duration::from_secs(10));
+    assert_eq!(status(503).await?, 503, "it is known, and nobody backs it now");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_mistaken_files_nothing_is_applied_and_each_mistake_has_its_place() -> Outcome {
+    let backend = Backend::start().await;
+    let (mesh, _orders, web) = shop(&backend).await;
+    let good = allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/a\"]");
+    mesh.apply(&good);
+    let table = [
+        ("an unknown field", good.replace("action: Allow", "acton: Allow"), "acton", 9),
+        ("a wrong kind", good.replace("kind: ServicePolicy", "kind: ServicePolice"), "ServicePolice", 2),
+        (
+            "one of two",
+            format!(
+                "{}---\n{}",
+                good.replace("name: reads", "name: more"),
+                good.replace("name: reads", "name: bad").replace("[GET]", "[]")
+            ),
+            "empty list",
+            23,
+        ),
+    ];
+    for (what, yaml, named, line) in table {
+        let file = mesh.dir.path().join("mistaken.yaml");
+        std::fs::write(&file, yaml.replace("[\"/a\"]", "[\"/b\"]"))?;
+        let output = mesh.outrider(&["apply", "-f", &file.display().to_string(), "--wait"]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{what}: {output:?}");
+        let place = format!("mistaken.yaml:{line}:");
+        assert!(
+            text.contains(&place) && text.contains(named) && text.contains("nothing was stored"),
+            "{what}: {place} in {text}"
+        );
+        let listed = mesh.outrider(&["get", "policies", "-o", "json"]);
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout)?;
+        let names: Vec<_> = listed.as_array().into_iter().flatten().map(|policy| policy["name"].as_str()).collect();
+        assert_eq!(names, [Some("shop/reads")], "{what}");
+    }
+    let (a, b) = (
+        through_proxy(web.outbound, "GET", "http://orders.shop/a", ""),
+        through_proxy(web.outbound, "GET", "http://orders.shop/b", ""),
+    );
+    assert_eq!((a.await?.status, b.await?.status), (200, 403), "the earlier policy still decides");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_policy_is_in_force_when_apply_wait_returns_also_right_after_the_control_plane_was_killed() -> Outcome {
+    let backend = Backend::start().await;
+    let (mut mesh, _orders, web) = shop(&backend).await;
+    for round in 0..3 {
+        let path = format!("/{round}");
+        mesh.control_plane.kill();
+        mesh.restart_control_plane().await;
+        mesh.apply(&allow("flip", "shop/orders", "[shop/web]", "[GET]", &format!("[\"{path}\"]")));
+        let answer = through_proxy(web.outbound, "GET", &format!("http://orders.shop{path}"), "").await?;
+        assert_eq!(answer.status, 200, "round {round}: the agent still has the old policy");
+    }
+    Ok(())
+}

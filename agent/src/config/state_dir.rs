@@ -86,6 +86,23 @@ impl StateDir {
         Ok(Self { path: path.to_owned(), seal, agent_id, _lock: lock })
     }
 
+    /// Forgets the certificate and the view of a mesh that is no more. The agent's id stays.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`], and when they cannot be removed.
+    pub fn forget(path: &Path) -> Result<(), StateDirError> {
+        let state = Self::open(path)?;
+        for name in ["identity", "snapshot"] {
+            match std::fs::remove_file(state.path.join(name)) {
+                Err(reason) if reason.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(StateDirError::Unusable { path: path.to_owned(), reason });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     fn seal_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, StateDirError> {
         let unusable = |reason: std::io::Error| StateDirError::Unusable { path: path.to_owned(), reason };
         match std::fs::read(path) {
@@ -137,6 +154,21 @@ mod tests {
         assert!(matches!(StateDir::open(&path), Err(StateDirError::InUse { .. })));
         drop(first);
         assert_eq!(StateDir::open(&path).unwrap().agent_id(), id);
+    }
+
+    #[test]
+    fn a_mesh_that_is_no_more_is_forgotten_but_not_who_we_are_nor_under_a_running_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent");
+        let running = StateDir::open(&path).unwrap();
+        let id = running.agent_id().to_owned();
+        running.sealed("identity").write(b"x").unwrap();
+        assert!(matches!(StateDir::forget(&path), Err(StateDirError::InUse { .. })));
+        drop(running);
+        StateDir::forget(&path).unwrap();
+        let again = StateDir::open(&path).unwrap();
+        assert!(again.sealed("identity").read().unwrap().is_none());
+        assert_eq!(again.agent_id(), id);
     }
 
     #[test]

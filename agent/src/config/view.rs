@@ -10,7 +10,7 @@ use prost::Message as _;
 use crate::{
     policy::PolicyBook,
     route::{Directory, Endpoint, ServiceEntry},
-    tls::Trust,
+    tls::{Trust, TrustError},
 };
 
 /// An update that cannot be put in force.
@@ -96,12 +96,20 @@ impl View {
                 Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
             }
         }
-        // The order matters: the bundle and the policies may refuse, the services cannot.
+        let anchors = |trust: &Trust, bundle: &TrustBundle| {
+            let unusable =
+                |error: TrustError| ViewError::Resource { name: bundle.trust_domain.clone(), reason: error.to_string() };
+            trust.replace(bundle).map_err(unusable)
+        };
+        // The bundle is tried where it counts for nobody; then the policies refuse or are in force, and nothing after that can
+        // refuse.
+        let bundle = bundle.filter(|bundle| trust.bundle().as_ref() != Some(bundle));
+        if let Some(bundle) = &bundle {
+            anchors(&Trust::default(), bundle)?;
+        }
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
-        if let Some(bundle) = bundle {
-            trust
-                .replace(&bundle)
-                .map_err(|error| ViewError::Resource { name: bundle.trust_domain.clone(), reason: error.to_string() })?;
+        if let Some(bundle) = &bundle {
+            anchors(trust, bundle)?;
         }
         directory.replace(services);
         Ok(())
@@ -149,5 +157,34 @@ fn protocol(protocol: wire::Protocol) -> Protocol {
         wire::Protocol::Http2 => Protocol::Http2,
         wire::Protocol::Grpc => Protocol::Grpc,
         wire::Protocol::Tcp | wire::Protocol::Unspecified => Protocol::Tcp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_with_an_unusable_part_puts_nothing_in_force() {
+        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new()), Directory::default());
+        let bundle = |roots: Vec<Vec<u8>>| TrustBundle { trust_domain: "mesh.internal".to_owned(), roots };
+        let resource = |kind: ResourceKind, name: &str, body: Vec<u8>| Resource {
+            kind: kind.into(),
+            name: name.to_owned(),
+            revision: 7,
+            body,
+        };
+        let service = wire::Service { name: "shop/orders".to_owned(), ..wire::Service::default() };
+        let view = |bundle: TrustBundle| {
+            let upserts = vec![
+                resource(ResourceKind::TrustBundle, "mesh.internal", bundle.encode_to_vec()),
+                resource(ResourceKind::Service, "shop/orders", service.encode_to_vec()),
+            ];
+            View::default().after(&Update { revision: 7, upserts, ..Update::default() })
+        };
+        for broken in [bundle(Vec::new()), bundle(vec![b"no certificate".to_vec()])] {
+            assert!(view(broken).put_in_force(&trust, &policies, &directory).is_err());
+            assert_eq!((policies.revision(), trust.bundle()), (0, None), "a part was put in force");
+        }
     }
 }

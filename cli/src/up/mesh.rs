@@ -3,11 +3,12 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use outrider_agent::{Agent, Config, Settings, StartError, identity::IdentityError};
 use outrider_control_plane::{ControlPlane, Environment, Raw};
-use outrider_proto::v1::CreateTokenRequest;
+use outrider_proto::v1::{CreateTokenRequest, ListAgentsRequest, StatusRequest};
 use outrider_runtime::{Drain, Tasks};
 use tokio::net::TcpListener;
 
@@ -15,8 +16,12 @@ use super::program;
 use crate::{
     admin::{self, Admin},
     failure::Failure,
+    known::Known,
     output::{Console, Tone},
 };
+
+/// How long an agent may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running mesh.
 #[derive(Debug)]
@@ -47,7 +52,9 @@ impl Mesh {
             .await
             .map_err(|error| Failure::ControlPlane(outrider_runtime::tasks::chain(&error)))?;
         let mut admin = admin::connect(&running.admin_socket).await?;
-        let join = Join { state_dir, control_plane: running.address, tasks, drain };
+        let status = admin.status(StatusRequest {}).await?.into_inner();
+        let here = Known { address: running.address.to_string(), ..Known::of(&status) };
+        let join = Join { state_dir, here, tasks, drain };
 
         let orders = program::orders(tasks, drain).await.map_err(Failure::Runtime)?;
         let orders_agent = join.agent(&mut admin, "shop/orders", orders).await?;
@@ -56,6 +63,8 @@ impl Mesh {
         let web_port = listener.local_addr().map_err(Failure::Runtime)?;
         let web_agent = join.agent(&mut admin, "shop/web", web_port).await?;
         let web = program::web(listener, web_agent.outbound, tasks, drain).map_err(Failure::Runtime)?;
+        let current = tokio::time::timeout(PATIENCE, current(&mut admin)).await;
+        current.map_err(|_| Failure::Tour("the agents do not follow the control plane".to_owned()))??;
         Ok(Self { control_plane: running.address, admin_socket: running.admin_socket, admin, web, web_agent, orders_agent })
     }
 
@@ -96,9 +105,25 @@ impl Mesh {
     }
 }
 
+/// Waits until both agents have the mesh of now in force: what they kept from an earlier time names addresses of that time.
+async fn current(admin: &mut Admin) -> Result<(), Failure> {
+    let revision = admin.status(StatusRequest {}).await?.into_inner().revision;
+    loop {
+        let agents = admin.list_agents(ListAgentsRequest {}).await?.into_inner().agents;
+        let follows = |account: &str| {
+            let own = agents.iter().filter(|agent| agent.connected && agent.identity.ends_with(account));
+            own.map(|agent| agent.revision).any(|in_force| in_force >= revision)
+        };
+        if follows("/ns/shop/sa/web") && follows("/ns/shop/sa/orders") {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 struct Join<'a> {
     state_dir: &'a Path,
-    control_plane: SocketAddr,
+    here: Known,
     tasks: &'a Tasks,
     drain: &'a Drain,
 }
@@ -106,6 +131,8 @@ struct Join<'a> {
 impl Join<'_> {
     /// An agent that backs `service`; joins with a token of its own if it has no certificate from an earlier time.
     async fn agent(&self, admin: &mut Admin, service: &str, program: SocketAddr) -> Result<Agent, Failure> {
+        let state_dir = self.state_dir(service);
+        self.here.forget_others(&state_dir)?;
         let agent = match Agent::start(self.config(service, program, None)?, self.tasks, self.drain).await {
             Err(StartError::Identity(IdentityError::NoToken)) => {
                 let request = CreateTokenRequest {
@@ -119,14 +146,24 @@ impl Join<'_> {
             }
             outcome => outcome,
         }?;
-        agent.readiness.ready().await;
+        self.here.keep(&state_dir)?;
+        let readiness = agent.readiness.clone();
+        let waited = tokio::time::timeout(PATIENCE, readiness.ready()).await;
+        waited.map_err(|_| {
+            let missing = readiness.missing().join(", ");
+            Failure::Tour(format!("the agent of {service} still waits for {missing} after {} s", PATIENCE.as_secs()))
+        })?;
         Ok(agent)
     }
 
+    fn state_dir(&self, service: &str) -> PathBuf {
+        self.state_dir.join("agents").join(service)
+    }
+
     fn config(&self, service: &str, program: SocketAddr, token: Option<String>) -> Result<Config, Failure> {
-        let state_dir = self.state_dir.join("agents").join(service);
+        let state_dir = self.state_dir(service);
         let settings = Settings {
-            control_plane: Some(self.control_plane.to_string()),
+            control_plane: Some(self.here.address.clone()),
             token,
             identity: Some(service.to_owned()),
             service: vec![format!("{service}:80/http={program}")],

@@ -45,6 +45,7 @@ impl Up {
             Some(dir) => dir,
             None => socket.state_home()?,
         };
+        outrider_runtime::descriptors::raise_limit();
         let (tasks, drain) = (Tasks::new(), Drain::new());
         let outcome = tokio::select! {
             outcome = Self::show(&state_dir, self.check, console, &tasks, &drain) => outcome,

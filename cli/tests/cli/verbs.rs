@@ -177,6 +177,8 @@ async fn the_token_stands_alone_on_standard_output() {
     assert_eq!((ran.code, ran.out.as_str()), (0, "orj1.abc.def\n"));
     assert!(ran.err.contains("once, within 2m") && ran.err.contains("--control-plane 127.0.0.1:15110"), "{ran:?}");
     assert!(plane.asked()[0].contains("ttl_seconds: 120"));
+    assert_eq!(plane.outrider(&["token", "create", "--identity", "shop/cron", "--caller-only"]).await.code, 0);
+    assert!(plane.asked()[1].contains("caller_only: true") && plane.asked()[0].contains("caller_only: false"));
     golden("token.json", &plane.outrider(&["token", "create", "--identity", "shop/files", "-o", "json"]).await.out);
 }
 

@@ -1,6 +1,6 @@
 //! `Admin`: what operators do. Looks things up and asks for changes; the work is done elsewhere.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use outrider_policy::{ServiceName, SpiffeId, Target, TrustDomain};
 use outrider_proto::v1::{self, admin_server::Admin};
@@ -18,7 +18,7 @@ use crate::{
     compile::{ExplainError, describe, explain, identity},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
-    store::Store,
+    store::{AgentRow, Store},
 };
 
 /// Most names of one deletion, most manifests of one apply.
@@ -379,15 +379,12 @@ fn concerned(mesh: &Mesh, world: &World, revision: u64) -> Vec<Concerned> {
     }
     let policies: Vec<_> = world.policies.values().filter(|policy| policy.stored.revision == revision).collect();
     let applies = |targets: &[Target]| policies.is_empty() || policies.iter().any(|policy| policy.applies_to_any(targets));
-    let sessions = mesh.sessions.list().into_iter().filter(|session| applies(&session.targets));
-    let mut all: BTreeMap<String, Concerned> = sessions
-        .map(|session| (session.agent_id.clone(), (session.identity.clone(), session)))
-        .map(|(id, (identity, session))| (id.clone(), Concerned { agent_id: id, identity, session: Some(session) }))
-        .collect();
-    for (id, identity) in world.reach(applies) {
-        all.entry(id.clone()).or_insert(Concerned { agent_id: id, identity, session: None });
-    }
-    all.into_values().collect()
+    let concerned = |agent: Arc<AgentRow>| Concerned {
+        agent_id: agent.id.clone(),
+        identity: agent.identity.to_string(),
+        session: mesh.sessions.find(&agent.id),
+    };
+    world.reach(applies).into_iter().map(concerned).collect()
 }
 
 /// The user id of the caller, for the audit trail.

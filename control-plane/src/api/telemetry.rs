@@ -138,8 +138,8 @@ impl Reports {
         if good < all {
             tracing::warn!(identity = %peer.identity, refused = all - good, "records of other agents' calls, or malformed ones");
         }
-        // Within a flood the denials are what an operator wants to keep.
-        rows.sort_by_key(|row| !row.denied);
+        // Within a flood the denials are what an operator wants to keep, and not those of strangers at the door.
+        rows.sort_by_key(|row| !row.denied || row.destination.is_empty());
         rows.truncate(self.limit.admit_of(&peer.identity, good, Instant::now()));
         self.metrics.records_refused("rate", count(good - rows.len()));
         if let Err(error) = self.store.put_decisions(&rows).await {

@@ -111,6 +111,7 @@ impl Stream {
         let mesh = &self.publication.mesh;
         mesh.sessions.close(&self.agent_id, self.epoch);
         self.publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
+        // The stream closes with `self.out`, after this: an agent that said goodbye knows then that its endpoints are out.
         mesh.leave(self.agent_id, self.epoch, goodbye).await;
     }
 

@@ -146,7 +146,7 @@ impl Publisher {
     /// Remembers whom these policies concern: who is connected, and who is part of the mesh and away for a moment.
     fn remember(&self, revision: u64, touched: &[Policy]) {
         let concerned = |targets: &[Target]| touched.iter().any(|policy| policy.applies_to_any(targets));
-        self.sessions.remember(revision, self.world.reach(concerned), concerned);
+        self.sessions.remember(revision, self.world.reach(concerned));
     }
 }
 

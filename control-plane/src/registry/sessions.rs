@@ -8,6 +8,8 @@ use std::{
 use outrider_policy::Target;
 use tokio::sync::{mpsc, watch};
 
+use crate::store::AgentRow;
+
 /// Changes whose reach is remembered.
 const REMEMBERED: usize = 256;
 
@@ -46,8 +48,8 @@ pub(crate) struct Session {
     pub(crate) commands: mpsc::Sender<Command>,
 }
 
-/// Identities by agent id.
-pub(crate) type Reach = BTreeMap<String, String>;
+/// Agents that a change concerns.
+pub(crate) type Reach = Vec<Arc<AgentRow>>;
 
 /// An agent that a change concerns.
 #[derive(Clone, Debug)]
@@ -146,15 +148,16 @@ impl Sessions {
         self.changed.subscribe()
     }
 
-    /// Remembers which agents a change concerns: these, which may be away, and those connected for which `concerned` holds.
-    pub(crate) fn remember(&self, revision: u64, present: Reach, concerned: impl Fn(&[Target]) -> bool) {
+    /// Remembers which agents a change concerns. Every connected agent is part of the mesh: who is not cannot be among them.
+    pub(crate) fn remember(&self, revision: u64, concerned: Reach) {
         let mut state = self.state();
-        let open = state.open.values().filter(|session| concerned(&session.targets));
-        let mut reach: Reach = open.map(|session| (session.agent_id.clone(), session.identity.clone())).collect();
-        reach.extend(present);
         match state.reach.iter_mut().find(|(known, _)| *known == revision) {
-            Some((_, before)) => before.extend(reach),
-            None => state.reach.push_back((revision, reach)),
+            Some((_, before)) => {
+                before.extend(concerned);
+                before.sort_by(|left, right| left.id.cmp(&right.id));
+                before.dedup_by(|left, right| left.id == right.id);
+            }
+            None => state.reach.push_back((revision, concerned)),
         }
         if state.reach.len() > REMEMBERED {
             state.reach.pop_front();
@@ -164,7 +167,7 @@ impl Sessions {
     /// An agent has left in good order: nothing concerns it any more.
     pub(crate) fn left(&self, agent_id: &str) {
         for (_, reach) in &mut self.state().reach {
-            reach.remove(agent_id);
+            reach.retain(|agent| agent.id != agent_id);
         }
         self.tick();
     }
@@ -173,10 +176,10 @@ impl Sessions {
     pub(crate) fn concerned(&self, revision: u64) -> Option<Vec<Concerned>> {
         let state = self.state();
         let (_, reach) = state.reach.iter().find(|(known, _)| *known == revision)?;
-        let concerned = |(id, identity): (&String, &String)| Concerned {
-            agent_id: id.clone(),
-            identity: identity.clone(),
-            session: state.open.get(id).cloned(),
+        let concerned = |agent: &Arc<AgentRow>| Concerned {
+            agent_id: agent.id.clone(),
+            identity: agent.identity.to_string(),
+            session: state.open.get(&agent.id).cloned(),
         };
         Some(reach.iter().map(concerned).collect())
     }

@@ -10,7 +10,10 @@ use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, Target
 use outrider_proto::v1;
 use prost::Message;
 
-use super::{Canary, Reach};
+use super::{
+    Canary, Reach, ServiceEntry,
+    service::{nobody, service},
+};
 use crate::store::{AgentRow, PolicyRow, StoreError};
 
 /// A resource as agents get it, encoded once for all of them.
@@ -60,27 +63,6 @@ impl Policy {
     /// Whether it applies to any of these.
     pub(crate) fn applies_to_any(&self, targets: &[Target]) -> bool {
         targets.iter().any(|target| self.stored.policy.applies_to(target))
-    }
-}
-
-/// A service with endpoints.
-#[derive(Clone, Debug)]
-pub(crate) struct ServiceEntry {
-    pub(crate) service: v1::Service,
-    pub(crate) ports: BTreeMap<u16, Protocol>,
-    pub(crate) resource: Arc<Encoded>,
-}
-
-impl ServiceEntry {
-    /// The ports as policy sees them.
-    pub(crate) fn targets(&self, name: &ServiceName) -> Vec<Target> {
-        let target = |(port, protocol): (&u16, &Protocol)| Target {
-            service: name.clone(),
-            labels: BTreeMap::new(),
-            port: *port,
-            protocol: *protocol,
-        };
-        self.ports.iter().map(target).collect()
     }
 }
 
@@ -212,8 +194,7 @@ impl World {
 
     /// The agents that are present and have a port for which `concerned` holds; they may be away for a moment.
     pub(crate) fn reach(&self, concerned: impl Fn(&[Target]) -> bool) -> Reach {
-        let present = self.agents.values().filter(|agent| agent.present && concerned(&targets_of(agent)));
-        present.map(|agent| (agent.id.clone(), agent.identity.to_string())).collect()
+        self.agents.values().filter(|agent| agent.present && concerned(&targets_of(agent))).cloned().collect()
     }
 
     /// Whether the endpoints of an agent are part of the mesh.
@@ -239,70 +220,6 @@ pub(crate) fn targets_of(agent: &AgentRow) -> Vec<Target> {
             protocol: *protocol,
         })
         .collect()
-}
-
-/// What each port of a service speaks, as these agents declare it.
-fn ports<'a>(agents: impl Iterator<Item = &'a Arc<AgentRow>>, name: &ServiceName) -> BTreeMap<u16, Protocol> {
-    let mut ports = BTreeMap::new();
-    let mut newest = BTreeMap::new();
-    for agent in agents {
-        for (port, protocol) in
-            agent.backings.iter().filter(|backing| backing.service == *name).flat_map(|backing| &backing.ports)
-        {
-            // Where agents disagree, for example during a roll-out, the newest declaration counts.
-            let seen = newest.entry(*port).or_insert(0);
-            if agent.revision >= *seen {
-                *seen = agent.revision;
-                ports.insert(*port, *protocol);
-            }
-        }
-    }
-    ports
-}
-
-/// A service from the agents that are present; `None` when nobody backs it.
-fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceName, revision: u64) -> Option<ServiceEntry> {
-    let ports = ports(agents.values().filter(|agent| agent.present), name);
-    let mut identities = BTreeSet::new();
-    let mut endpoints = Vec::new();
-    for agent in agents.values().filter(|agent| agent.present) {
-        for backing in agent.backings.iter().filter(|backing| backing.service == *name) {
-            identities.insert(agent.identity.to_string());
-            // A port counts only where the agent takes what callers will speak to it.
-            let speaks = |port: &u16, protocol: &Protocol| ports.get(port).is_some_and(|own| own.is_http() == protocol.is_http());
-            let served = backing.ports.iter().filter(|(port, protocol)| speaks(port, protocol));
-            endpoints.push(v1::Endpoint {
-                agent_id: agent.id.clone(),
-                mesh_address: backing.mesh_address.clone(),
-                identity: agent.identity.to_string(),
-                ports: served.map(|(port, _)| u32::from(*port)).collect(),
-            });
-        }
-    }
-    if endpoints.is_empty() {
-        return None;
-    }
-    let service = v1::Service {
-        name: name.to_string(),
-        ports: wire_ports(&ports),
-        identities: identities.into_iter().collect(),
-        endpoints,
-    };
-    let resource = Encoded::new(v1::ResourceKind::Service, name.to_string(), revision, &service);
-    Some(ServiceEntry { service, ports, resource: Arc::new(resource) })
-}
-
-/// A service that no agent backs now, as those that are away declared it; `None` when none is remembered.
-fn nobody(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceName, revision: u64) -> Option<Encoded> {
-    let ports = ports(agents.values(), name);
-    let service = v1::Service { name: name.to_string(), ports: wire_ports(&ports), ..v1::Service::default() };
-    (!ports.is_empty()).then(|| Encoded::new(v1::ResourceKind::Service, name.to_string(), revision, &service))
-}
-
-fn wire_ports(ports: &BTreeMap<u16, Protocol>) -> Vec<v1::ServicePort> {
-    let wire =
-        |(port, protocol): (&u16, &Protocol)| v1::ServicePort { port: u32::from(*port), protocol: to_wire(*protocol).into() };
-    ports.iter().map(wire).collect()
 }
 
 /// The protocol as the wire names it.

@@ -356,6 +356,22 @@ async fn endpoints_outlive_a_broken_stream_for_the_grace_and_go_at_once_with_a_g
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_stream_of_an_agent_that_says_goodbye_ends_when_its_endpoints_are_out() {
+    let plane = Plane::start().await;
+    let svid = plane.join("shop/orders", &[]).await;
+    let mut admin = plane.admin().await;
+    for _ in 0..20 {
+        let mut agent = plane.subscribe(&svid).await;
+        agent.say(hello(ORDERS, &["shop/orders"], &[])).await;
+        agent.update().await;
+        agent.say(Message::Goodbye(v1::Goodbye {})).await;
+        while agent.next().await.unwrap().is_some() {}
+        let services = admin.list_services(v1::ListServicesRequest::default()).await.unwrap().into_inner().services;
+        assert!(services.is_empty(), "{services:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_control_plane_knows_the_endpoints_of_agents_that_have_not_come_back_yet() {
     let plane = Plane::start().await;
     let (web, orders) = (plane.join("shop/web", &[]).await, plane.join("shop/orders", &[]).await);

@@ -1,0 +1,90 @@
+//! What the control plane hears of calls: all that was denied, called what it was, whatever else goes on.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::time::{Duration, Instant};
+
+use outrider_proto::v1::{DecisionRecord, ListDecisionsRequest};
+use outrider_tests::{AgentOptions, Backend, Mesh, MeshOptions, Outcome, allow, free_port, through_proxy};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+/// The first record that is as wanted.
+async fn recorded(mesh: &Mesh, what: &str, wanted: impl Fn(&DecisionRecord) -> bool) -> DecisionRecord {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut admin = mesh.admin().await;
+    loop {
+        let request = ListDecisionsRequest { limit: 1000, ..ListDecisionsRequest::default() };
+        let decisions = admin.list_decisions(request).await.expect("decisions").into_inner().decisions;
+        if let Some(found) = decisions.iter().find(|record| wanted(record)) {
+            return found.clone();
+        }
+        assert!(Instant::now() < deadline, "{what} was not recorded: {decisions:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn strangers_at_the_door_do_not_cost_the_records_of_others() -> Outcome {
+    let backend = Backend::start().await;
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let services = vec![format!("shop/orders:80/http={}", backend.address)];
+    let orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    for _ in 0..50 {
+        let mut stranger = TcpStream::connect(orders.mesh).await?;
+        // It may hang up before we have said all.
+        let _ = stranger.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    }
+    let denied = through_proxy(web.outbound, "GET", "http://orders.shop/a", "").await?;
+    let id = denied.field("x-request-id").expect("a request id").to_owned();
+    let record = recorded(&mesh, "the denied call", |record| record.request_id == id && !record.destination.is_empty()).await;
+    assert_eq!((record.effect.as_str(), record.reason.as_str()), ("deny", "policy_denied"));
+    let stranger = recorded(&mesh, "a stranger", |record| record.destination.is_empty()).await;
+    assert_eq!((stranger.effect.as_str(), stranger.source.as_str()), ("deny", ""));
+    assert!(orders.metric("outrider_agent_reports_dropped").await < 0.5);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_that_was_allowed_and_failed_is_not_called_denied() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let services = vec![format!("shop/orders:80/http=127.0.0.1:{}", free_port())];
+    let _orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/a\"]"));
+    let failed = through_proxy(web.outbound, "GET", "http://orders.shop/a", "").await?;
+    assert_eq!(failed.status, 503);
+    let id = failed.field("x-request-id").expect("a request id").to_owned();
+    let inbound = i32::from(outrider_proto::v1::Side::Inbound);
+    let record = recorded(&mesh, "the failed call", |record| record.request_id == id && record.side == inbound).await;
+    let decided = (record.effect.as_str(), record.rule.as_str(), record.reason.as_str());
+    assert_eq!(decided, ("allow", "shop/reads/rule", "connect_failed"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn records_go_on_when_certificates_are_renewed_and_when_the_control_plane_was_away() -> Outcome {
+    let backend = Backend::start().await;
+    let mut mesh = Mesh::start(MeshOptions { leaf_ttl: Some("4s") }).await;
+    let services = vec![format!("shop/orders:80/http={}", backend.address)];
+    let _orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    let began = Instant::now();
+    let mut ids = Vec::new();
+    while began.elapsed() < Duration::from_secs(9) {
+        if ids.len() == 8 {
+            mesh.control_plane.kill();
+        }
+        if ids.len() == 10 {
+            mesh.restart_control_plane().await;
+        }
+        let denied = through_proxy(web.outbound, "GET", "http://orders.shop/a", "").await?;
+        ids.push(denied.field("x-request-id").expect("a request id").to_owned());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let inbound = i32::from(outrider_proto::v1::Side::Inbound);
+    for id in ids {
+        recorded(&mesh, &id, |record| record.request_id == id && record.side == inbound).await;
+    }
+    Ok(())
+}
