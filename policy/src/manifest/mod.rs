@@ -169,6 +169,13 @@ fn policy(document: &Node) -> Result<ServicePolicy, Vec<Finding>> {
     duplicate_names(document, &policy).map_or(Ok(policy), Err)
 }
 
+/// All documents of a text of some other kind, and what stands in the way of reading on.
+pub(crate) fn documents(yaml: &str) -> (Vec<Node>, Option<Finding>) {
+    let (mut documents, failed) = tree::read(yaml);
+    documents.retain(|document| !matches!(document.content, Content::Null));
+    (documents, failed)
+}
+
 /// Reads one described call, in JSON or YAML; `source` names the file in diagnostics.
 pub fn parse_call(source: &str, text: &str) -> Result<DescribedCall, Vec<Diagnostic>> {
     let (documents, failed) = tree::read(text);
