@@ -10,6 +10,7 @@ mod delete;
 mod explain;
 mod failure;
 mod get;
+mod import;
 mod local;
 mod manifest;
 mod names;

@@ -7,6 +7,7 @@
 //! Two of Istio's defaults are the opposite of ours, and are treated in the open: a workload that no `ALLOW` policy selects
 //! is open to everybody ([`unselected`]), and a workload that no `PeerAuthentication` selects accepts plaintext ([`mtls`]).
 
+mod condition;
 mod document;
 mod mtls;
 mod names;
@@ -120,11 +121,9 @@ pub fn import(files: &[(&str, &str)], options: &Options) -> Result<Imported, Vec
 
 /// All or nothing.
 fn finish(reports: Vec<Report<'_>>, policies: Vec<ServicePolicy>) -> Result<Imported, Vec<Diagnostic>> {
-    let diagnostics: Vec<Diagnostic> = reports.into_iter().flat_map(Report::diagnostics).collect();
-    if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
-        return Err(diagnostics);
-    }
-    Ok(Imported { policies, notes: diagnostics })
+    let diagnostics = reports.into_iter().flat_map(Report::diagnostics);
+    let (errors, notes): (Vec<_>, Vec<_>) = diagnostics.partition(|diagnostic| diagnostic.severity == Severity::Error);
+    if errors.is_empty() { Ok(Imported { policies, notes }) } else { Err(errors) }
 }
 
 /// The policy of a document, unless nobody could read it back.

@@ -50,17 +50,19 @@ impl<'a> Report<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct Place<'n> {
     node: &'n Node,
+    /// Where it begins; for a field, where its name does.
+    at: Position,
     path: String,
 }
 
 impl<'n> Place<'n> {
     /// A document.
     pub(super) fn document(node: &'n Node) -> Self {
-        Self { node, path: String::new() }
+        Self { node, at: node.at, path: String::new() }
     }
 
     pub(super) fn at(&self) -> Position {
-        self.node.at
+        self.at
     }
 
     /// The field has a meaning that our policies do not have.
@@ -80,9 +82,10 @@ impl<'n> Place<'n> {
 
     /// The field of this name, unless it is absent or null, which mean the same.
     pub(super) fn field(&self, name: &str) -> Option<Self> {
-        let node = self.node.field(name).filter(|node| !matches!(node.content, Content::Null))?;
+        let Content::Map(entries) = &self.node.content else { return None };
+        let entry = entries.iter().find(|entry| &*entry.key == name && !matches!(entry.value.content, Content::Null))?;
         let dot = if self.path.is_empty() { "" } else { "." };
-        Some(Self { node, path: format!("{}{dot}{name}", self.path) })
+        Some(Self { node: &entry.value, at: entry.at, path: format!("{}{dot}{name}", self.path) })
     }
 
     /// Refuses what is no mapping, and fields that are not among `known`.
@@ -108,7 +111,7 @@ impl<'n> Place<'n> {
             return Vec::new();
         };
         let path = |index: usize| format!("{}[{index}]", self.path);
-        elements.iter().enumerate().map(|(index, node)| Self { node, path: path(index) }).collect()
+        elements.iter().enumerate().map(|(index, node)| Self { node, at: node.at, path: path(index) }).collect()
     }
 
     /// The entries of a mapping; refuses what is none.
@@ -117,8 +120,8 @@ impl<'n> Place<'n> {
             report.refuse(self.invalid(&format!("expected a mapping, found {}", self.node.what())));
             return Vec::new();
         };
-        let place = |key: &str, node| Self { node, path: format!("{}[{key}]", self.path) };
-        entries.iter().map(|entry| (&*entry.key, place(&entry.key, &*entry.value))).collect()
+        let path = |key: &str| format!("{}[{key}]", self.path);
+        entries.iter().map(|entry| (&*entry.key, Self { node: &entry.value, at: entry.at, path: path(&entry.key) })).collect()
     }
 
     /// The text; refuses what is none, and an empty one.
