@@ -195,3 +195,28 @@ async fn import_refuses_what_it_cannot_keep_by_name_and_place() {
     assert!(ran.err.contains("`spec.rules[0].from[0].source.requestPrincipals` cannot be kept"), "{}", ran.err);
     assert!(ran.err.ends_with("error: nothing was imported: 1 error\n"), "{}", ran.err);
 }
+
+#[tokio::test]
+async fn the_examples_of_the_documentation_pass_their_tests() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = std::fs::read_to_string(root.join("docs/policy.md")).unwrap();
+    let tests = std::fs::read_to_string(root.join("policy/tests/documentation.yaml")).unwrap();
+    let examples: Vec<&str> = page
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .filter(|one| one.contains("kind: ServicePolicy"))
+        .collect();
+    assert!(examples.len() >= 6, "only {} examples", examples.len());
+    for example in examples {
+        let name = name_of(example).unwrap();
+        let test = tests.split("---\n").find(|test| name_of(test) == Some(name)).unwrap();
+        let files = Files::with(&[("policy.yaml", example), ("tests/test.yaml", test)]);
+        let ran = files.outrider(&["test", "./"]).await;
+        assert!(ran.code == 0 && ran.out.ends_with(" passed, 0 failed\n"), "{name}: {ran:?}");
+    }
+}
+
+fn name_of(document: &str) -> Option<&str> {
+    document.split("metadata: { name: ").nth(1)?.split([',', ' ']).next()
+}
