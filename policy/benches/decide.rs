@@ -120,7 +120,12 @@ fn decide(criterion: &mut Criterion) {
             let ip = [10, 0, 0, 9].into();
             let call = Call { source: Some(&source), source_ip: ip, port: 8080, protocol: Protocol::Http, http: Some(http) };
             for (suffix, more) in [("", None), ("-cel", Some(CEL.to_owned()))] {
-                let compiled = compile(&[policy(rules(size).into_iter().chain(more))], &target()).unwrap();
+                // in a policy of its own: one policy has at most 10 000 rules
+                let policies: Vec<_> = std::iter::once(rules(size))
+                    .chain(more.map(|rule| vec![rule]))
+                    .map(|rules| policy(rules.into_iter()))
+                    .collect();
+                let compiled = compile(&policies, &target()).unwrap();
                 assert_eq!(compiled.decide(&call).effect, *effect, "{name} {size}");
                 let id = BenchmarkId::new(format!("{name}{suffix}"), size);
                 group.bench_with_input(id, &call, |bencher, call| bencher.iter(|| compiled.decide(black_box(call))));
@@ -180,7 +185,7 @@ fn refusing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("refuse");
     group.sample_size(10).measurement_time(Duration::from_secs(2));
     for (what, text) in [
-        ("100 000 rules", format!("{head}{}", "      - { action: Deny, from: [{ namespaces: [a] }] }\n".repeat(100_000))),
+        ("100 000 rules", format!("{head}{}", "      - action: Deny\n".repeat(100_000))),
         ("regex of 1 MB", rule(&"a".repeat(1_000_000))),
         ("regex (a{1000}){1000}", rule("(a{1000}){1000}")),
         ("nesting of 10 000", "[".repeat(10_000)),
