@@ -34,11 +34,13 @@ pub(crate) struct Import {
 #[derive(Debug, clap::Subcommand)]
 enum From {
     /// Istio's `AuthorizationPolicy` and `PeerAuthentication` (security.istio.io/v1 and v1beta1)
+    ///
+    /// All policies of the mesh belong into one call: only together do they say which workloads are open. Remarks about what to
+    /// look at go to standard error. docs/import-istio.md has the whole mapping.
     Istio(Istio),
 }
 
-/// All policies of the mesh belong into one call: only together do they say which workloads are open. Remarks about what to
-/// look at go to standard error. docs/import-istio.md has the whole mapping.
+/// What `import istio` is told.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -90,6 +92,9 @@ impl Istio {
             console.remark(&format!("error: nothing was imported: {}", report::count(&findings)));
             return Ok(NOT_KEPT);
         };
+        if policies.is_empty() {
+            console.remark("there is no `AuthorizationPolicy` and no `PeerAuthentication` that says anything in these files");
+        }
         if console.is_json() {
             console.value(&policies)?;
         } else {
