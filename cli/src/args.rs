@@ -8,7 +8,7 @@ use crate::{
     admin::{self, Admin},
     apply, certs, check, completions, delete, explain,
     failure::{Exit, Failure},
-    get,
+    get, import,
     output::{Console, Format},
     replay, rollback, run, test, tied, token, up,
 };
@@ -33,6 +33,7 @@ Exit codes:
   0  done; with --wait: in force at every agent concerned
   1  refused, invalid, not found, or the control plane cannot be reached
   2  wrong usage
+  3  something cannot be imported; its field and place are named
   4  done, but not (or not known to be) in force everywhere within the timeout; the agents that lag are named";
 
 #[derive(Debug, Subcommand)]
@@ -51,6 +52,8 @@ enum Command {
     Explain(explain::Explain),
     /// Run policy tests
     Test(test::Test),
+    /// Turn policies of another mesh into policies of Outrider
+    Import(import::Import),
     /// List and rotate certificates
     Certs(certs::Certs),
     /// Make join tokens for agents
@@ -79,6 +82,7 @@ impl Args {
             Command::Get(verb) => verb.run(&socket, console).await,
             Command::Explain(verb) => verb.run(&socket, console).await,
             Command::Test(verb) => verb.run(console),
+            Command::Import(verb) => verb.run(console),
             Command::Certs(verb) => verb.run(&socket, console).await,
             Command::Token(verb) => verb.run(&socket, console).await,
             Command::Check(verb) => verb.run(&socket, console).await,

@@ -11,6 +11,7 @@ mod delete;
 mod explain;
 mod failure;
 mod get;
+mod import;
 mod known;
 mod local;
 mod manifest;

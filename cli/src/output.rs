@@ -70,6 +70,11 @@ impl Console {
         self.format == Format::Table
     }
 
+    /// Whether a program reads JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
     /// Look of standard error.
     pub(crate) fn remarks(&self) -> Look {
         self.err
@@ -103,6 +108,12 @@ impl Console {
     /// Writes a value as JSON or YAML.
     pub(crate) fn value<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
         self.write(&encode(self.format, value)?)
+    }
+
+    /// Writes values as documents of one YAML file, which other verbs read.
+    pub(crate) fn documents<T: Serialize>(&self, values: &[T]) -> Result<(), Failure> {
+        let documents = values.iter().map(|value| encode(Format::Yaml, value)).collect::<Result<Vec<_>, _>>()?;
+        self.write(&documents.join("---\n"))
     }
 
     /// Writes rows in the format the user chose. `none` is what people read when there are no rows.

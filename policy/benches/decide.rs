@@ -1,8 +1,10 @@
-//! How long a decision takes, and how long it takes to compile the rules behind it.
+//! How long a decision takes, how long it takes to compile the rules behind it, and what they take of memory.
 //!
-//! Worlds of 10, 1000 and 10 000 rules. *Hit*: one rule allows. *Miss*: no rule is about the call. *Worst*: every rule is
-//! about the caller and the method, so that the path alone tells them apart.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark is no library")]
+//! Worlds of 10, 1000 and 10 000 rules, each also with one rule more, whose expression is evaluated for every call. *Hit*:
+//! one rule allows. *Miss*: no rule is about the call. *Worst*: large sets of rules share the caller and large ones the path,
+//! so that the index has to intersect them. *Dense*: what no index can help with, every rule is about the call and fails at
+//! its last condition; it is there to show the cost of one rule.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark is no library")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -26,85 +28,149 @@ fn policy(rules: impl Iterator<Item = String>) -> StoredPolicy {
     StoredPolicy { policy: Arc::new(ServicePolicy::from_json(&json).expect("a policy")), revision: 1 }
 }
 
-/// Each rule is about a caller of its own, a tenth of them are denies.
-fn by_caller(count: usize, when: &str) -> StoredPolicy {
-    policy((0..count).map(|n| {
-        let action = if n % 10 == 3 { "Deny" } else { "Allow" };
-        format!(r#"{{"name": "r{n}", "action": "{action}", "from": [{{"serviceAccounts": ["shop/web{n}"]}}], "to": [{{"methods": ["GET"], "paths": ["/v1/items{n}/{{id}}"]}}]{when}}}"#)
-    }))
+/// The rules of one world, as JSON, and calls that meet it.
+struct World {
+    name: &'static str,
+    rules: fn(usize) -> Vec<String>,
+    /// The caller's account and the path, by the number of rules.
+    call: fn(usize) -> (String, String),
+    effect: Effect,
 }
 
-/// All rules are about the same caller and method.
-fn by_path(count: usize) -> StoredPolicy {
-    policy((0..count).map(|n| {
-        let action = if n % 10 == 3 { "Deny" } else { "Allow" };
-        format!(r#"{{"name": "r{n}", "action": "{action}", "from": [{{"namespaces": ["shop"]}}], "to": [{{"methods": ["GET", "PUT"], "paths": ["/v1/*", "/v1/items{n}/{{id}}"], "notPaths": ["/v1/items*"]}}]}}"#)
-    }))
+const WORLDS: [World; 4] = [
+    World {
+        name: "hit",
+        rules: by_caller,
+        call: |size| ("shop/web".to_owned() + &half(size), format!("/v1/items{}/7", half(size))),
+        effect: Effect::Allow,
+    },
+    World { name: "miss", rules: by_caller, call: |_| ("bank/stranger".to_owned(), "/other".to_owned()), effect: Effect::Deny },
+    World {
+        name: "worst",
+        rules: grid,
+        call: |size| (format!("shop/web{}", side(size) / 2), format!("/v1/items{}/7", side(size) / 2)),
+        effect: Effect::Allow,
+    },
+    World {
+        name: "dense",
+        rules: by_path,
+        call: |size| ("shop/web".to_owned(), format!("/v1/items{}/7", size - 1)),
+        effect: Effect::Deny,
+    },
+];
+
+fn half(size: usize) -> String {
+    (size / 2).to_string()
 }
 
-fn call<'a>(source: &'a SpiffeId, path: &'a str) -> Call<'a> {
-    let http = HttpCall { method: "GET", host: "orders.shop", path, query: None, headers: &NoHeaders };
-    Call { source: Some(source), source_ip: [10, 0, 0, 9].into(), port: 8080, protocol: Protocol::Http, http: Some(http) }
+fn side(size: usize) -> usize {
+    (1..).find(|side| side * side >= size).unwrap_or(size)
 }
+
+/// A tenth of the rules are denies.
+fn action(n: usize) -> &'static str {
+    if n % 10 == 3 { "Deny" } else { "Allow" }
+}
+
+/// Each rule is about a caller and a path of its own.
+fn by_caller(count: usize) -> Vec<String> {
+    let rule = |n| {
+        let action = action(n);
+        format!(
+            r#"{{"name": "r{n}", "action": "{action}", "from": [{{"serviceAccounts": ["shop/web{n}"]}}], "to": [{{"methods": ["GET"], "paths": ["/v1/items{n}/{{id}}"]}}]}}"#
+        )
+    };
+    (0..count).map(rule).collect()
+}
+
+/// Callers and paths in a square: many rules share each caller, many each path, one has both.
+fn grid(count: usize) -> Vec<String> {
+    let side = side(count);
+    let rule = |n| {
+        let (caller, path) = (n / side, n % side);
+        format!(
+            r#"{{"name": "r{n}", "action": "Allow", "from": [{{"serviceAccounts": ["shop/web{caller}"]}}], "to": [{{"methods": ["GET"], "paths": ["/v1/items{path}/{{id}}"]}}]}}"#
+        )
+    };
+    (0..side * side).map(rule).collect()
+}
+
+/// All rules are about the same caller, method and path, and none holds: no index tells them apart.
+fn by_path(count: usize) -> Vec<String> {
+    let rule = |n| {
+        let action = action(n);
+        format!(
+            r#"{{"name": "r{n}", "action": "{action}", "from": [{{"namespaces": ["shop"]}}], "to": [{{"methods": ["GET", "PUT"], "paths": ["/v1/*", "/v1/items{n}/{{id}}"], "notPaths": ["/v1/items*"]}}]}}"#
+        )
+    };
+    (0..count).map(rule).collect()
+}
+
+/// A rule that is about every call, so that its expression is evaluated for each.
+const CEL: &str = r#"{"name": "cel", "action": "Deny", "when": "source.namespace == 'nobody' || request.method == 'PATCH'"}"#;
 
 fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide");
     for size in SIZES {
-        let middle = size / 2;
-        let source: SpiffeId = format!("spiffe://mesh.example/ns/shop/sa/web{middle}").parse().unwrap();
-        let stranger: SpiffeId = "spiffe://mesh.example/ns/bank/sa/stranger".parse().unwrap();
-        let path = format!("/v1/items{middle}/7");
-        let plain = compile(&[by_caller(size, "")], &target()).unwrap();
-        let with_cel =
-            compile(&[by_caller(size, r#", "when": "source.namespace == 'shop' && request.method == 'GET'""#)], &target())
-                .unwrap();
-        let (hit, miss) = (call(&source, &path), call(&stranger, "/other"));
-        assert_eq!(
-            (plain.decide(&hit).effect, plain.decide(&miss).effect, with_cel.decide(&hit).effect),
-            (Effect::Allow, Effect::Deny, Effect::Allow)
-        );
-        group.bench_with_input(BenchmarkId::new("hit", size), &hit, |bencher, call| {
-            bencher.iter(|| plain.decide(black_box(call)))
-        });
-        group.bench_with_input(BenchmarkId::new("miss", size), &miss, |bencher, call| {
-            bencher.iter(|| plain.decide(black_box(call)))
-        });
-        group.bench_with_input(BenchmarkId::new("hit, one CEL rule", size), &hit, |bencher, call| {
-            bencher.iter(|| with_cel.decide(black_box(call)))
-        });
-        let worst = compile(&[by_path(size)], &target()).unwrap();
-        let last = format!("/v1/items{}/7", size - 1);
-        let dense = call(&source, &last);
-        group.bench_with_input(BenchmarkId::new("every rule survives the index", size), &dense, |bencher, call| {
-            bencher.iter(|| worst.decide(black_box(call)))
-        });
+        for World { name, rules, call, effect } in &WORLDS {
+            let (account, path) = call(size);
+            let (namespace, account) = account.split_once('/').unwrap();
+            let source: SpiffeId = format!("spiffe://mesh.example/ns/{namespace}/sa/{account}").parse().unwrap();
+            let http = HttpCall { method: "GET", host: "orders.shop", path: &path, query: None, headers: &NoHeaders };
+            let ip = [10, 0, 0, 9].into();
+            let call = Call { source: Some(&source), source_ip: ip, port: 8080, protocol: Protocol::Http, http: Some(http) };
+            for (suffix, more) in [("", None), ("-cel", Some(CEL.to_owned()))] {
+                // in a policy of its own: one policy has at most 10 000 rules
+                let policies: Vec<_> = std::iter::once(rules(size))
+                    .chain(more.map(|rule| vec![rule]))
+                    .map(|rules| policy(rules.into_iter()))
+                    .collect();
+                let compiled = compile(&policies, &target()).unwrap();
+                assert_eq!(compiled.decide(&call).effect, *effect, "{name} {size}");
+                let id = BenchmarkId::new(format!("{name}{suffix}"), size);
+                group.bench_with_input(id, &call, |bencher, call| bencher.iter(|| compiled.decide(black_box(call))));
+            }
+        }
     }
     group.finish();
-}
-
-/// Callers and paths in a grid: a hundred rules share each caller, a hundred each path, one has both.
-fn grid(criterion: &mut Criterion) {
-    let rules = (0..10_000).map(|n| {
-        let (caller, path) = (n / 100, n % 100);
-        format!(r#"{{"name": "r{n}", "action": "Allow", "from": [{{"serviceAccounts": ["shop/web{caller}"]}}], "to": [{{"methods": ["GET"], "paths": ["/v1/items{path}/{{id}}"]}}]}}"#)
-    });
-    let compiled = compile(&[policy(rules)], &target()).unwrap();
-    let source: SpiffeId = "spiffe://mesh.example/ns/shop/sa/web50".parse().unwrap();
-    let call = call(&source, "/v1/items50/7");
-    assert_eq!(compiled.decide(&call).effect, Effect::Allow);
-    criterion.bench_function("decide/worst intersection/10000", |bencher| bencher.iter(|| compiled.decide(black_box(&call))));
 }
 
 fn compiling(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10).measurement_time(Duration::from_secs(3));
     for size in SIZES {
-        let policies = [by_caller(size, "")];
+        let policies = [policy(by_caller(size).into_iter())];
         group.bench_with_input(BenchmarkId::from_parameter(size), &policies, |bencher, policies| {
             bencher.iter(|| compile(black_box(policies), &target()).unwrap())
         });
     }
     group.finish();
+}
+
+/// Prints what policies and their index take of this process's memory, as it grows with copies of them.
+///
+/// `cargo xtask bench policy` reads these lines.
+fn memory(_: &mut Criterion) {
+    const COPIES: u64 = 16;
+    let resident = || -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    for size in SIZES {
+        // pages that earlier benches gave back would be taken again without showing
+        let before = resident();
+        let policies: Vec<StoredPolicy> = (0..COPIES).map(|_| policy(by_caller(size).into_iter())).collect();
+        let read = resident();
+        let compiled: Vec<_> = policies.iter().map(|one| compile(std::slice::from_ref(one), &target()).unwrap()).collect();
+        let indexed = resident();
+        println!(
+            "memory {size} policy {} index {}",
+            (read.saturating_sub(before)) * 1024 / COPIES,
+            (indexed.saturating_sub(read)) * 1024 / COPIES
+        );
+        black_box((policies, compiled));
+    }
 }
 
 /// Texts that are made to cost much, and must be refused at once.
@@ -119,7 +185,7 @@ fn refusing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("refuse");
     group.sample_size(10).measurement_time(Duration::from_secs(2));
     for (what, text) in [
-        ("100 000 rules", format!("{head}{}", "      - { action: Deny, from: [{ namespaces: [a] }] }\n".repeat(100_000))),
+        ("100 000 rules", format!("{head}{}", "      - action: Deny\n".repeat(100_000))),
         ("regex of 1 MB", rule(&"a".repeat(1_000_000))),
         ("regex (a{1000}){1000}", rule("(a{1000}){1000}")),
         ("nesting of 10 000", "[".repeat(10_000)),
@@ -132,5 +198,5 @@ fn refusing(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decide, grid, compiling, refusing);
+criterion_group!(benches, memory, decide, compiling, refusing);
 criterion_main!(benches);

@@ -14,6 +14,7 @@ pub mod explain;
 pub mod header;
 pub mod host;
 pub mod identity;
+pub mod istio;
 pub mod manifest;
 pub mod names;
 pub mod path;

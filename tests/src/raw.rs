@@ -177,6 +177,8 @@ impl MeshPeer {
         expected: &str,
     ) -> Result<SharedIo, outrider_agent::refusal::Refusal> {
         let stream = TcpStream::connect(address).await.expect("a connection");
+        // the first request would wait for the acknowledgement of the handshake's last message
+        stream.set_nodelay(true).expect("a socket");
         let expected = expected.parse().expect("a SPIFFE ID");
         let secured =
             self.connector.connect(stream, address, &service.parse().expect("a service"), port, protocol, &expected).await?;

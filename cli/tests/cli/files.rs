@@ -137,3 +137,86 @@ async fn nothing_to_test_is_a_failure() {
     let ran = files.outrider(&["test", "./p.yaml"]).await;
     assert_eq!((ran.code, ran.err.as_str()), (1, "error: there is no `PolicyTest` in these files\n"));
 }
+
+const ISTIO: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: orders, namespace: shop }
+spec:
+  selector: { matchLabels: { app: orders } }
+  rules:
+  - from: [{ source: { principals: [cluster.local/ns/shop/sa/web] } }]
+    to: [{ operation: { methods: [GET], paths: [\"/v1/orders/{*}\"] } }]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: no-deletes, namespace: shop }
+spec:
+  action: DENY
+  rules: [{ to: [{ operation: { methods: [DELETE] } }] }]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: default, namespace: istio-system }
+spec: { mtls: { mode: STRICT } }
+";
+
+#[tokio::test]
+async fn import_prints_policies_that_the_other_verbs_read() {
+    let files = Files::with(&[("istio.yaml", ISTIO)]);
+    let words = ["import", "istio", "-f", "./istio.yaml", "--trust-domain", "mesh.internal"];
+    let ran = files.outrider(&words).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    golden("import-istio.yaml", &ran.out);
+    assert!(ran.err.contains("`--allow-unselected`") && ran.err.contains("./istio.yaml:13:1"), "{}", ran.err);
+    let mut as_yaml = words.to_vec();
+    as_yaml.extend(["-o", "yaml"]);
+    assert_eq!(files.outrider(&as_yaml).await.out, ran.out, "YAML is what people read too");
+
+    let mut as_json = words.to_vec();
+    as_json.extend(["-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&files.outrider(&as_json).await.out).unwrap();
+    assert_eq!(json[0]["metadata"]["name"], "orders");
+
+    let call = CALL.replace("POST", "GET").replace("\"port\"", "\"labels\": { \"app\": \"orders\" }, \"port\"");
+    std::fs::write(files.path("policies.yaml"), &ran.out).unwrap();
+    std::fs::write(files.path("call.json"), call).unwrap();
+    let ran = files.outrider(&["explain", "-f", "./policies.yaml", "--call", "./call.json"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.starts_with("allow  by shop/orders/rule-1\n"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn import_refuses_what_it_cannot_keep_by_name_and_place() {
+    let files = Files::with(&[("istio.yaml", &ISTIO.replace("principals", "requestPrincipals"))]);
+    let ran = files.outrider(&["import", "istio", "-f", "./istio.yaml"]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
+    assert!(ran.err.contains("./istio.yaml:7:"), "{}", ran.err);
+    assert!(ran.err.contains("`spec.rules[0].from[0].source.requestPrincipals` cannot be kept"), "{}", ran.err);
+    assert!(ran.err.ends_with("error: nothing was imported: 1 error\n"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn the_examples_of_the_documentation_pass_their_tests() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = std::fs::read_to_string(root.join("docs/policy.md")).unwrap();
+    let tests = std::fs::read_to_string(root.join("policy/tests/documentation.yaml")).unwrap();
+    let examples: Vec<&str> = page
+        .split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .filter(|one| one.contains("kind: ServicePolicy"))
+        .collect();
+    assert!(examples.len() >= 6, "only {} examples", examples.len());
+    for example in examples {
+        let name = name_of(example).unwrap();
+        let test = tests.split("---\n").find(|test| name_of(test) == Some(name)).unwrap();
+        let files = Files::with(&[("policy.yaml", example), ("tests/test.yaml", test)]);
+        let ran = files.outrider(&["test", "./"]).await;
+        assert!(ran.code == 0 && ran.out.ends_with(" passed, 0 failed\n"), "{name}: {ran:?}");
+    }
+}
+
+fn name_of(document: &str) -> Option<&str> {
+    document.split("metadata: { name: ").nth(1)?.split([',', ' ']).next()
+}

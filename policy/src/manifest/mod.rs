@@ -1,5 +1,6 @@
 //! Reads files of resources: several documents, every mistake of every document, each with its position.
 
+mod cost;
 mod diagnostic;
 mod schema;
 mod shape;
@@ -8,6 +9,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use cost::MAX_EXPRESSION_COST;
 pub use diagnostic::{Diagnostic, Position, Severity};
 pub use tree::{MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS, MAX_ENTRIES, MAX_NODES};
 
@@ -101,6 +103,9 @@ pub fn parse_file(source: &str, yaml: &str) -> File {
     reading.file
 }
 
+/// So many mistakes of a file, and no more documents are looked at.
+const MAX_DIAGNOSTICS: usize = 200;
+
 struct Reading<'a> {
     source: &'a str,
     file: File,
@@ -115,7 +120,16 @@ impl Reading<'_> {
         failed: Option<Finding>,
         each: impl Fn(&mut Self, Arc<Node>) -> Result<(), Vec<Finding>>,
     ) {
+        let mut cost = 0;
         for document in documents.into_iter().filter(|document| !matches!(document.content, Content::Null)) {
+            if let Err(finding) = cost::add(&document, &mut cost) {
+                self.report([finding]);
+                break;
+            }
+            // a file of mistakes must not be answered with many times its size
+            if self.file.diagnostics.len() >= MAX_DIAGNOSTICS {
+                break;
+            }
             if let Err(findings) = each(self, Arc::new(document)) {
                 self.report(findings);
             }
@@ -167,6 +181,13 @@ fn resource<T: DeserializeOwned>(shape: &shape::Shape, document: &Node) -> Resul
 fn policy(document: &Node) -> Result<ServicePolicy, Vec<Finding>> {
     let policy = resource(&schema::SERVICE_POLICY, document)?;
     duplicate_names(document, &policy).map_or(Ok(policy), Err)
+}
+
+/// All documents of a text of some other kind, and what stands in the way of reading on.
+pub(crate) fn documents(yaml: &str) -> (Vec<Node>, Option<Finding>) {
+    let (mut documents, failed) = tree::read(yaml);
+    documents.retain(|document| !matches!(document.content, Content::Null));
+    (documents, failed)
 }
 
 /// Reads one described call, in JSON or YAML; `source` names the file in diagnostics.

@@ -153,6 +153,9 @@ impl Reader {
                 let content = if style == ScalarStyle::Plain { plain(&text) } else { Content::Text(text.into()) };
                 self.node(Node { at, content, nodes: 1 }, anchor)
             }
+            Event::SequenceStart(.., Some(tag)) | Event::MappingStart(.., Some(tag)) => {
+                Err(Finding::new(at, format!("the tag `{}` is not supported", tag.original())))
+            }
             Event::SequenceStart(_, anchor, _) => self.open(at, anchor, Children::List(Vec::new())),
             Event::MappingStart(_, anchor, _) => self.open(at, anchor, Children::Map(Vec::new(), None)),
             Event::SequenceEnd | Event::MappingEnd => self.close(at),

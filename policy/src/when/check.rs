@@ -85,7 +85,12 @@ pub(super) fn read(text: &str) -> Result<Logic, WhenProblem> {
     let parsed = Parser::new().max_recursion_depth(MAX_EXPRESSION_DEPTH).error_recovery_limit(4).parse(text);
     let parsed = parsed.map_err(|errors| {
         let first = errors.errors.first();
-        WhenProblem::Syntax(first.map(|error| format!("{} at character {}", short(&error.msg), error.pos.1)).unwrap_or_default())
+        WhenProblem::Syntax(match first {
+            // the parser says it in words of its own
+            Some(error) if error.msg.contains("Recursion limit") => format!("nested deeper than {MAX_EXPRESSION_DEPTH}"),
+            Some(error) => format!("{} at character {}", short(&error.msg), error.pos.1),
+            None => String::new(),
+        })
     })?;
     // the parser bounds its own descent, but not the depth of a chain such as `a || a || …`, which it balances
     if depth(&parsed, 0) > MAX_DEPTH {

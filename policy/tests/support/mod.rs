@@ -4,6 +4,7 @@
 #![expect(unreachable_pub, reason = "a module of tests")]
 
 pub mod dice;
+pub mod istio;
 pub mod reference;
 
 use std::net::IpAddr;

@@ -2,6 +2,7 @@
 
 mod dataplane;
 mod ground;
+mod policy;
 mod process;
 mod report;
 
@@ -42,6 +43,8 @@ pub(crate) struct Bench {
 enum Name {
     /// A pair of agents: mTLS, 10 rules, 1 KiB GET, keep-alive
     Dataplane,
+    /// Decisions by 10, 1000 and 10 000 rules, with and without CEL; how long they take to compile, and their memory
+    Policy,
 }
 
 /// How to measure: the flags with their defaults filled in.
@@ -65,6 +68,7 @@ impl Bench {
         };
         let report = match self.name {
             Name::Dataplane => dataplane::run(&plan)?,
+            Name::Policy => policy::run(&plan)?,
         };
         report.print()?;
         match self.json {

@@ -10,49 +10,66 @@ use serde::Serialize;
 pub(super) struct Report {
     bench: &'static str,
     samples: BTreeMap<(usize, usize), Vec<f64>>,
-    contenders: Vec<&'static str>,
-    metrics: Vec<(&'static str, &'static str)>,
+    contenders: Vec<String>,
+    metrics: Vec<(String, &'static str)>,
+    /// The most that the median may be, by contender and metric.
+    targets: BTreeMap<(usize, usize), f64>,
 }
 
 /// One line of the JSON.
 #[derive(Debug, PartialEq, Serialize)]
-struct Row {
-    contender: &'static str,
-    metric: &'static str,
+struct Row<'a> {
+    contender: &'a str,
+    metric: &'a str,
     unit: &'static str,
     median: f64,
     min: f64,
     max: f64,
+    /// The most that the median may be, if there is such a bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Document<'a> {
     bench: &'a str,
-    rows: Vec<Row>,
+    rows: Vec<Row<'a>>,
 }
 
 impl Report {
     /// An empty report.
     pub(super) fn new(bench: &'static str) -> Self {
-        Self { bench, samples: BTreeMap::new(), contenders: Vec::new(), metrics: Vec::new() }
+        let (samples, targets) = (BTreeMap::new(), BTreeMap::new());
+        Self { bench, samples, contenders: Vec::new(), metrics: Vec::new(), targets }
     }
 
     /// Adds a sample.
-    pub(super) fn add(&mut self, contender: &'static str, metric: &'static str, unit: &'static str, sample: f64) {
-        let key = (place(&mut self.contenders, contender), place(&mut self.metrics, (metric, unit)));
+    pub(super) fn add(&mut self, contender: &str, metric: &str, unit: &'static str, sample: f64) {
+        let key = self.key(contender, metric, unit);
         self.samples.entry(key).or_default().push(sample);
     }
 
-    fn rows(&self) -> Vec<Row> {
-        let row = |(&(contender, metric), samples): (&(usize, usize), &Vec<f64>)| {
-            let (metric, unit) = *self.metrics.get(metric)?;
+    /// Sets the most that the median may be.
+    pub(super) fn target(&mut self, contender: &str, metric: &str, unit: &'static str, most: f64) {
+        let key = self.key(contender, metric, unit);
+        self.targets.insert(key, most);
+    }
+
+    fn key(&mut self, contender: &str, metric: &str, unit: &'static str) -> (usize, usize) {
+        (place(&mut self.contenders, contender.to_owned()), place(&mut self.metrics, (metric.to_owned(), unit)))
+    }
+
+    fn rows(&self) -> Vec<Row<'_>> {
+        let row = |(key, samples): (&(usize, usize), &Vec<f64>)| {
+            let (contender, metric) = (self.contenders.get(key.0)?, self.metrics.get(key.1)?);
+            let (metric, unit) = (metric.0.as_str(), metric.1);
             let mut sorted = samples.clone();
             sorted.sort_by(f64::total_cmp);
             let (min, max) = (*sorted.first()?, *sorted.last()?);
             let middle = sorted.len() / 2;
             let upper = *sorted.get(middle)?;
             let median = if sorted.len() % 2 == 1 { upper } else { (upper + *sorted.get(middle.checked_sub(1)?)?) / 2.0 };
-            Some(Row { contender: self.contenders.get(contender).copied()?, metric, unit, median, min, max })
+            Some(Row { contender, metric, unit, median, min, max, target: self.targets.get(key).copied() })
         };
         self.samples.iter().filter_map(row).collect()
     }
@@ -68,7 +85,7 @@ impl Report {
             .iter()
             .map(|row| {
                 let value = format!("{} [{}–{}] {}", number(row.median), number(row.min), number(row.max), row.unit);
-                [row.contender.to_owned(), row.metric.to_owned(), value.trim_end().to_owned()]
+                [row.contender.to_owned(), row.metric.to_owned(), value.trim_end().to_owned() + &verdict(row)]
             })
             .collect();
         let width =
@@ -86,6 +103,12 @@ impl Report {
         let text = serde_json::to_string_pretty(&Document { bench: self.bench, rows: self.rows() })?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// How a median compares with its target, where there is one.
+fn verdict(row: &Row<'_>) -> String {
+    let word = |target| if row.median <= target { "kept" } else { "MISSED" };
+    row.target.map(|target| format!("  (at most {}: {})", number(target), word(target))).unwrap_or_default()
 }
 
 /// Where a value stands, after it was put there if need be.
@@ -117,11 +140,26 @@ mod tests {
         }
         report.add("agents", "requests", "1/s", 123.4);
         let rows = report.rows();
-        assert_eq!(rows[0], Row { contender: "direct", metric: "requests", unit: "1/s", median: 2.5, min: 1.0, max: 10.0 });
+        assert_eq!(
+            rows[0],
+            Row { contender: "direct", metric: "requests", unit: "1/s", median: 2.5, min: 1.0, max: 10.0, target: None }
+        );
         assert_eq!(
             report.table(),
             "test: median [min–max]\n  direct  requests  2.50 [1.00–10.0] 1/s\n  agents  requests  123 [123–123] 1/s\n"
         );
+    }
+
+    #[test]
+    fn a_target_stands_beside_the_median() {
+        let mut report = Report::new("test");
+        report.add("10 rules", "hit", "µs", 0.5);
+        report.add("1000 rules", "hit", "µs", 2.5);
+        report.target("10 rules", "hit", "µs", 1.0);
+        report.target("1000 rules", "hit", "µs", 2.0);
+        let table = report.table();
+        assert!(table.contains("0.50 [0.50–0.50] µs  (at most 1.00: kept)\n"), "{table}");
+        assert!(table.contains("2.50 [2.50–2.50] µs  (at most 2.00: MISSED)\n"), "{table}");
     }
 
     #[test]
