@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
 use crate::{
-    config::{Config, ControlPlane, ExplicitUpstream, StateDir, StateDirError, Subscription, View, send_reports},
+    config::{Config, ControlPlane, ExplicitUpstream, PlaintextPort, StateDir, StateDirError, Subscription, View, send_reports},
     identity::{IdentityError, Renewal, Svids},
     listener::{self, Bound, ListenError},
     telemetry::{AccessLog, Metrics, report_queue, wire_protocol},
@@ -66,6 +66,7 @@ struct Listeners {
     mesh: Bound,
     outbound: Bound,
     upstreams: Vec<(ExplicitUpstream, Bound)>,
+    plaintext: Vec<(PlaintextPort, Bound)>,
 }
 
 impl Listeners {
@@ -74,10 +75,13 @@ impl Listeners {
             .upstreams
             .iter()
             .map(|upstream| Ok((upstream.clone(), listener::bind(upstream.listen, config.workers, "--upstream")?)));
+        let plaintext =
+            config.plaintext.iter().map(|port| Ok((port.clone(), listener::bind(port.listen, config.workers, "--plaintext")?)));
         Ok(Self {
             mesh: listener::bind(config.mesh, config.workers, "--mesh")?,
             outbound: listener::bind(config.outbound, config.workers, "--outbound")?,
             upstreams: upstreams.collect::<Result<_, ListenError>>()?,
+            plaintext: plaintext.collect::<Result<_, ListenError>>()?,
         })
     }
 
@@ -85,8 +89,10 @@ impl Listeners {
     fn take(&mut self) -> std::io::Result<Sockets> {
         let gone = || std::io::Error::other("a worker's socket is gone");
         let upstreams = self.upstreams.iter_mut().map(|(upstream, bound)| Ok((upstream.clone(), bound.take().ok_or_else(gone)?)));
+        let plaintext = self.plaintext.iter_mut().map(|(port, bound)| Ok((port.clone(), bound.take().ok_or_else(gone)?)));
         Ok(Sockets {
             upstreams: upstreams.collect::<std::io::Result<_>>()?,
+            plaintext: plaintext.collect::<std::io::Result<_>>()?,
             mesh: self.mesh.take().ok_or_else(gone)?,
             outbound: self.outbound.take().ok_or_else(gone)?,
         })

@@ -5,15 +5,16 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use crate::{
+    config::PlaintextPort,
     http::{Fields, Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
     identity::Peer,
     listener::Accepted,
-    policy::{Denied, Permit},
+    policy::Permit,
     refusal::{Reason, Refusal},
     route::LocalPort,
     tcp::Tunnel,
     telemetry::{Record, Side},
-    tls::{MeshProtocol, Secured},
+    tls::{self, MeshProtocol, Secured},
     worker::Worker,
 };
 
@@ -25,13 +26,16 @@ struct Inbound {
     target: usize,
     local: LocalPort,
     /// Who called, in Envoy's format: always ours, never a caller's.
-    client_cert: String,
+    client_cert: Option<String>,
 }
 
-/// Serves one connection from another agent to its end.
-pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+/// Serves one connection to its end: from another agent, or in plaintext to a port.
+pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<PlaintextPort>) {
     let (stream, address, _held) = accepted.split();
-    let secured = worker.acceptor.accept(stream, address, worker.limits.handshake).await; // Accepted → Secured
+    let secured = match &port {
+        None => worker.acceptor.accept(stream, address, worker.limits.handshake).await, // Accepted → Secured
+        Some(port) => tls::plaintext(stream, address, port, worker.limits.head_read).await,
+    };
     let opened = secured.and_then(|secured| open(&worker, secured));
     let (inbound, secured) = match opened {
         Ok(opened) => opened,
@@ -63,7 +67,7 @@ fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Ref
         ));
     }
     let peer = Rc::new(secured.peer.clone());
-    let client_cert = format!("By={};URI={}", worker.own_identity(), peer.id());
+    let client_cert = peer.id().map(|id| format!("By={};URI={id}", worker.own_identity()));
     Ok((Inbound { worker: worker.clone(), peer, target, local, client_cert }, secured))
 }
 
@@ -85,12 +89,14 @@ impl Inbound {
             .worker
             .policies
             .authorize(self.target, &self.peer, Some(&request.head))
-            .map_err(|denied| note(denied, record))?;
+            .map_err(|denied| record.denied(denied))?;
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
         let mut added = Fields::default();
         added.push(b"x-request-id", request.head.id.as_bytes());
-        added.push(b"x-forwarded-client-cert", self.client_cert.as_bytes());
+        if let Some(client_cert) = &self.client_cert {
+            added.push(b"x-forwarded-client-cert", client_cert.as_bytes());
+        }
         let response = tokio::select! {
             biased;
             response = self.worker.upstreams.send(&route, request, &added) => response?,
@@ -103,11 +109,10 @@ impl Inbound {
     async fn opaque(self, secured: Secured) {
         let mut record = self.record();
         record.set_id(new_request_id());
-        let permit =
-            match self.worker.policies.authorize(self.target, &self.peer, None).map_err(|denied| note(denied, &mut record)) {
-                Ok(permit) => permit,
-                Err(refusal) => return record.refused(&refusal),
-            };
+        let permit = match self.worker.policies.authorize(self.target, &self.peer, None).map_err(|denied| record.denied(denied)) {
+            Ok(permit) => permit,
+            Err(refusal) => return record.refused(&refusal),
+        };
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
         match self.worker.upstreams.tunnel(&route).await {
@@ -115,13 +120,6 @@ impl Inbound {
             Err(refusal) => record.refused(&refusal),
         }
     }
-}
-
-fn note(denied: Denied, record: &mut Record) -> Refusal {
-    if let Some(verdict) = denied.verdict {
-        record.verdict(verdict);
-    }
-    denied.refusal
 }
 
 impl Service for Inbound {

@@ -63,6 +63,8 @@ reasons! {
     PolicyDenied = "policy_denied", Policy, 403;
     /// No usable policy is in force for the destination.
     NoPolicy = "no_policy", Policy, 403;
+    /// A caller in plaintext, where the policy wants mutual TLS.
+    PlaintextRefused = "plaintext_refused", Policy, 403;
     /// The destination is not in the mesh and no egress rule allows it.
     EgressDenied = "egress_denied", Policy, 403;
     /// A policy change ended a stream under way.

@@ -7,7 +7,7 @@ use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
-    config::{BackedPort, Config, ExplicitUpstream},
+    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort},
     http::Limits,
     identity::Svids,
     inbound, listener, outbound,
@@ -30,6 +30,8 @@ pub(crate) struct Sockets {
     pub(crate) outbound: TcpListener,
     /// Listeners that lead to one service each.
     pub(crate) upstreams: Vec<(ExplicitUpstream, TcpListener)>,
+    /// Listeners for callers in plaintext.
+    pub(crate) plaintext: Vec<(PlaintextPort, TcpListener)>,
 }
 
 /// What every worker shares.
@@ -136,7 +138,7 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 }
 
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
-    let Sockets { mesh, outbound, upstreams } = sockets;
+    let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
     let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
     let observer =
         Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
@@ -159,11 +161,14 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         svids: shared.svids.clone(),
     });
     let most = limits.connections;
-    let inbound_worker = worker.clone();
-    let inbound = listener::accept(mesh, most, shared.drain.clone(), move |accepted| {
-        inbound_worker.spawn(inbound::serve(inbound_worker.clone(), accepted));
-    });
-    tasks.spawn_local("mesh listener", inbound);
+    let inbounds = plaintext.into_iter().map(|(port, socket)| (Some(port), socket)).chain([(None, mesh)]);
+    for (port, socket) in inbounds {
+        let worker = worker.clone();
+        let inbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
+            worker.spawn(inbound::serve(worker.clone(), accepted, port.clone()));
+        });
+        tasks.spawn_local("inbound listener", inbound);
+    }
     let outbounds = upstreams.into_iter().map(|(upstream, socket)| (Some(upstream), socket)).chain([(None, outbound)]);
     for (fixed, socket) in outbounds {
         let worker = worker.clone();

@@ -65,7 +65,7 @@ impl Listener {
     async fn verdict(&self) -> Result<String, String> {
         let (stream, address) = self.socket.accept().await.expect("accept");
         let secured = self.acceptor.accept(stream, address, SECONDS).await;
-        secured.map(|secured| secured.peer.id().to_string()).map_err(|refusal| refusal.detail().to_owned())
+        secured.map(|secured| secured.peer.name().to_owned()).map_err(|refusal| refusal.detail().to_owned())
     }
 
     /// What it makes of a client with this certificate; none for no certificate.

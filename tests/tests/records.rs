@@ -37,7 +37,8 @@ async fn strangers_at_the_door_do_not_cost_the_records_of_others() -> Outcome {
     }
     let denied = through_proxy(web.outbound, "GET", "http://orders.shop/a", "").await?;
     let id = denied.field("x-request-id").expect("a request id").to_owned();
-    let record = recorded(&mesh, "the denied call", |record| record.request_id == id && !record.destination.is_empty()).await;
+    let inbound = i32::from(outrider_proto::v1::Side::Inbound);
+    let record = recorded(&mesh, "the denied call", |record| record.request_id == id && record.side == inbound).await;
     assert_eq!((record.effect.as_str(), record.reason.as_str()), ("deny", "policy_denied"));
     let stranger = recorded(&mesh, "a stranger", |record| record.destination.is_empty()).await;
     assert_eq!((stranger.effect.as_str(), stranger.source.as_str()), ("deny", ""));

@@ -10,7 +10,7 @@ mod view;
 
 pub use channel::{ControlPlane, ControlPlaneError};
 pub use sealed::{SealError, SealedFile};
-pub use settings::{BackedPort, Config, ConfigProblems, ExplicitUpstream, Settings};
+pub use settings::{BackedPort, Config, ConfigProblems, ExplicitUpstream, PlaintextPort, Settings};
 pub use state_dir::{StateDir, StateDirError};
 pub use subscription::{Subscription, SubscriptionError};
 pub use telemetry_stream::{TelemetryError, send_reports};

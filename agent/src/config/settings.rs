@@ -34,6 +34,9 @@ pub struct Settings {
     /// Local listener that leads to one port of a service, [HOST:]PORT=NAMESPACE/NAME[:PORT]; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
     pub upstream: Vec<String>,
+    /// Listener that takes callers in plaintext to a port of an own service whose policy is Permissive, [HOST:]PORT=NAMESPACE/NAME:PORT; may be repeated
+    #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
+    pub plaintext: Vec<String>,
     /// Where the program beside this agent finds the mesh as an HTTP proxy [default: 127.0.0.1:15101]
     #[arg(long, env = "OUTRIDER_OUTBOUND", value_name = "ADDRESS")]
     pub outbound: Option<SocketAddr>,
@@ -93,6 +96,19 @@ pub struct ExplicitUpstream {
     pub port: Option<u16>,
 }
 
+/// A listener for callers in plaintext to one port of an own service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlaintextPort {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The own service.
+    pub service: ServiceName,
+    /// Its port.
+    pub port: u16,
+    /// Whether that port speaks HTTP.
+    pub is_http: bool,
+}
+
 /// Checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -106,6 +122,8 @@ pub struct Config {
     pub backed: Vec<BackedPort>,
     /// Local listeners for services.
     pub upstreams: Vec<ExplicitUpstream>,
+    /// Listeners for callers in plaintext.
+    pub plaintext: Vec<PlaintextPort>,
     /// HTTP proxy for the own program.
     pub outbound: SocketAddr,
     /// Mesh listener.
@@ -159,6 +177,8 @@ impl TryFrom<Settings> for Config {
             }
         }
         let upstreams = settings.upstream.iter().filter_map(|text| problems.take(explicit_upstream(text))).collect();
+        let read = |text: &String| plaintext_port(text, &backed);
+        let plaintext = settings.plaintext.iter().filter_map(|text| problems.take(read(text))).collect();
         let advertise = settings.advertise.and_then(|text| problems.take(host_port("--advertise", Some(text))));
         let report_allows = settings.report_allows.unwrap_or(0.01);
         if !(0.0..=1.0).contains(&report_allows) {
@@ -180,6 +200,7 @@ impl TryFrom<Settings> for Config {
             identity,
             backed,
             upstreams,
+            plaintext,
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
             mesh: settings.mesh.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 15108))),
             advertise,
@@ -231,6 +252,19 @@ fn backed_port(text: &str) -> Result<BackedPort, String> {
     Ok(BackedPort { service: service.parse().map_err(|error| wrong(&format!("{error}")))?, port, protocol, program })
 }
 
+fn plaintext_port(text: &str, backed: &[BackedPort]) -> Result<PlaintextPort, String> {
+    let wrong = |why: String| format!("`--plaintext` is `{text}`: {why}; use [HOST:]PORT=NAMESPACE/NAME:PORT");
+    let (listen, target) = text.split_once('=').ok_or_else(|| wrong("no `=`".to_owned()))?;
+    let listen = match listen.parse::<u16>() {
+        Ok(port) => SocketAddr::from(([0, 0, 0, 0], port)),
+        Err(_) => listen.parse().map_err(|_| wrong("the listener is not [HOST:]PORT".to_owned()))?,
+    };
+    let (service, port) = target.split_once(':').ok_or_else(|| wrong("no port".to_owned()))?;
+    let own = backed.iter().find(|one| one.service.as_str() == service && one.port.to_string() == port);
+    let own = own.ok_or_else(|| wrong(format!("no `--service` is port {port} of `{service}`")))?;
+    Ok(PlaintextPort { listen, service: own.service.clone(), port: own.port, is_http: own.protocol.is_http() })
+}
+
 fn explicit_upstream(text: &str) -> Result<ExplicitUpstream, String> {
     let wrong = |why: &str| format!("`--upstream` is `{text}`: {why}; use [HOST:]PORT=NAMESPACE/NAME[:PORT]");
     let (listen, target) = text.split_once('=').ok_or_else(|| wrong("no `=`"))?;
@@ -255,6 +289,12 @@ mod tests {
         assert_eq!((port.port, port.protocol, port.program.port()), (80, Protocol::Http, 8080));
         let port = backed_port("shop/db:5432").unwrap();
         assert_eq!((port.protocol, port.program), (Protocol::Tcp, "127.0.0.1:5432".parse().unwrap()));
+        let own = [port];
+        let plain = plaintext_port("127.0.0.1:8000=shop/db:5432", &own).unwrap();
+        assert_eq!((plain.listen.port(), plain.port, plain.is_http), (8000, 5432, false));
+        for text in ["8000", "8000=shop/db", "8000=shop/db:1", "8000=shop/other:5432", "x=shop/db:5432"] {
+            assert!(plaintext_port(text, &own).unwrap_err().contains(text), "{text}");
+        }
         for text in ["shop/files", "shop/files:0", "shop/files:80/htp", "files:80", "shop/files:80=localhost:1", "Shop/files:80"]
         {
             assert!(backed_port(text).unwrap_err().contains(text), "{text}");

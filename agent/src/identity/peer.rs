@@ -15,7 +15,7 @@ use crate::tls::{Leaf, LeafError};
 /// Who is at the other end, as its certificate proved.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    id: SpiffeId,
+    id: Option<SpiffeId>,
     address: SocketAddr,
     deadline: Instant,
     tls: Arc<str>,
@@ -32,12 +32,24 @@ impl Peer {
         let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
         let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
         let left = not_after.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-        Ok(Self { id, address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into() })
+        Ok(Self { id: Some(id), address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into() })
     }
 
-    /// Its SPIFFE ID.
-    pub fn id(&self) -> &SpiffeId {
-        &self.id
+    /// Somebody who came in plaintext and proved nothing.
+    pub fn anonymous(address: SocketAddr) -> Self {
+        // There is no certificate to end; the policy ends such a connection.
+        let deadline = Instant::now() + Duration::from_secs(365 * 86_400);
+        Self { id: None, address, deadline, tls: "".into() }
+    }
+
+    /// Its SPIFFE ID; none for a caller in plaintext.
+    pub fn id(&self) -> Option<&SpiffeId> {
+        self.id.as_ref()
+    }
+
+    /// Its SPIFFE ID as text; empty for a caller in plaintext.
+    pub fn name(&self) -> &str {
+        self.id.as_ref().map(SpiffeId::as_str).unwrap_or_default()
     }
 
     /// Where it connects from, or listens.

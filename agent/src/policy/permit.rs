@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, rc::Rc, sync::Arc};
 
-use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, Target};
+use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, MtlsMode, Target};
 use tokio::{sync::watch, time::Instant};
 
 use super::PolicyBook;
@@ -75,19 +75,23 @@ impl PolicyBook {
         let changes = self.changes();
         let verdict = self.decide(target, peer, head.map(|head| &**head));
         match verdict {
-            Some(verdict) if verdict.effect() == Effect::Allow => {
+            Ok(verdict) if verdict.effect() == Effect::Allow => {
                 Ok(Permit { book: self.clone(), target, changes, peer: peer.clone(), head: head.cloned(), verdict })
             }
-            Some(verdict) => Err(Denied { refusal: denial(Reason::PolicyDenied, &verdict), verdict: Some(verdict) }),
-            None => Err(Denied { refusal: Refusal::new(Reason::NoPolicy, "no policy is in force for this port"), verdict: None }),
+            Ok(verdict) => Err(Denied { refusal: denial(Reason::PolicyDenied, &verdict), verdict: Some(verdict) }),
+            Err(refusal) => Err(Denied { refusal, verdict: None }),
         }
     }
 
-    fn decide(&self, target: usize, peer: &Peer, head: Option<&RequestHead>) -> Option<Verdict> {
-        let compiled = self.compiled(target)?;
-        let described = self.targets().get(target)?;
+    fn decide(&self, target: usize, peer: &Peer, head: Option<&RequestHead>) -> Result<Verdict, Refusal> {
+        let none = || Refusal::new(Reason::NoPolicy, "no policy is in force for this port");
+        let compiled = self.compiled(target).ok_or_else(none)?;
+        let described = self.targets().get(target).ok_or_else(none)?;
+        if peer.id().is_none() && compiled.mtls_mode() != MtlsMode::Permissive {
+            return Err(Refusal::new(Reason::PlaintextRefused, "plaintext, and the mode of this port is Strict"));
+        }
         let decision = compiled.decide(&call(described, peer, head));
-        Some(Verdict { compiled, decision })
+        Ok(Verdict { compiled, decision })
     }
 }
 
@@ -100,7 +104,7 @@ fn call<'a>(target: &Target, peer: &'a Peer, head: Option<&'a RequestHead>) -> C
         query: head.query(),
         headers: &head.fields,
     });
-    Call { source: Some(peer.id()), source_ip, port: target.port, protocol: target.protocol, http }
+    Call { source: peer.id(), source_ip, port: target.port, protocol: target.protocol, http }
 }
 
 fn denial(reason: Reason, verdict: &Verdict) -> Refusal {
@@ -135,9 +139,9 @@ impl Permit {
                 }
             }
             match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
-                Some(verdict) if verdict.effect() == Effect::Allow => self.verdict = verdict,
-                Some(verdict) => return denial(Reason::PolicyRevoked, &verdict),
-                None => return Refusal::new(Reason::PolicyRevoked, "no policy is in force for this port"),
+                Ok(verdict) if verdict.effect() == Effect::Allow => self.verdict = verdict,
+                Ok(verdict) => return denial(Reason::PolicyRevoked, &verdict),
+                Err(refusal) => return Refusal::new(Reason::PolicyRevoked, refusal.detail()),
             }
         }
     }

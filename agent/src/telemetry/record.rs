@@ -14,7 +14,7 @@ use super::{AccessLog, Metrics, ReportQueue, Weight, json::Object};
 use crate::{
     http::RequestHead,
     identity::{Peer, Svids},
-    policy::Verdict,
+    policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
 };
 
@@ -124,6 +124,14 @@ impl Record {
         self.verdict = Some(verdict);
     }
 
+    /// The policy denied it; what it decided stays here.
+    pub fn denied(&mut self, denied: Denied) -> Refusal {
+        if let Some(verdict) = denied.verdict {
+            self.verdict(verdict);
+        }
+        denied.refusal
+    }
+
     /// Status sent to the caller.
     pub fn status(&mut self, status: u16) {
         self.status = status;
@@ -149,7 +157,7 @@ impl Record {
 
     fn source(&self) -> String {
         match self.side {
-            Side::Inbound => self.peer.as_ref().map(|peer| peer.id().to_string()).unwrap_or_default(),
+            Side::Inbound => self.peer.as_ref().map(|peer| peer.name().to_owned()).unwrap_or_default(),
             Side::Outbound => self.observer.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default(),
         }
     }
@@ -213,7 +221,7 @@ impl Record {
         line.number("micros", micros);
         if let Some(peer) = &self.peer {
             line.text("peer", &peer.address().to_string());
-            line.text("peer_identity", &peer.id().to_string());
+            line.text("peer_identity", peer.name());
             line.text("tls", peer.tls());
         } else if let Some(address) = self.address {
             line.text("peer", &address.to_string());

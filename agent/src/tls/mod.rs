@@ -18,7 +18,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::{
-    http::{SharedIo, Transport},
+    config::PlaintextPort,
+    http::{SharedIo, Transport, preface},
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
 };
@@ -49,10 +50,10 @@ impl MeshProtocol {
     }
 }
 
-/// A connection whose peer has proved who it is.
+/// A connection whose peer has proved who it is, or came in plaintext to a port that may allow it.
 #[derive(Debug)]
 pub struct Secured {
-    /// The encrypted stream.
+    /// The stream.
     pub io: SharedIo,
     /// Who is at the other end.
     pub peer: Peer,
@@ -145,6 +146,28 @@ impl MeshAcceptor {
     }
 }
 
+/// Takes a connection in plaintext to this port of an own service: somebody who proves nothing.
+///
+/// # Errors
+/// `head_timeout` when it does not begin to speak in time, or goes away.
+pub async fn plaintext(
+    stream: TcpStream,
+    address: SocketAddr,
+    port: &PlaintextPort,
+    within: Duration,
+) -> Result<Secured, Refusal> {
+    let mut io = SharedIo::new(Transport::Plain(stream));
+    let protocol = if port.is_http {
+        let preface = tokio::time::timeout(within, preface::is_http2(&mut io)).await.ok().and_then(Result::ok);
+        let http2 = preface.ok_or_else(|| Refusal::new(Reason::HeadTimeout, "nothing was said in time"))?;
+        if http2 { MeshProtocol::Http2 } else { MeshProtocol::Http1 }
+    } else {
+        MeshProtocol::Tcp
+    };
+    let destination = Some((port.service.clone(), port.port));
+    Ok(Secured { io, peer: Peer::anonymous(address), protocol, destination })
+}
+
 /// Opens mesh connections.
 #[derive(Clone)]
 pub struct MeshConnector {
@@ -205,8 +228,8 @@ impl MeshConnector {
         })?;
         let session = stream.get_ref().1;
         let peer = Peer::of(session, address).map_err(|error| Refusal::new(Reason::PeerIdentity, error.to_string()))?;
-        if peer.id() != expected {
-            return Err(Refusal::new(Reason::PeerIdentity, format!("{address} proved `{}`, expected `{expected}`", peer.id())));
+        if peer.id() != Some(expected) {
+            return Err(Refusal::new(Reason::PeerIdentity, format!("{address} proved `{}`, expected `{expected}`", peer.name())));
         }
         if session.alpn_protocol() != Some(protocol.alpn()) {
             return Err(Refusal::new(Reason::ConnectFailed, format!("{address} does not speak what was asked for")));

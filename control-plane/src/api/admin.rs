@@ -313,6 +313,8 @@ impl Admin for Operators {
         let authorities = self.authority.describe();
         let mut warnings = words::ca_warnings(&authorities, clock::now());
         warnings.extend(self.mesh.sessions.list().iter().filter_map(words::refusal));
+        let world = Arc::clone(&self.mesh.world.borrow());
+        warnings.extend(world.policies.iter().filter_map(|(name, policy)| words::plaintext(name, policy)));
         warnings.extend(self.warnings.iter().cloned());
         Ok(Response::new(v1::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),

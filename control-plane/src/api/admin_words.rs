@@ -1,6 +1,6 @@
 //! The wire's words for what operators ask about.
 
-use outrider_policy::{Diagnostic, Explanation, Severity, Target};
+use outrider_policy::{Diagnostic, Explanation, MtlsMode, Severity, Target};
 use outrider_proto::v1;
 
 use crate::{
@@ -215,6 +215,20 @@ pub(super) fn ca_warnings(authorities: &[CaInfo], now: i64) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// A policy that lets plaintext in, which is for the time of a migration only.
+pub(super) fn plaintext(name: &str, policy: &Policy) -> Option<String> {
+    let mtls = policy.stored.policy.spec.mtls.as_ref()?;
+    let of = |mode: MtlsMode| mtls.ports.iter().filter(move |(_, own)| **own == mode).map(|(port, _)| port.to_string());
+    let (open, closed): (Vec<_>, Vec<_>) = (of(MtlsMode::Permissive).collect(), of(MtlsMode::Strict).collect());
+    let ports = match (mtls.mode, open.is_empty(), closed.is_empty()) {
+        (MtlsMode::Permissive, _, true) => "at every port".to_owned(),
+        (MtlsMode::Permissive, _, false) => format!("at every port but {}", closed.join(", ")),
+        (MtlsMode::Strict, false, _) => format!("at port {}", open.join(", ")),
+        (MtlsMode::Strict, true, _) => return None,
+    };
+    Some(format!("policy {name} lets plaintext in {ports} (Permissive): end the migration"))
 }
 
 pub(super) fn refusal(session: &Session) -> Option<String> {
