@@ -141,7 +141,7 @@ impl Agent {
             drain: drain.clone(),
         };
         let subscription = restore(subscription);
-        let log = AccessLog::start(&config.access_log, metrics.log_dropped.clone())
+        let log = AccessLog::start(&config.access_log, metrics.log_dropped.clone(), tasks)
             .map_err(|reason| StartError::AccessLog { target: config.access_log.to_string(), reason })?;
         let (mesh, outbound) = (listeners.mesh.address, listeners.outbound.address);
         for number in 0..config.workers {

@@ -24,6 +24,8 @@ struct Inbound {
     peer: Rc<Peer>,
     target: usize,
     local: LocalPort,
+    /// Who called, in Envoy's format: always ours, never a caller's.
+    client_cert: String,
 }
 
 /// Serves one connection from another agent to its end.
@@ -61,7 +63,8 @@ fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Ref
         ));
     }
     let peer = Rc::new(secured.peer.clone());
-    Ok((Inbound { worker: worker.clone(), peer, target, local }, secured))
+    let client_cert = format!("By={};URI={}", worker.own_identity(), peer.id());
+    Ok((Inbound { worker: worker.clone(), peer, target, local, client_cert }, secured))
 }
 
 impl Inbound {
@@ -77,7 +80,7 @@ impl Inbound {
     /// A request's way: permit, route, response.
     async fn answer(&self, request: Request, record: &mut Record) -> Result<(Response, Permit), Refusal> {
         let target = self.worker.policies.targets().get(self.target);
-        crate::http::same_service(&request.head, target.map(|target| &target.service))?;
+        crate::http::meant_for(&request.head, target.map(|target| &target.service))?;
         let mut permit = self
             .worker
             .policies
@@ -87,19 +90,13 @@ impl Inbound {
         let route = self.local.route(&permit);
         let mut added = Fields::default();
         added.push(b"x-request-id", request.head.id.as_bytes());
-        added.push(b"x-forwarded-client-cert", self.forwarded_client_cert().as_bytes());
+        added.push(b"x-forwarded-client-cert", self.client_cert.as_bytes());
         let response = tokio::select! {
             biased;
             response = self.worker.upstreams.send(&route, request, &added) => response?,
             revoked = permit.revoked() => return Err(revoked),
         };
         Ok((response, permit))
-    }
-
-    /// Who called, in Envoy's format: always ours, never a caller's.
-    fn forwarded_client_cert(&self) -> String {
-        let own = self.worker.own_identity();
-        format!("By={own};URI={}", self.peer.id())
     }
 
     /// An opaque connection's way: the same decision, without HTTP.
@@ -114,7 +111,7 @@ impl Inbound {
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
         match self.worker.upstreams.tunnel(&route).await {
-            Ok((io, _)) => Tunnel { io, permit: Some(permit) }.relay(secured.io, BytesMut::new(), record).await,
+            Ok((io, ..)) => Tunnel::new(io, Some(permit), None).relay(secured.io, BytesMut::new(), record).await,
             Err(refusal) => record.refused(&refusal),
         }
     }
@@ -145,5 +142,9 @@ impl Service for Inbound {
 
     async fn closing(&self) {
         self.worker.closing(self.peer.deadline()).await;
+    }
+
+    fn is_closing(&self) -> bool {
+        self.worker.is_closing(self.peer.deadline())
     }
 }

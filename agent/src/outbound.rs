@@ -89,13 +89,14 @@ impl Outbound {
             self.worker.upstreams.tunnel(&route).await
         };
         match opened.await {
-            Ok((io, peer)) => {
+            Ok((io, peer, until)) => {
                 if let Some(peer) = &peer {
                     record.peer(peer);
                 }
                 record.status(200);
-                let response = Response { status: 200, fields: Fields::default(), body: crate::http::Body::Empty };
-                Reply { response, permit: None, record, tunnel: Some(Tunnel { io, permit: None }) }
+                let response =
+                    Response { status: 200, fields: Fields::default(), body: crate::http::Body::Empty, until, switched: None };
+                Reply { response, permit: None, record, tunnel: Some(Tunnel::new(io, None, until)) }
             }
             Err(refusal) => crate::http::refused(&refusal, record),
         }
@@ -109,11 +110,11 @@ impl Outbound {
             record.destination(&service.name, *port, *protocol);
         }
         match self.worker.upstreams.tunnel(route).await {
-            Ok((far, peer)) => {
+            Ok((far, peer, until)) => {
                 if let Some(peer) = &peer {
                     record.peer(peer);
                 }
-                Tunnel { io: far, permit: None }.relay(io, BytesMut::new(), record).await;
+                Tunnel::new(far, None, until).relay(io, BytesMut::new(), record).await;
             }
             Err(refusal) => record.refused(&refusal),
         }
@@ -141,5 +142,9 @@ impl Service for Outbound {
 
     async fn closing(&self) {
         self.worker.drain.stopping().await;
+    }
+
+    fn is_closing(&self) -> bool {
+        self.worker.drain.is_stopping()
     }
 }

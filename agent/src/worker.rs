@@ -98,6 +98,11 @@ impl Worker {
         self.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default()
     }
 
+    /// Whether [`Worker::closing`] has ended.
+    pub(crate) fn is_closing(&self, deadline: Instant) -> bool {
+        self.drain.is_stopping() || Instant::now() >= deadline || self.svids.valid().is_none()
+    }
+
     /// Ends when a connection whose peer's certificate ends at `deadline` should take no more requests.
     pub(crate) async fn closing(&self, deadline: Instant) {
         let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());

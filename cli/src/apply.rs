@@ -8,10 +8,12 @@ use serde::Serialize;
 use crate::{
     admin::Admin,
     args::Socket,
+    canary::Canary,
     failure::{Exit, Failure},
     manifest::{self, Below},
     output::{Console, Tone, printable},
     progress::{self, Waited},
+    replay,
     report::{self, Finding},
     when,
 };
@@ -24,6 +26,7 @@ use crate::{
 Examples:
   outrider apply -f orders.yaml --wait
   outrider apply -f policies/ --dry-run
+  outrider apply -f orders.yaml --gate-on-replay --canary 10% --for 5m
   generate-policies | outrider apply -f - --wait --timeout 2m -o json")]
 pub(crate) struct Apply {
     /// File, directory (its *.yaml, *.yml and *.json files) or `-` for standard input; may stand several times
@@ -32,6 +35,14 @@ pub(crate) struct Apply {
     /// Only check, and say what would change
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
+    /// Refuse when a recorded request that is allowed now would be denied
+    #[arg(long)]
+    gate_on_replay: bool,
+    /// With --gate-on-replay: requests recorded within this time
+    #[arg(long, value_parser = when::duration, default_value = "1h", value_name = "DURATION", requires = "gate_on_replay")]
+    since: Duration,
+    #[command(flatten)]
+    canary: Canary,
     #[command(flatten)]
     wait: Wait,
 }
@@ -87,6 +98,12 @@ impl Apply {
     pub(crate) async fn run(self, socket: &Socket, console: &Console) -> Result<Exit, Failure> {
         let manifests = manifest::read(&self.files, Below::Ignored)?;
         let mut admin = socket.connect().await?;
+        if self.gate_on_replay && self.is_gated(&mut admin, &manifests, console).await? {
+            return Ok(Exit::Failed);
+        }
+        if self.canary.is_wanted() {
+            return self.canary.run(&mut admin, manifests, console).await;
+        }
         let request = ApplyRequest { manifests: manifests.clone(), dry_run: self.dry_run };
         let answer = admin.apply(request).await?.into_inner();
         let mut applied = Applied {
@@ -110,6 +127,21 @@ impl Apply {
             Some(rollout) => self.wait.conclude(rollout, applied.revision, console).map(|()| Exit::Done),
             None => Ok(if refused { Exit::Failed } else { Exit::Done }),
         }
+    }
+
+    /// Whether recorded requests speak against it. What is wrong with the documents themselves, applying them will say.
+    async fn is_gated(&self, admin: &mut Admin, manifests: &[Manifest], console: &Console) -> Result<bool, Failure> {
+        let replayed = replay::replay(admin, manifests, self.since).await?;
+        if replayed.newly_denied == 0 {
+            return Ok(false);
+        }
+        if console.is_for_people() {
+            replayed.tell(manifests, self.since, console)?;
+        } else {
+            console.value(&replayed)?;
+        }
+        console.remark("nothing was stored: requests that are allowed now would be denied (--gate-on-replay)");
+        Ok(true)
     }
 
     fn tell(&self, applied: &Applied, manifests: &[Manifest], console: &Console) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use crate::{
     failure::{Exit, Failure},
     get,
     output::{Console, Format},
-    run, test, tied, token, up,
+    replay, rollback, run, test, tied, token, up,
 };
 
 /// Outrider, a zero-trust mesh: an agent beside every service, mutual TLS, and a policy for every request.
@@ -41,7 +41,11 @@ enum Command {
     Apply(apply::Apply),
     /// Delete policies
     Delete(delete::Delete),
-    /// List policies, services, agents, decisions or certificates
+    /// Show which recorded requests a change of policies would decide otherwise
+    Replay(replay::Replay),
+    /// Put the policies back to what they were
+    Rollback(rollback::Rollback),
+    /// List policies, revisions, services, agents, decisions or certificates
     Get(get::Get),
     /// Say what the policies decide for a call, and why
     Explain(explain::Explain),
@@ -70,6 +74,8 @@ impl Args {
         match self.command {
             Command::Apply(verb) => verb.run(&socket, console).await,
             Command::Delete(verb) => verb.run(&socket, console).await,
+            Command::Replay(verb) => verb.run(&socket, console).await,
+            Command::Rollback(verb) => verb.run(&socket, console).await,
             Command::Get(verb) => verb.run(&socket, console).await,
             Command::Explain(verb) => verb.run(&socket, console).await,
             Command::Test(verb) => verb.run(console),

@@ -1,7 +1,8 @@
 //! `outrider get`: what the control plane knows, as lists.
 
 use outrider_proto::v1::{
-    ListAgentsRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest, ListServicesRequest,
+    ListAgentsRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest, ListRevisionsRequest,
+    ListServicesRequest,
 };
 
 use crate::{
@@ -10,10 +11,10 @@ use crate::{
     names,
     output::Console,
     table::Row,
-    view::{Agent, Certificate, Decision, Named, Policy, Service},
+    view::{Agent, Certificate, Decision, Named, Policy, Revision, Service},
 };
 
-/// List policies, services, agents, decisions or certificates.
+/// List policies, revisions, services, agents, decisions or certificates.
 ///
 /// With -o json or -o yaml the answer is always an array, also when one NAME is asked for.
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,7 @@ pub(crate) struct Get {
     /// Decisions: only those for this service
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = names::namespaced)]
     to: Option<String>,
-    /// Decisions: at most this many, newest first
+    /// Decisions and revisions: at most this many, newest first
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "COUNT")]
     limit: u32,
     /// Certificates: also those that were replaced but have not expired
@@ -53,6 +54,9 @@ enum What {
     /// Stored policies and where they are in force
     #[value(aliases = ["policy", "servicepolicy", "servicepolicies"])]
     Policies,
+    /// Revisions at which policies changed: what there is to go back to
+    #[value(alias = "revision")]
+    Revisions,
     /// Services and who backs them
     #[value(alias = "service")]
     Services,
@@ -77,6 +81,10 @@ impl Get {
             What::Policies => {
                 let list = admin.list_policies(ListPoliciesRequest { namespace }).await?.into_inner();
                 self.show::<_, Policy>(list.policies, "no policies: every call is denied (`outrider apply -f FILE`)", console)
+            }
+            What::Revisions => {
+                let list = admin.list_revisions(ListRevisionsRequest { limit: self.limit }).await?.into_inner();
+                self.show::<_, Revision>(list.revisions, "no policy was ever applied", console)
             }
             What::Services => {
                 let list = admin.list_services(ListServicesRequest { namespace }).await?.into_inner();

@@ -3,6 +3,7 @@
 mod admin;
 mod apply;
 mod args;
+mod canary;
 mod certs;
 mod check;
 mod completions;
@@ -16,7 +17,9 @@ mod manifest;
 mod names;
 mod output;
 mod progress;
+mod replay;
 mod report;
+mod rollback;
 mod run;
 mod table;
 mod test;

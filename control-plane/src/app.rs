@@ -199,7 +199,7 @@ impl Plane {
         let agents = api::agents_router(
             Identities(issuance.clone()),
             Subscriptions { publication, tasks: tasks.clone() },
-            Reports::new(store.clone(), metrics.clone(), tasks.clone(), drain.clone()),
+            Reports::new(store.clone(), metrics.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
         );
         let stop = drain.clone();
         tasks.spawn("serve agents", async move {

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     metrics::Metrics,
-    registry::{Applied, ChangeError, Request, Sessions, World},
+    registry::{Applied, ChangeError, Keeper, Request, Sessions, World},
     store::{Store, StoreError},
 };
 
@@ -71,6 +71,8 @@ pub(crate) struct Publisher {
     pub(crate) grace: Duration,
     /// Streams by agent.
     pub(crate) streams: BTreeMap<String, u64>,
+    /// Candidates that are being tried.
+    pub(crate) canary: Option<Keeper>,
     /// Agents whose stream broke, and when their endpoints go.
     pub(crate) leaving: BTreeMap<String, Instant>,
 }
@@ -84,7 +86,7 @@ impl Publisher {
         let until = Instant::now() + grace;
         let leaving = world.agents.values().filter(|agent| agent.present).map(|agent| (agent.id.clone(), until)).collect();
         let mesh = Mesh { requests: send, world: watched, sessions: sessions.clone() };
-        (Self { store, metrics, world, shown, sessions, requests, grace, streams: BTreeMap::new(), leaving }, mesh)
+        (Self { store, metrics, world, shown, sessions, requests, grace, streams: BTreeMap::new(), canary: None, leaving }, mesh)
     }
 
     /// Handles changes until drain.
@@ -97,7 +99,10 @@ impl Publisher {
                     if taken == 0 { return Ok(()) }
                     self.handle(std::mem::take(&mut batch)).await;
                 }
-                _ = tick.tick() => self.expire().await,
+                _ = tick.tick() => {
+                    self.expire().await;
+                    self.tend_canary().await;
+                }
                 () = drain.stopping() => return Ok(()),
             }
         }
@@ -120,6 +125,12 @@ impl Publisher {
                 Request::Apply { documents, dry_run, uid, reply } => {
                     // Nobody waits any more: what was stored stays stored.
                     let _ = reply.send(self.apply(&documents, dry_run, uid).await);
+                }
+                Request::Canary { order, reply } => {
+                    let _ = reply.send(self.begin_canary(order).await);
+                }
+                Request::Rollback { revision, dry_run, uid, reply } => {
+                    let _ = reply.send(self.rollback(revision, dry_run, uid).await);
                 }
                 Request::Delete { names, uid, reply } => {
                     let _ = reply.send(self.delete(&names, uid).await);

@@ -9,16 +9,34 @@
 )]
 
 mod backend;
+mod certificates;
+mod eager;
 mod files;
+mod frames;
 mod mesh;
 mod process;
 mod raw;
 
 pub use backend::{Backend, Seen};
+pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
+pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
+pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_headers, h2_opening, h2_request};
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use process::Process;
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When it does not within 10 s.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
 
 /// What a test returns: any error fails it.
 pub type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;

@@ -61,6 +61,13 @@ pub struct AgentProcess {
     arguments: Vec<String>,
 }
 
+/// In memory where there is such a place: a disk that is busy with something else would stop the clock of short certificates.
+fn directory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let make = tempfile::Builder::new().prefix("outrider-").tempdir_in(memory);
+    make.or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
@@ -78,7 +85,7 @@ pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) 
 impl Mesh {
     /// Starts a control plane and waits until it answers.
     pub async fn start(options: MeshOptions) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = directory();
         let (port, health) = (free_port(), free_port());
         let control_plane = Self::spawn(dir.path(), port, health, &options);
         let mesh = Self { dir, control_plane, address: loopback(port), options, health };
@@ -156,12 +163,23 @@ impl Mesh {
         agent
     }
 
+    /// Starts one of several agents with the same identity; `name` is its own.
+    pub async fn agent_of(&self, identity: &str, name: &str, options: AgentOptions) -> AgentProcess {
+        let agent = self.agent_named(identity, name, options).await;
+        agent.ready().await;
+        agent
+    }
+
     /// Starts an agent without waiting.
     pub async fn agent_not_ready(&self, identity: &str, options: AgentOptions) -> AgentProcess {
+        self.agent_named(identity, &identity.replace('/', "-"), options).await
+    }
+
+    async fn agent_named(&self, identity: &str, name: &str, options: AgentOptions) -> AgentProcess {
         let backed: Vec<&str> =
             options.services.iter().filter_map(|service| service.split_once(':')).map(|(name, _)| name).collect();
         let token = self.token(identity, &backed).await;
-        let state_dir = self.dir.path().join("agents").join(identity.replace('/', "-"));
+        let state_dir = self.dir.path().join("agents").join(name);
         let (outbound, mesh, health) = (loopback(free_port()), loopback(free_port()), loopback(free_port()));
         let mut arguments: Vec<String> = [
             ("--control-plane", self.address.to_string()),
@@ -224,6 +242,27 @@ impl AgentProcess {
     /// Starts it again after it has ended, on the same addresses and directory.
     pub fn restart(&mut self) {
         self.process = Self::spawn("restarted", &self.arguments);
+    }
+
+    /// As [`AgentProcess::restart`], from now on with this join token or none.
+    pub fn restart_with_token(&mut self, token: Option<String>) {
+        if let Some(at) = self.arguments.iter().position(|argument| argument == "--token") {
+            self.arguments.drain(at..at + 2);
+        }
+        self.arguments.extend(token.into_iter().flat_map(|token| ["--token".to_owned(), token]));
+        self.restart();
+    }
+
+    /// Waits until its stream from the control plane is up.
+    ///
+    /// # Panics
+    /// When it is not within 20 s.
+    pub async fn connected(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.metric("outrider_agent_control_plane_connected").await != 1.0 {
+            assert!(Instant::now() < deadline, "the agent has no control plane:\n{}", self.process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until it is ready.

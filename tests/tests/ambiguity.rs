@@ -1,11 +1,13 @@
 //! Requests that two readers could understand differently, sent by a member of the mesh as raw bytes straight at the agent
 //! of the service: they are refused or canonicalised, and the program never receives what the policy did not decide.
 
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use outrider_agent::tls::MeshProtocol;
+use std::time::Duration;
+
+use outrider_agent::{http::SharedIo, tls::MeshProtocol};
 use outrider_tests::{AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, MeshPeer, Outcome, read_answer};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const POLICY: &str = r#"
 apiVersion: outrider.dev/v1alpha1
@@ -48,22 +50,36 @@ impl Scene {
         Self { _mesh: mesh, orders, backend, peer }
     }
 
-    /// Sends bytes on a connection of their own; the statuses of all answers until it is closed or `expect` have come.
-    async fn statuses(&self, bytes: &[u8], expect: usize) -> Vec<u16> {
+    async fn connect(&self) -> SharedIo {
         let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
-        let mut io = self
-            .peer
-            .connect(self.orders.mesh, "shop/orders", 80, MeshProtocol::Http1, expected)
-            .await
-            .expect("a mesh connection");
+        let connected = self.peer.connect(self.orders.mesh, "shop/orders", 80, MeshProtocol::Http1, expected).await;
+        connected.expect("a mesh connection")
+    }
+
+    /// Sends bytes on a connection of their own; the statuses of the first `expect` answers.
+    async fn statuses(&self, bytes: &[u8], expect: usize) -> Vec<u16> {
+        let mut io = self.connect().await;
         io.write_all(bytes).await.expect("written");
         io.flush().await.expect("flushed");
         let (mut statuses, mut buf) = (Vec::new(), Vec::new());
         while statuses.len() < expect {
-            match read_answer(&mut io, &mut buf).await {
-                Ok(answer) => statuses.push(answer.status),
-                Err(_) => break,
-            }
+            statuses.push(read_answer(&mut io, &mut buf).await.expect("an answer").status);
+        }
+        statuses
+    }
+
+    /// Sends bytes on a connection of their own, which the agent must end by itself: the statuses of all answers until then.
+    async fn last_words(&self, bytes: &[u8]) -> Vec<u16> {
+        let mut io = self.connect().await;
+        io.write_all(bytes).await.expect("written");
+        io.flush().await.expect("flushed");
+        let mut all = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(2), io.read_to_end(&mut all)).await;
+        let text = String::from_utf8_lossy(bytes);
+        ended.unwrap_or_else(|_| panic!("left open after {text:?}")).unwrap_or_else(|error| panic!("{error} after {text:?}"));
+        let (mut rest, mut buf, mut statuses) = (all.as_slice(), Vec::new(), Vec::new());
+        while !(rest.is_empty() && buf.is_empty()) {
+            statuses.push(read_answer(&mut rest, &mut buf).await.expect("whole answers").status);
         }
         statuses
     }
@@ -81,14 +97,14 @@ async fn a_denied_path_stays_denied_in_every_spelling() -> Outcome {
     assert_eq!(scene.status("/private", "orders.shop", "").await, 403, "the control: what is denied does not");
     scene.backend.forget();
     let hidden = [
-        // LESSONS 1: dot segments
+        // dot segments
         "/public/../private",
         "/public/%2e%2e/private",
         "/public/%2E%2E/private",
         "/public/.%2e/private",
         "/public/./../private",
         "/./private",
-        // 2: double and encoded slashes, backslashes
+        // double and encoded slashes, backslashes
         "//admin",
         "/x%2f..%2fadmin",
         "/x%2F..%2Fadmin",
@@ -98,31 +114,31 @@ async fn a_denied_path_stays_denied_in_every_spelling() -> Outcome {
         "/\\admin",
         "/x/..%5cadmin",
         "//private//x",
-        // 3: fragments
+        // fragments
         "/user/profile#s",
         "/user/profile%23s#",
-        // 4: queries
+        // queries
         "/private?",
         "/private?x",
         "/private?/../public",
         "/private#",
-        // 5: path parameters
+        // path parameters
         "/user/..;foo=bar/admin",
         "/admin;x=y/a",
         "/private;x",
         "/;x/admin",
         "/.;/private",
         "/private;/x",
-        // 6: every legal character in a template's segment
+        // every legal character in a template's segment
         "/api/a*b",
         "/api/!$&'()*+,;=:@",
         "/api/-._~",
         "/api/%2A",
-        // 7: authority forms
+        // authority forms
         "//admin/secret",
         "http://orders.shop//admin/secret",
         "http://orders.shop/private",
-        // 8: both hex cases, needless escapes
+        // both hex cases, needless escapes
         "/%70rivate",
         "/%50rivate/../private",
         "/priv%61te",
@@ -143,7 +159,7 @@ async fn a_denied_path_stays_denied_in_every_spelling() -> Outcome {
         assert!(reached.is_empty() || harmless, "{target} reached the program as {reached:?}");
         scene.backend.forget();
     }
-    // 9: a path without a leading slash is no request at all
+    // A path without a leading slash is no request at all.
     for target in ["pkg.Svc/Del", "private", "*", "orders.shop:80", ""] {
         let status = scene.status(target, "orders.shop", "").await;
         assert_eq!(status, 400, "{target}");
@@ -191,7 +207,7 @@ async fn a_denied_host_stays_denied_in_every_spelling() -> Outcome {
     ] {
         assert_eq!(scene.status("/public", host, "").await, status, "{host}");
     }
-    // 19: no host, two hosts, disagreeing hosts
+    // No host, two hosts, disagreeing hosts.
     for request in [
         "GET /public HTTP/1.1\r\n\r\n",
         "GET /public HTTP/1.0\r\n\r\n",
@@ -200,7 +216,7 @@ async fn a_denied_host_stays_denied_in_every_spelling() -> Outcome {
         "GET http://secret.example.com/public HTTP/1.1\r\nHost: orders.shop\r\n\r\n",
         "GET http://orders.shop/public HTTP/1.1\r\nHost: secret.example.com\r\n\r\n",
     ] {
-        assert_eq!(scene.statuses(request.as_bytes(), 2).await, [400], "{request}");
+        assert_eq!(scene.last_words(request.as_bytes()).await, [400], "{request}");
     }
     assert_eq!(scene.status("/public", "orders.shop", "").await, 200, "the agent still serves");
     Ok(())
@@ -210,7 +226,7 @@ async fn a_denied_host_stays_denied_in_every_spelling() -> Outcome {
 async fn a_denied_header_value_stays_denied_in_every_form() -> Outcome {
     let scene = Scene::set().await;
     assert_eq!(scene.status("/public", "orders.shop", "X-Role: user\r\n").await, 200);
-    // 20: many lines and lists; 22: white space; 10: underscores; 23: bytes
+    // Many lines and lists, white space, underscores, folded lines.
     for (fields, status) in [
         ("X-Role: admin\r\n", 403),
         ("x-role: user\r\nX-Role: admin\r\n", 403),
@@ -284,6 +300,9 @@ async fn doubtful_framing_ends_the_connection_and_smuggles_nothing() -> Outcome 
         "Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n",
         "Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
         "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: x\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n0\r\nX: y\n\r\n",
         "X: y\n\r\n",
         "X: y\rZ: w\r\n\r\n",
         "X: y\0z\r\n\r\n",
@@ -292,15 +311,14 @@ async fn doubtful_framing_ends_the_connection_and_smuggles_nothing() -> Outcome 
     for case in cases {
         scene.backend.forget();
         let request = format!("POST /public HTTP/1.1\r\nHost: orders.shop\r\n{case}{smuggled}");
-        let statuses = scene.statuses(request.as_bytes(), 3).await;
+        assert_eq!(scene.last_words(request.as_bytes()).await, [400], "{case:?}");
+        // Also where the head was good and only the body was not: no whole request came of it.
         let reached: Vec<_> = scene.backend.seen().into_iter().map(|seen| (seen.method, seen.target)).collect();
-        assert!(!reached.iter().any(|(_, target)| target == "/private"), "{case:?} smuggled a request: {reached:?}");
-        assert!(statuses.iter().all(|status| *status == 400 || *status == 502), "{case:?}: {statuses:?}");
         assert!(reached.is_empty(), "{case:?} reached the program: {reached:?}");
     }
     // HTTP/1.0 has no chunks.
     let request = format!("POST /public HTTP/1.0\r\nHost: orders.shop\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}");
-    assert_eq!(scene.statuses(request.as_bytes(), 3).await, [400]);
+    assert_eq!(scene.last_words(request.as_bytes()).await, [400]);
     assert!(scene.backend.seen().is_empty());
     Ok(())
 }
@@ -325,7 +343,7 @@ async fn a_refused_body_is_never_read_as_the_next_request() -> Outcome {
     let inner = "GET /public HTTP/1.1\r\nHost: orders.shop\r\n\r\n";
     let request =
         format!("POST /private HTTP/1.1\r\nHost: orders.shop\r\nContent-Length: {}\r\n\r\n{inner}", inner.len() + (1 << 20));
-    assert_eq!(scene.statuses(request.as_bytes(), 2).await, [403], "the connection ends after the refusal");
+    assert_eq!(scene.last_words(request.as_bytes()).await, [403], "the connection ends after the refusal");
     assert!(scene.backend.seen().is_empty());
     Ok(())
 }
@@ -334,10 +352,28 @@ async fn a_refused_body_is_never_read_as_the_next_request() -> Outcome {
 async fn every_record_is_one_line_of_json() -> Outcome {
     let scene = Scene::set().await;
     let long = "x".repeat(8000);
-    for (target, fields) in [("/public?\"\\", ""), (format!("/{long}").as_str(), ""), ("/a", "User-Agent: \"\\\x1b[31m\r\n")] {
-        let _ = scene.status(target, "orders.shop", fields).await;
+    // What a caller can get into a line: the path, the host, the request id, and the detail of a refusal.
+    let hostile = "x-forwarded-\"\\\u{9b}31m\u{202e}";
+    let requests = [
+        (format!("/{long}"), "orders.shop", String::new(), 200),
+        ("/%22%5Cn%1B%5B31m%0A".to_owned(), "orders.shop", String::new(), 400),
+        ("/%22%1B".to_owned(), "orders.shop", String::new(), 200),
+        ("/a".to_owned(), "orders.shop\"", String::new(), 400),
+        ("/b".to_owned(), "orders.shop", "x-request-id: \"}\\\r\n".to_owned(), 200),
+        ("/c".to_owned(), "orders.shop", format!("connection: {hostile}\r\n"), 400),
+        ("/d".to_owned(), "orders.shop", format!("connection: x-forwarded-{long}\r\n"), 400),
+        ("/e".to_owned(), "orders.shop", "x-forwarded-\x1b: y\r\n".to_owned(), 400),
+    ];
+    for (target, host, fields, status) in &requests {
+        assert_eq!(scene.status(target, host, fields).await, *status, "{target:.20} {host} {fields:.40}");
     }
     let log = scene.orders.access_log().await; // panics at a line that is not JSON
-    assert!(log.len() >= 3 && log.iter().all(|line| line.to_string().len() < 8000));
+    assert_eq!(log.len(), requests.len(), "a line each: {log:#?}");
+    let text = |line: usize, key: &str| log[line][key].as_str().unwrap_or_default().to_owned();
+    assert_eq!((text(0, "path").len(), text(2, "path").as_str()), (1024, "/%22%1B"));
+    assert!(text(5, "detail").contains(hostile), "the very text, escaped by JSON: {}", log[5]);
+    assert!(text(6, "detail").starts_with("connection names") && text(6, "detail").len() == 1024, "{}", log[6]);
+    let raw = std::fs::read_to_string(scene.orders.state_dir.with_extension("access.log"))?;
+    assert!(raw.chars().all(|character| character == '\n' || !character.is_control()), "nothing that a terminal obeys");
     Ok(())
 }

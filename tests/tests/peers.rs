@@ -1,75 +1,48 @@
-//! Who may speak on the mesh port: handshakes with every kind of wrong certificate, against the listener's own TLS.
+//! Who may speak on the mesh port: handshakes with every kind of wrong certificate, against the listener's own TLS, against
+//! a real agent, and the other way round against an endpoint.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use outrider_agent::{
-    http::SharedIo,
     identity::{Svid, Svids},
-    tls::{MeshAcceptor, MeshConnector, MeshProtocol, Trust, provider, server_name},
+    refusal::Reason,
+    tls::{MeshAcceptor, MeshConnector, MeshProtocol, Trust, server_name},
 };
-use outrider_proto::v1::TrustBundle;
-use outrider_tests::Outcome;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+use outrider_tests::{
+    AgentOptions, Authority, Backend, Identity, Mesh, MeshOptions, MeshPeer, Outcome, allow, careless_client, careless_server,
+    exchange, good_leaf as good, tls12_hello,
 };
-use rustls::{
-    ClientConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rustls::{ClientConfig, pki_types::ServerName};
 use time::{Duration, OffsetDateTime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use zeroize::Zeroizing;
-
-/// A chain, leaf first, and the leaf's key.
-type Identity = (Vec<Vec<u8>>, Vec<u8>);
-
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    der: CertificateDer<'static>,
-}
-
-impl Ca {
-    fn new(name: &str) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let der = parameters.self_signed(&key).expect("a root").der().clone();
-        Self { issuer: Issuer::new(parameters, key), der }
-    }
-
-    fn bundle(&self) -> TrustBundle {
-        TrustBundle { trust_domain: "mesh.internal".to_owned(), roots: vec![self.der.to_vec()] }
-    }
-
-    fn leaf(&self, parameters: &CertificateParams) -> Identity {
-        let key = KeyPair::generate().expect("a key");
-        let certificate = parameters.signed_by(&key, &self.issuer).expect("a leaf");
-        (vec![certificate.der().to_vec()], key.serialize_der())
-    }
-}
-
-/// A good leaf's parameters, to be spoiled.
-fn good(uris: &[&str]) -> CertificateParams {
-    let mut parameters = CertificateParams::default();
-    let now = OffsetDateTime::now_utc();
-    parameters.not_before = now - Duration::minutes(1);
-    parameters.not_after = now + Duration::hours(1);
-    parameters.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("IA5"))).collect();
-    parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-    parameters
-}
 
 const WEB: &str = "spiffe://mesh.internal/ns/shop/sa/web";
 const ORDERS: &str = "spiffe://mesh.internal/ns/shop/sa/orders";
+const SECONDS: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// `protocol_version`, fatal (RFC 8446 section 6).
+const NO_SUCH_VERSION: [u8; 7] = [21, 3, 3, 0, 2, 2, 70];
+
+/// What an agent that has this certificate and trusts `ca` holds.
+fn holding(ca: &Authority, identity: Identity) -> (Arc<Svids>, Arc<Trust>) {
+    let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
+    let svid = Svid::new(identity.chain, Zeroizing::new(identity.key), std::time::SystemTime::now());
+    svids.replace(Arc::new(svid.expect("an SVID")));
+    trust.replace(&ca.bundle()).expect("a bundle");
+    (svids, trust)
+}
+
+fn orders_port() -> ServerName<'static> {
+    ServerName::try_from(server_name(&"shop/orders".parse().expect("a name"), 80)).expect("a name")
+}
 
 /// The listener of an agent that is `shop/orders` and trusts `ca`.
 struct Listener {
@@ -78,236 +51,276 @@ struct Listener {
 }
 
 impl Listener {
-    async fn of(ca: &Ca) -> Self {
-        let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
-        let (chain, key) = ca.leaf(&good(&[ORDERS]));
-        svids.replace(Arc::new(Svid::new(chain, Zeroizing::new(key), std::time::SystemTime::now()).expect("an SVID")));
-        trust.replace(&ca.bundle()).expect("a bundle");
+    async fn of(ca: &Authority) -> Self {
+        let (svids, trust) = holding(ca, ca.leaf(&good(&[ORDERS])));
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         Self { acceptor: MeshAcceptor::new(svids, trust).expect("TLS"), socket }
     }
 
-    /// What the listener makes of a client with this certificate; none for no certificate.
-    async fn judges(
-        &self,
-        identity: Option<Identity>,
-        versions: &[&'static rustls::SupportedProtocolVersion],
-    ) -> Result<String, String> {
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions)
-            .expect("versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone));
-        let mut config = match identity {
-            Some((chain, key)) => {
-                let chain = chain.into_iter().map(CertificateDer::from).collect();
-                builder
-                    .with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key)))
-                    .expect("a client certificate")
-            }
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![MeshProtocol::Http1.alpn().to_vec()];
-        self.judges_config(config).await
+    fn address(&self) -> SocketAddr {
+        self.socket.local_addr().expect("an address")
     }
 
-    async fn judges_config(&self, config: ClientConfig) -> Result<String, String> {
-        let name = ServerName::try_from(server_name(&"shop/orders".parse().expect("a name"), 80)).expect("a name");
+    /// What it makes of the next connection: who that is, or why it is refused.
+    async fn verdict(&self) -> Result<String, String> {
+        let (stream, address) = self.socket.accept().await.expect("accept");
+        let secured = self.acceptor.accept(stream, address, SECONDS).await;
+        secured.map(|secured| secured.peer.id().to_string()).map_err(|refusal| refusal.detail().to_owned())
+    }
+
+    /// What it makes of a client with this certificate; none for no certificate.
+    async fn judges(&self, identity: Option<Identity>) -> Result<String, String> {
+        let config = careless_client(identity);
         let client = async {
-            let stream = TcpStream::connect(self.socket.local_addr().expect("address")).await.expect("connect");
-            let Ok(mut stream) = TlsConnector::from(Arc::new(config)).connect(name, stream).await else { return };
+            let stream = TcpStream::connect(self.address()).await.expect("connect");
+            let Ok(mut stream) = TlsConnector::from(Arc::new(config)).connect(orders_port(), stream).await else { return };
             // In TLS 1.3 a client learns only afterwards that it was refused.
             let _ = stream.write_all(b"x").await;
             let _ = stream.read_u8().await;
         };
-        let server = async {
-            let (stream, address) = self.socket.accept().await.expect("accept");
-            let secured = self.acceptor.accept(stream, address, std::time::Duration::from_secs(5)).await;
-            secured.map(|secured| secured.peer.id().to_string()).map_err(|refusal| refusal.detail().to_owned())
-        };
-        let (verdict, ()) = tokio::join!(server, client);
-        verdict
+        tokio::join!(self.verdict(), client).0
     }
 }
 
-#[derive(Debug)]
-struct Anyone;
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
+/// A leaf for shop/web of this authority, with something wrong about it.
+fn spoiled(ca: &Authority, spoil: impl FnOnce(&mut CertificateParams)) -> Identity {
+    let mut parameters = good(&[WEB]);
+    spoil(&mut parameters);
+    ca.leaf(&parameters)
 }
-
-const TLS13: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 #[tokio::test]
 async fn only_a_proper_certificate_of_our_trust_domain_is_let_in() -> Outcome {
-    let (ca, foreign) = (Ca::new("ours"), Ca::new("theirs"));
+    // The root is spoiled in nothing but that it is one.
+    let mut root = good(&[WEB]);
+    root.key_usages.push(KeyUsagePurpose::KeyCertSign);
+    root.distinguished_name.push(DnType::CommonName, "ours");
+    let (ca, foreign) = (Authority::of(root), Authority::new("theirs"));
     let listener = Listener::of(&ca).await;
-    assert_eq!(listener.judges(Some(ca.leaf(&good(&[WEB]))), TLS13).await.as_deref(), Ok(WEB), "the control");
+    let control = async || assert_eq!(listener.judges(Some(ca.leaf(&good(&[WEB])))).await.as_deref(), Ok(WEB));
+    control().await;
 
-    let spoiled = |spoil: &dyn Fn(&mut CertificateParams)| {
-        let mut parameters = good(&[WEB]);
-        spoil(&mut parameters);
-        ca.leaf(&parameters)
+    let spoiled = |spoil: &dyn Fn(&mut CertificateParams)| Some(spoiled(&ca, spoil));
+    let now = OffsetDateTime::now_utc();
+    let named = |uris: &[&str]| Some(ca.leaf(&good(uris)));
+    let self_signed = {
+        let (key, parameters) = (KeyPair::generate()?, good(&[WEB]));
+        Identity { chain: vec![parameters.self_signed(&key)?.der().to_vec()], key: key.serialize_der() }
     };
-    let hour = Duration::hours(1);
-    let cases: Vec<(&str, Option<Identity>)> = vec![
-        ("no certificate", None),
-        ("a foreign root", Some(foreign.leaf(&good(&[WEB])))),
-        ("expired", Some(spoiled(&|leaf| leaf.not_after = OffsetDateTime::now_utc() - Duration::seconds(1)))),
-        ("not yet valid", Some(spoiled(&|leaf| leaf.not_before = OffsetDateTime::now_utc() + hour))),
-        ("two URI names", Some(ca.leaf(&good(&[WEB, ORDERS])))),
-        ("the same URI twice", Some(ca.leaf(&good(&[WEB, WEB])))),
-        ("no URI name", Some(ca.leaf(&good(&[])))),
-        ("another trust domain", Some(ca.leaf(&good(&["spiffe://evil.example/ns/shop/sa/web"])))),
-        ("a subdomain as trust domain", Some(ca.leaf(&good(&["spiffe://a.mesh.internal/ns/shop/sa/web"])))),
-        ("upper case in the trust domain", Some(ca.leaf(&good(&["spiffe://Mesh.internal/ns/shop/sa/web"])))),
-        ("a root path", Some(ca.leaf(&good(&["spiffe://mesh.internal"])))),
-        ("a slash only", Some(ca.leaf(&good(&["spiffe://mesh.internal/"])))),
-        ("a trailing slash", Some(ca.leaf(&good(&["spiffe://mesh.internal/ns/shop/sa/web/"])))),
-        ("dot segments", Some(ca.leaf(&good(&["spiffe://mesh.internal/ns/shop/sa/../sa/web"])))),
-        ("an escape", Some(ca.leaf(&good(&["spiffe://mesh.internal/ns/shop/sa/%77eb"])))),
-        ("a query", Some(ca.leaf(&good(&["spiffe://mesh.internal/ns/shop/sa/web?x"])))),
-        ("a port", Some(ca.leaf(&good(&["spiffe://mesh.internal:1/ns/shop/sa/web"])))),
-        ("user information", Some(ca.leaf(&good(&["spiffe://a@mesh.internal/ns/shop/sa/web"])))),
-        ("another scheme", Some(ca.leaf(&good(&["https://mesh.internal/ns/shop/sa/web"])))),
-        ("an upper-case scheme", Some(ca.leaf(&good(&["SPIFFE://mesh.internal/ns/shop/sa/web"])))),
-        ("another shape of path", Some(ca.leaf(&good(&["spiffe://mesh.internal/shop/web"])))),
-        ("a NUL byte", Some(ca.leaf(&good(&["spiffe://mesh.internal/ns/shop/sa/web\0.evil"])))),
-        ("CA:TRUE", Some(spoiled(&|leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)))),
-        ("keyCertSign", Some(spoiled(&|leaf| leaf.key_usages.push(KeyUsagePurpose::KeyCertSign)))),
-        ("cRLSign", Some(spoiled(&|leaf| leaf.key_usages.push(KeyUsagePurpose::CrlSign)))),
-        ("no digitalSignature", Some(spoiled(&|leaf| leaf.key_usages = vec![KeyUsagePurpose::KeyAgreement]))),
-        ("no key usage", Some(spoiled(&|leaf| leaf.key_usages = vec![]))),
-        ("server use only", Some(spoiled(&|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]))),
-        ("the root itself", {
-            let key = KeyPair::generate()?;
-            let mut own = good(&[WEB]);
-            own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            Some((vec![own.self_signed(&key)?.der().to_vec()], key.serialize_der()))
-        }),
+    let cases: Vec<(&str, &str, Option<Identity>)> = vec![
+        ("no certificate", "peer sent no certificates", None),
+        ("a foreign root", "signed by nobody in the trust bundle", Some(foreign.leaf(&good(&[WEB])))),
+        ("self-signed", "signed by nobody in the trust bundle", Some(self_signed)),
+        ("expired", "certificate expired", spoiled(&|leaf| leaf.not_after = now - Duration::seconds(1))),
+        ("not yet valid", "certificate not valid yet", spoiled(&|leaf| leaf.not_before = now + Duration::hours(1))),
+        ("two URI names", "2 URI names", named(&[WEB, ORDERS])),
+        ("the same URI twice", "2 URI names", named(&[WEB, WEB])),
+        ("no URI name", "0 URI names", named(&[])),
+        ("another trust domain", "of another trust domain", named(&["spiffe://evil.example/ns/shop/sa/web"])),
+        ("a subdomain as trust domain", "of another trust domain", named(&["spiffe://a.mesh.internal/ns/shop/sa/web"])),
+        ("CA:TRUE", "CaUsedAsEndEntity", spoiled(&|leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))),
+        ("keyCertSign", "it may sign certificates", spoiled(&|leaf| leaf.key_usages.push(KeyUsagePurpose::KeyCertSign))),
+        ("cRLSign", "it may sign certificates", spoiled(&|leaf| leaf.key_usages.push(KeyUsagePurpose::CrlSign))),
+        ("no digitalSignature", "lacks digitalSignature", spoiled(&|leaf| leaf.key_usages = vec![KeyUsagePurpose::KeyAgreement])),
+        ("no key usage", "lacks digitalSignature", spoiled(&|leaf| leaf.key_usages = vec![])),
+        (
+            "server use only",
+            "does not allow extended key usage for client authentication",
+            spoiled(&|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+        ),
+        ("the root itself", "CaUsedAsEndEntity", Some(ca.itself())),
     ];
-    for (what, identity) in cases {
-        let verdict = listener.judges(identity, TLS13).await;
-        assert!(verdict.is_err(), "{what} was let in as {verdict:?}");
+    for (what, why, identity) in cases {
+        let verdict = listener.judges(identity).await;
+        assert!(verdict.as_ref().is_err_and(|detail| detail.contains(why)), "{what}: {verdict:?}");
     }
-    assert_eq!(listener.judges(Some(ca.leaf(&good(&[WEB]))), TLS13).await.as_deref(), Ok(WEB), "the listener still serves");
+    for id in [
+        "spiffe://Mesh.internal/ns/shop/sa/web",
+        "spiffe://mesh.internal",
+        "spiffe://mesh.internal/",
+        "spiffe://mesh.internal/ns/shop/sa/web/",
+        "spiffe://mesh.internal/ns/shop/sa/../sa/web",
+        "spiffe://mesh.internal/ns/shop/sa/%77eb",
+        "spiffe://mesh.internal/ns/shop/sa/web?x",
+        "spiffe://mesh.internal:1/ns/shop/sa/web",
+        "spiffe://a@mesh.internal/ns/shop/sa/web",
+        "https://mesh.internal/ns/shop/sa/web",
+        "SPIFFE://mesh.internal/ns/shop/sa/web",
+        "spiffe://mesh.internal/shop/web",
+        "spiffe://mesh.internal/ns/shop/sa/web\0.evil",
+    ] {
+        let verdict = listener.judges(named(&[id])).await;
+        let why = format!("{id:?} is not a workload's SPIFFE ID");
+        assert!(verdict.as_ref().is_err_and(|detail| detail.contains(&why)), "{id}: {verdict:?}");
+    }
+    control().await;
     Ok(())
 }
 
 #[tokio::test]
 async fn a_leaf_cannot_sign_another() -> Outcome {
-    let ca = Ca::new("ours");
+    let ca = Authority::new("ours");
     let listener = Listener::of(&ca).await;
-    let key = KeyPair::generate()?;
-    let signer = good(&[WEB]);
-    let signed = signer.signed_by(&key, &ca.issuer)?;
-    let below = Issuer::new(signer, key);
-    let victim_key = KeyPair::generate()?;
-    let victim = good(&[ORDERS]).signed_by(&victim_key, &below)?;
-    let chain = vec![victim.der().to_vec(), signed.der().to_vec()];
-    assert!(listener.judges(Some((chain, victim_key.serialize_der())), TLS13).await.is_err());
+    let verdict = listener.judges(Some(ca.below_a_leaf(good(&[WEB]), &good(&[ORDERS])))).await;
+    assert!(verdict.as_ref().is_err_and(|detail| detail.contains("EndEntityUsedAsCa")), "{verdict:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn handshakes_are_never_resumed() -> Outcome {
-    let ca = Ca::new("ours");
+async fn nothing_older_than_tls_1_3_is_spoken() -> Outcome {
+    let ca = Authority::new("ours");
     let listener = Listener::of(&ca).await;
-    let (chain, key) = ca.leaf(&good(&[WEB]));
-    let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(TLS13)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone))
-        .with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key)))?;
-    config.alpn_protocols = vec![MeshProtocol::Http1.alpn().to_vec()];
-    // This client would resume if it were ever given a ticket.
-    config.resumption = rustls::client::Resumption::in_memory_sessions(8);
-    config.enable_early_data = true;
-    let config = Arc::new(config);
-    let name = ServerName::try_from(server_name(&"shop/orders".parse()?, 80))?;
-    for _ in 0..3 {
+    for (outright, why) in [(false, "SupportedVersionsExtensionRequired"), (true, "Tls12NotOffered")] {
         let client = async {
-            let stream = TcpStream::connect(listener.socket.local_addr()?).await?;
-            let mut stream = TlsConnector::from(config.clone()).connect(name.clone(), stream).await?;
-            stream.write_all(b"x").await?;
-            let _ = stream.read_u8().await;
-            Ok::<_, std::io::Error>((stream.get_ref().1.handshake_kind(), stream.get_ref().1.tls13_tickets_received()))
+            let mut stream = TcpStream::connect(listener.address()).await?;
+            stream.write_all(&tls12_hello(outright)).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
         };
-        let server = async {
-            let (stream, address) = listener.socket.accept().await.expect("accept");
-            listener.acceptor.accept(stream, address, std::time::Duration::from_secs(5)).await.expect("accepted");
-        };
-        let (client, ()) = tokio::join!(client, server);
-        let (kind, tickets) = client?;
-        assert_ne!(kind, Some(rustls::HandshakeKind::Resumed));
-        assert_eq!(tickets, 0);
+        let (verdict, answer) = tokio::join!(listener.verdict(), client);
+        assert!(verdict.as_ref().is_err_and(|detail| detail.contains(why)), "{verdict:?}");
+        assert_eq!(answer?, NO_SUCH_VERSION);
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_caller_refuses_an_endpoint_that_is_somebody_else() -> Outcome {
-    let (ca, foreign) = (Ca::new("ours"), Ca::new("theirs"));
-    let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
-    let (chain, key) = ca.leaf(&good(&[WEB]));
-    svids.replace(Arc::new(Svid::new(chain, Zeroizing::new(key), std::time::SystemTime::now())?));
-    trust.replace(&ca.bundle())?;
-    let connector = MeshConnector::new(svids, trust)?;
-    for (what, issuer, expected, welcome) in [
-        ("the right one", &ca, ORDERS, true),
-        ("another identity of ours", &ca, "spiffe://mesh.internal/ns/shop/sa/files", false),
-        ("the right name by a foreign root", &foreign, ORDERS, false),
+async fn handshakes_are_never_resumed() -> Outcome {
+    let ca = Authority::new("ours");
+    let listener = Listener::of(&ca).await;
+    let mut config = careless_client(Some(ca.leaf(&good(&[WEB]))));
+    // This client would resume if it were ever given a ticket.
+    config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    for _ in 0..3 {
+        let client = async {
+            let stream = TcpStream::connect(listener.address()).await?;
+            let mut stream = TlsConnector::from(config.clone()).connect(orders_port(), stream).await?;
+            stream.write_all(b"x").await?;
+            let _ = stream.read_u8().await;
+            Ok::<_, std::io::Error>((stream.get_ref().1.handshake_kind(), stream.get_ref().1.tls13_tickets_received()))
+        };
+        let (verdict, client) = tokio::join!(listener.verdict(), client);
+        assert_eq!(verdict.as_deref(), Ok(WEB));
+        let (kind, tickets) = client?;
+        assert!(matches!(kind, Some(rustls::HandshakeKind::Full | rustls::HandshakeKind::FullWithHelloRetryRequest)), "{kind:?}");
+        assert_eq!(tickets, 0);
+    }
+    Ok(())
+}
+
+/// What a client that is no member gets out of a real agent's mesh port after it has asked for something: every byte.
+async fn gets(mesh: SocketAddr, config: ClientConfig) -> Vec<u8> {
+    let stream = TcpStream::connect(mesh).await.expect("connect");
+    let connected = TlsConnector::from(Arc::new(config)).connect(orders_port(), stream).await;
+    let mut stream = connected.expect("in TLS 1.3 a client learns only afterwards that it was refused");
+    let _ = stream.write_all(b"GET /x HTTP/1.1\r\nhost: orders.shop\r\nconnection: close\r\n\r\n").await;
+    let mut all = Vec::new();
+    let ended = tokio::time::timeout(SECONDS, stream.read_to_end(&mut all)).await.expect("the agent ends it");
+    assert!(all.is_empty() || ended.is_ok());
+    all
+}
+
+#[tokio::test]
+async fn strangers_get_nothing_out_of_a_real_agent() -> Outcome {
+    let backend = Backend::start().await;
+    let mesh = Mesh::start(MeshOptions { leaf_ttl: Some("6s") }).await;
+    let services = vec![format!("shop/orders:80/http={}", backend.address)];
+    let orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+    mesh.apply(&allow("all", "shop/orders", "[shop/web]", "[GET]", "[\"/{rest=**}\"]"));
+    let early = MeshPeer::join(&mesh, "shop/web").await;
+    let svid = early.svids.latest().expect("a certificate");
+    let proper = Identity { chain: svid.chain().to_vec(), key: svid.key().to_vec() };
+    assert!(gets(orders.mesh, careless_client(Some(proper.clone()))).await.starts_with(b"HTTP/1.1 200"), "while it is valid");
+    assert_eq!(backend.seen().len(), 1);
+    backend.forget();
+    let before = orders.access_log().await.len();
+
+    let foreign = Authority::new("theirs");
+    let left = svid.leaf.not_after.duration_since(std::time::SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left + std::time::Duration::from_secs(1)).await;
+    for (what, identity) in [
+        ("no certificate", None),
+        ("a foreign root", Some(foreign.leaf(&good(&[WEB])))),
+        ("expired, and proper a moment ago", Some(proper)),
     ] {
-        let listener = Listener::of(issuer).await;
-        let address = listener.socket.local_addr()?;
+        assert_eq!(gets(orders.mesh, careless_client(identity)).await, b"", "{what}");
+    }
+    let mut stream = TcpStream::connect(orders.mesh).await?;
+    stream.write_all(&tls12_hello(true)).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    assert_eq!(answer, NO_SUCH_VERSION);
+
+    assert!(backend.seen().is_empty(), "{:?}", backend.seen());
+    let log = orders.access_log().await.split_off(before);
+    let details: Vec<_> = log.iter().map(|line| line["detail"].as_str().unwrap_or_default()).collect();
+    assert_eq!(log.len(), 4, "{log:#?}");
+    assert!(log.iter().all(|line| line["reason"] == "peer_identity"), "{log:#?}");
+    for (detail, why) in
+        details.iter().zip(["no certificates", "signed by nobody in the trust bundle", "certificate expired", "Tls12NotOffered"])
+    {
+        assert!(detail.contains(why), "{detail}");
+    }
+
+    let late = MeshPeer::join(&mesh, "shop/web").await;
+    let mut io = late.connect(orders.mesh, "shop/orders", 80, MeshProtocol::Http1, ORDERS).await?;
+    let answer = exchange(&mut io, b"GET /control HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+    assert_eq!((answer.status, backend.seen().len()), (200, 1), "a member is served");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_caller_refuses_an_endpoint_that_is_somebody_else() -> Outcome {
+    let (ca, foreign) = (Authority::new("ours"), Authority::new("theirs"));
+    let (svids, trust) = holding(&ca, ca.leaf(&good(&[WEB])));
+    let connector = MeshConnector::new(svids, trust)?;
+    let of_orders = |spoil: &dyn Fn(&mut CertificateParams)| {
+        let mut parameters = good(&[ORDERS]);
+        spoil(&mut parameters);
+        ca.leaf(&parameters)
+    };
+    let now = OffsetDateTime::now_utc();
+    let cases: Vec<(&str, Identity, &str)> = vec![
+        ("the right one", ca.leaf(&good(&[ORDERS])), ""),
+        ("another identity of ours", ca.leaf(&good(&[WEB])), "expected `spiffe://mesh.internal/ns/shop/sa/orders`"),
+        ("the right name by a foreign root", foreign.leaf(&good(&[ORDERS])), "signed by nobody in the trust bundle"),
+        ("expired", of_orders(&|leaf| leaf.not_after = now - Duration::seconds(1)), "certificate expired"),
+        ("not yet valid", of_orders(&|leaf| leaf.not_before = now + Duration::hours(1)), "certificate not valid yet"),
+        ("another trust domain", ca.leaf(&good(&["spiffe://evil.example/ns/shop/sa/orders"])), "of another trust domain"),
+        ("two URI names", ca.leaf(&good(&[ORDERS, WEB])), "2 URI names"),
+        ("no URI name", ca.leaf(&good(&[])), "0 URI names"),
+        ("CA:TRUE", of_orders(&|leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "CaUsedAsEndEntity"),
+        ("a leaf that signs", of_orders(&|leaf| leaf.key_usages.push(KeyUsagePurpose::KeyCertSign)), "it may sign certificates"),
+        ("signed by a leaf", ca.below_a_leaf(good(&[WEB]), &good(&[ORDERS])), "EndEntityUsedAsCa"),
+        (
+            "for clients only",
+            of_orders(&|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
+            "does not allow extended key usage for server authentication",
+        ),
+    ];
+    for (what, identity, why) in cases {
+        let socket = TcpListener::bind("127.0.0.1:0").await?;
+        let address = socket.local_addr()?;
+        let endpoint = TlsAcceptor::from(Arc::new(careless_server(identity)));
         let client = async {
             let stream = TcpStream::connect(address).await.expect("connect");
-            let service = "shop/orders".parse().expect("a service");
-            let secured =
-                connector.connect(stream, address, &service, 80, MeshProtocol::Http1, &expected.parse().expect("an id")).await;
-            secured.map(|secured| secured.io).map_err(|refusal| refusal.reason())
+            let (service, expected) = ("shop/orders".parse().expect("a service"), ORDERS.parse().expect("an id"));
+            connector.connect(stream, address, &service, 80, MeshProtocol::Http1, &expected).await.map(drop)
         };
         let server = async {
-            let (stream, address) = listener.socket.accept().await.expect("accept");
-            let _ = listener.acceptor.accept(stream, address, std::time::Duration::from_secs(5)).await;
+            let (stream, _) = socket.accept().await.expect("accept");
+            let _ = endpoint.accept(stream).await;
         };
-        let (client, ()): (Result<SharedIo, _>, ()) = tokio::join!(client, server);
-        assert_eq!(client.is_ok(), welcome, "{what}: {client:?}");
-        if let Err(reason) = client {
-            assert_eq!(reason, outrider_agent::refusal::Reason::PeerIdentity, "{what}");
+        let (verdict, ()) = tokio::join!(client, server);
+        match verdict {
+            Ok(()) => assert_eq!(why, "", "{what} was believed"),
+            Err(refusal) => {
+                assert!(!why.is_empty() && refusal.detail().contains(why), "{what}: {refusal}");
+                assert_eq!(refusal.reason(), Reason::PeerIdentity, "{what}: {refusal}");
+            }
         }
     }
     Ok(())

@@ -250,56 +250,6 @@ async fn http2_callers_reach_http1_programs_and_cannot_smuggle() -> Outcome {
 }
 
 #[tokio::test]
-async fn raw_http2_that_cannot_be_http1_is_refused() -> Outcome {
-    let backend = Backend::start().await;
-    let mesh = Mesh::start(MeshOptions::default()).await;
-    let services = vec![format!("shop/orders:80/http={}", backend.address)];
-    let orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
-    mesh.apply(&allow("all", "shop/orders", "[shop/web]", "[GET]", "[\"/{rest=**}\"]"));
-    let peer = MeshPeer::join(&mesh, "shop/web").await;
-    let cases: &[&[(&str, &str)]] = &[
-        &[("x-a", "b\r\nGET /smuggled HTTP/1.1")],
-        &[("x:a", "b")],
-        &[("X-Upper", "b")],
-        &[("transfer-encoding", "chunked")],
-        &[("connection", "close")],
-        &[("upgrade", "h2c")],
-        &[("proxy-connection", "x")],
-        &[("keep-alive", "x")],
-        &[("x a", "b")],
-        &[("", "b")],
-        &[(":path", "/second")],
-    ];
-    for fields in cases {
-        let mut io = peer
-            .connect(orders.mesh, "shop/orders", 80, MeshProtocol::Http2, "spiffe://mesh.internal/ns/shop/sa/orders")
-            .await
-            .expect("a connection");
-        let mut block = Vec::new();
-        for (name, value) in
-            [(":method", "GET"), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/x")].iter().chain(*fields)
-        {
-            // HPACK literal without indexing, plain strings (RFC 7541 section 6.2.2).
-            block.push(0);
-            for text in [name, value] {
-                block.push(u8::try_from(text.len())?);
-                block.extend_from_slice(text.as_bytes());
-            }
-        }
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-        bytes.extend_from_slice(&[0, 0, u8::try_from(block.len())?, 1, 0x05, 0, 0, 0, 1]);
-        bytes.extend_from_slice(&block);
-        io.write_all(&bytes).await?;
-        io.flush().await?;
-        // Whatever is answered: nothing came through.
-        let mut answer = [0; 4096];
-        let _ = tokio::time::timeout(Duration::from_millis(300), io.read(&mut answer)).await;
-        assert!(backend.seen().is_empty(), "{fields:?}: {:?}", backend.seen());
-    }
-    Ok(())
-}
-
-#[tokio::test]
 async fn opaque_bytes_do_not_reach_a_port_with_http_rules() -> Outcome {
     let backend = Backend::start().await;
     let mesh = Mesh::start(MeshOptions::default()).await;

@@ -41,7 +41,7 @@ async fn call_while(proxy: std::net::SocketAddr, mut go_on: impl AsyncFnMut(u64)
 #[tokio::test]
 async fn ten_thousand_requests_during_twenty_renewals_lose_none() -> Outcome {
     let backend = Backend::start().await;
-    let (_mesh, orders, web) = shop(&backend, "4s").await;
+    let (_mesh, orders, web) = shop(&backend, "6s").await;
     let started = Instant::now();
     let renewals = async || {
         let prefix = "outrider_agent_certificate_renewals_total{result=\"ok\"}";
@@ -110,27 +110,88 @@ async fn restarted_agents_serve_without_a_control_plane() -> Outcome {
     assert_eq!(through_proxy(web.outbound, "POST", "http://orders.shop/x", "content-length: 0\r\n").await?.status, 403);
 
     mesh.restart_control_plane().await;
+    orders.connected().await;
     mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[POST]", "[\"/{rest=**}\"]"));
+    assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/x", "").await?.status, 403, "the new policy is in force");
+    assert_eq!(through_proxy(web.outbound, "POST", "http://orders.shop/x", "content-length: 0\r\n").await?.status, 200);
+    Ok(())
+}
+
+/// What accidents and tampering make of a file.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Bit,
+    Cut,
+    Empty,
+}
+
+impl Damage {
+    const ALL: [Self; 3] = [Self::Bit, Self::Cut, Self::Empty];
+
+    /// Leaves the file damaged, and returns what is in it then.
+    fn is_done_to(self, path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+        let mut bytes = std::fs::read(path)?;
+        let middle = bytes.len() / 2;
+        match self {
+            Self::Bit => bytes.iter_mut().skip(middle).take(1).for_each(|byte| *byte ^= 1),
+            Self::Cut => bytes.truncate(middle),
+            Self::Empty => bytes.clear(),
+        }
+        std::fs::write(path, &bytes)?;
+        Ok(bytes)
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_not_used_and_is_replaced_by_the_control_plane() -> Outcome {
+    let backend = Backend::start().await;
+    let (mut mesh, mut orders, web) = shop(&backend, "1h").await;
+    let call = async || through_proxy(web.outbound, "GET", "http://orders.shop/x", "").await;
+    assert_eq!(call().await?.status, 200);
+    let path = orders.state_dir.join("snapshot");
+    for what in Damage::ALL {
+        mesh.control_plane.kill();
+        orders.process.kill();
+        let bytes = what.is_done_to(&path)?;
+        orders.restart();
+        orders.process.wait_for("was changed");
+        let (status, missing) = orders.readiness().await;
+        assert_eq!((status, missing.as_str()), (503, "waiting for policy\n"), "{what:?}");
+        assert_eq!(call().await?.status, 403, "{what:?}: fail closed");
+        assert_eq!(std::fs::read(&path)?, bytes, "{what:?}: left for inspection");
+
+        mesh.restart_control_plane().await;
+        orders.ready().await;
+        assert_eq!(call().await?.status, 200, "{what:?}: nothing is lost");
+    }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_tampered_snapshot_is_not_used() -> Outcome {
+async fn a_damaged_certificate_is_not_used_and_a_new_token_brings_another() -> Outcome {
     let backend = Backend::start().await;
     let (mut mesh, mut orders, web) = shop(&backend, "1h").await;
-    assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/x", "").await?.status, 200);
-    mesh.control_plane.kill();
-    orders.process.kill();
-    let path = orders.state_dir.join("snapshot");
-    let mut bytes = std::fs::read(&path)?;
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&path, &bytes)?;
-    orders.restart();
-    orders.process.wait_for("was changed");
-    let (status, missing) = orders.readiness().await;
-    assert_eq!((status, missing.as_str()), (503, "waiting for policy\n"));
-    assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/x", "").await?.status, 403, "fail closed");
-    assert_eq!(std::fs::read(&path)?, bytes, "left for inspection");
+    let call = async || through_proxy(web.outbound, "GET", "http://orders.shop/x", "").await;
+    assert_eq!(call().await?.status, 200);
+    let path = orders.state_dir.join("identity");
+    for what in Damage::ALL {
+        mesh.control_plane.kill();
+        orders.process.kill();
+        let bytes = what.is_done_to(&path)?;
+        orders.restart_with_token(None);
+        let ended = orders.process.wait(Duration::from_secs(10));
+        assert!(!ended.success(), "{what:?}");
+        let log = orders.process.log();
+        assert!(log.contains(&format!("`{}` is truncated or was changed", path.display())), "{what:?}: {log}");
+        assert!(log.contains("give it a join token"), "{what:?}: {log}");
+        assert!(TcpStream::connect(orders.mesh).await.is_err(), "{what:?}: nothing is served");
+        assert_eq!(call().await?.status, 503, "{what:?}: fail closed");
+        assert_eq!(std::fs::read(&path)?, bytes, "{what:?}: left for inspection");
+
+        mesh.restart_control_plane().await;
+        orders.restart_with_token(Some(mesh.token("shop/orders", &["shop/orders"]).await));
+        orders.ready().await;
+        assert_eq!(call().await?.status, 200, "{what:?}: nothing is lost");
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Fields, h1, h2};
 use crate::refusal::Refusal;
@@ -37,6 +38,8 @@ pub struct RequestHead {
     pub version: Version,
     /// The id of this request at both agents and in the response.
     pub id: String,
+    /// Protocol that the caller wants to switch to, in lower case.
+    pub upgrade: Option<Box<str>>,
 }
 
 impl RequestHead {
@@ -77,6 +80,10 @@ pub struct Response {
     pub fields: Fields,
     /// The body.
     pub body: Body,
+    /// When the certificates end that its connection was made with; nothing passes afterwards.
+    pub until: Option<Instant>,
+    /// With 101: the upstream connection, which speaks another protocol from here on.
+    pub switched: Option<h1::Switched>,
 }
 
 /// A piece of a body.
@@ -155,6 +162,12 @@ impl Response {
         let mut fields = Fields::default();
         fields.push(b"content-type", b"text/plain; charset=utf-8");
         fields.push(b"x-request-id", request_id.as_bytes());
-        Self { status, fields, body: Body::Full(format!("{status} {phrase}\nrequest id {request_id}\n").into()) }
+        Self {
+            status,
+            fields,
+            body: Body::Full(format!("{status} {phrase}\nrequest id {request_id}\n").into()),
+            until: None,
+            switched: None,
+        }
     }
 }

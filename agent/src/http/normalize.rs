@@ -98,7 +98,7 @@ impl RequestParts {
             target.push_str(canonical_query(query)?);
         }
         let id = request_id(&mut fields);
-        Ok(RequestHead { method, target, path_len, host: named.name, host_port: named.port, fields, version, id })
+        Ok(RequestHead { method, target, path_len, host: named.name, host_port: named.port, fields, version, id, upgrade: None })
     }
 }
 

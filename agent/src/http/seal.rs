@@ -2,10 +2,11 @@
 
 use outrider_policy::ServiceName;
 
-use super::{Reply, RequestHead, Response};
+use super::{Reply, RequestHead, Response, h1::Switched};
 use crate::{
     policy::Permit,
     refusal::{Reason, Refusal},
+    tcp::Tunnel,
     telemetry::Record,
 };
 
@@ -13,7 +14,11 @@ use crate::{
 pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) -> Reply {
     response.fields.set("x-request-id", record.id().as_bytes());
     record.status(response.status);
-    Reply { response, permit, record, tunnel: None }
+    let until = response.until;
+    let Some(Switched { io, already, lease }) = response.switched.take() else {
+        return Reply { response, permit, record, tunnel: None };
+    };
+    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, until, lease: Some(lease) }) }
 }
 
 /// A refusal: status and id for the caller, the rest for the record.
@@ -23,12 +28,15 @@ pub fn refused(refusal: &Refusal, mut record: Record) -> Reply {
     Reply { response, permit: None, record, tunnel: None }
 }
 
-/// A request that names another service of the mesh than its connection is misdirected: it would be decided by one
-/// service's policy and read by the program as a request for the other.
+/// A request into a program must be meant for it. One that names another service of the mesh than its connection would be
+/// decided by one service's policy and read by the program as a request for the other; CONNECT leads out of programs only.
 ///
 /// # Errors
-/// `misdirected`.
-pub fn same_service(head: &RequestHead, service: Option<&ServiceName>) -> Result<(), Refusal> {
+/// `misdirected`, `method_not_served`.
+pub fn meant_for(head: &RequestHead, service: Option<&ServiceName>) -> Result<(), Refusal> {
+    if head.method == http::Method::CONNECT {
+        return Err(Refusal::new(Reason::MethodNotServed, "CONNECT into a program"));
+    }
     match (ServiceName::from_host(&head.host), service) {
         (Some(named), Some(service)) if named != *service => {
             Err(Refusal::new(Reason::Misdirected, format!("the request names `{named}`, its connection `{service}`")))

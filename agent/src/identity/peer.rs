@@ -17,7 +17,7 @@ use crate::tls::{Leaf, LeafError};
 pub struct Peer {
     id: SpiffeId,
     address: SocketAddr,
-    not_after: SystemTime,
+    deadline: Instant,
     tls: Arc<str>,
 }
 
@@ -31,7 +31,8 @@ impl Peer {
         let Leaf { id, not_after, .. } = Leaf::parse(leaf)?;
         let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
         let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
-        Ok(Self { id, address, not_after, tls: format!("{suite} {group}").into() })
+        let left = not_after.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+        Ok(Self { id, address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into() })
     }
 
     /// Its SPIFFE ID.
@@ -51,7 +52,6 @@ impl Peer {
 
     /// When its certificate ends; the connection ends with it.
     pub fn deadline(&self) -> Instant {
-        let left = self.not_after.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-        Instant::now() + left
+        self.deadline
     }
 }

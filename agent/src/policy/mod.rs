@@ -4,4 +4,4 @@ mod book;
 mod permit;
 
 pub use book::{InForce, PolicyBook};
-pub use permit::{Denied, Permit, Verdict, revoked};
+pub use permit::{Denied, Permit, Verdict, lapsed};

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, Target};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::PolicyBook;
 use crate::{
@@ -67,6 +67,10 @@ impl PolicyBook {
     /// # Errors
     /// When no rule allows it or one denies it.
     pub fn authorize(self: &Arc<Self>, target: usize, peer: &Rc<Peer>, head: Option<&Rc<RequestHead>>) -> Result<Permit, Denied> {
+        if Instant::now() >= peer.deadline() {
+            let refusal = Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
+            return Err(Denied { refusal, verdict: None });
+        }
         // Subscribed before the decision: a change in between is seen as a change.
         let changes = self.changes();
         let verdict = self.decide(target, peer, head.map(|head| &**head));
@@ -139,10 +143,24 @@ impl Permit {
     }
 }
 
-/// [`Permit::revoked`] of a permit that may not exist: then it never ends.
-pub async fn revoked(permit: Option<&mut Permit>) -> Refusal {
-    match permit {
-        Some(permit) => permit.revoked().await,
-        None => std::future::pending().await,
+/// Ends when a stream may not go on: its permit, where there is one, no longer holds, or the certificates of the connection
+/// that it comes from have ended.
+pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refusal {
+    let revoked = async {
+        match permit {
+            Some(permit) => permit.revoked().await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        refusal = revoked => refusal,
+        () = ended => Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"),
     }
 }

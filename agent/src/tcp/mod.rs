@@ -3,12 +3,16 @@
 use std::io;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::{
+    io::{AsyncWriteExt as _, copy_bidirectional_with_sizes},
+    time::Instant,
+};
 
 use crate::{
     http::SharedIo,
-    policy::{Permit, revoked},
+    policy::{Permit, lapsed},
     telemetry::Record,
+    upstream::Lease,
 };
 
 /// Bytes held for each direction of a relay.
@@ -19,16 +23,31 @@ const BUFFER: usize = 16 << 10;
 pub struct Tunnel {
     /// The connection to the far end.
     pub io: SharedIo,
+    /// What the far end has said already.
+    pub already: BytesMut,
     /// Ends the relay when it no longer holds.
     pub permit: Option<Permit>,
+    /// When the certificates of the far end's connection end, and the relay with them.
+    pub until: Option<Instant>,
+    /// The place at the endpoint of a connection that began with HTTP.
+    pub lease: Option<Lease>,
+}
+
+impl Tunnel {
+    /// A tunnel over a fresh connection.
+    pub fn new(io: SharedIo, permit: Option<Permit>, until: Option<Instant>) -> Self {
+        Self { io, already: BytesMut::new(), permit, until, lease: None }
+    }
 }
 
 impl Tunnel {
     /// Carries bytes between `near` and the far end until both directions have ended, one fails, or the permit ends.
     /// `already` is what the near end sent before.
     pub async fn relay(self, mut near: SharedIo, already: BytesMut, mut record: Record) {
-        let Self { io: mut far, mut permit } = self;
+        let Self { io: mut far, already: greeting, mut permit, until, lease: _lease } = self;
         let relay = async {
+            near.write_all(&greeting).await?;
+            near.flush().await?;
             far.write_all(&already).await?;
             far.flush().await?;
             let (_, sent) = copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER).await?;
@@ -36,7 +55,7 @@ impl Tunnel {
         };
         let outcome = tokio::select! {
             outcome = relay => outcome,
-            refusal = revoked(permit.as_mut()) => return record.refused(&refusal),
+            refusal = lapsed(permit.as_mut(), until) => return record.refused(&refusal),
         };
         match outcome {
             Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),

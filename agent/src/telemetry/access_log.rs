@@ -11,7 +11,9 @@ use std::{
     },
 };
 
+use outrider_runtime::Tasks;
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::oneshot;
 
 /// Blocks that may wait for the writer.
 const BLOCKS: usize = 256;
@@ -62,23 +64,28 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// Starts the writer. Returns a worker's end, to be cloned for each worker.
+    /// Starts the writer, which `tasks` waits for: the last lines are written before the agent ends. Returns a worker's end.
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn start(target: &AccessLogTarget, dropped: Arc<Counter>) -> std::io::Result<Self> {
+    pub fn start(target: &AccessLogTarget, dropped: Arc<Counter>, tasks: &Tasks) -> std::io::Result<Self> {
         let mut output: Box<dyn Write + Send> = match target {
             AccessLogTarget::Off => return Ok(Self::over(None, dropped)),
             AccessLogTarget::Stdout => Box::new(std::io::stdout()),
             AccessLogTarget::File(path) => Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
         };
         let (sender, blocks) = sync_channel::<Vec<u8>>(BLOCKS);
+        let (done, written) = oneshot::channel::<()>();
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             for block in blocks {
                 // A full disk must not stop the service; the gap shows in the log itself.
                 let _ = output.write_all(&block).and_then(|()| output.flush());
             }
+            drop(done);
         })?;
+        tasks.spawn_scoped(async move {
+            let _ = written.await;
+        });
         Ok(Self::over(Some(sender), dropped))
     }
 

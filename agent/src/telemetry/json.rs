@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn hostile_text_stays_one_valid_capped_line() {
-        let hostile = format!("a\"b\\c\nd\u{1b}[31m\u{7f}\u{0}{}", "x".repeat(64 << 10));
+        let hostile = format!("a\"b\\c\nd\u{1b}[31m\u{7f}\u{9b}2J\u{0}{}", "x".repeat(64 << 10));
         let mut out = Vec::new();
         let mut object = Object::new(&mut out);
         object.text("path", &hostile);
@@ -82,6 +82,8 @@ mod tests {
         object.number("m", u64::MAX);
         object.end();
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let text = std::str::from_utf8(&out).unwrap();
+        assert!(text.trim_end().chars().all(|character| !character.is_control()), "nothing that a terminal obeys");
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["path"].as_str().unwrap(), hostile.chars().take(CAP).collect::<String>());
         assert_eq!((value["n"].as_u64(), value["m"].as_u64()), (Some(0), Some(u64::MAX)));

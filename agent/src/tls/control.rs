@@ -15,7 +15,7 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Leaf, Trust, provider};
+use super::{Leaf, LeafError, Trust, provider};
 use crate::identity::Svids;
 
 /// Namespace and service account of every control plane.
@@ -88,7 +88,7 @@ impl ServerCertVerifier for ControlPlaneVerifier {
         }
         let id = Leaf::parse(leaf)?.id;
         if (id.namespace(), id.service_account()) != (Some(CONTROL_PLANE.0), Some(CONTROL_PLANE.1)) {
-            return Err(Error::General(format!("`{id}` is not a control plane")));
+            return Err(LeafError::NotControlPlane(id.to_string()).into());
         }
         Ok(ServerCertVerified::assertion())
     }

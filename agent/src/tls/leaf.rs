@@ -32,8 +32,14 @@ pub enum LeafError {
     #[error("{0} URI names instead of exactly one")]
     UriNames(usize),
     /// Not a SPIFFE ID of a workload.
-    #[error("`{0}` is not a workload's SPIFFE ID")]
+    #[error("{0:?} is not a workload's SPIFFE ID")]
     Id(String),
+    /// Of a mesh that is not ours.
+    #[error("`{0}` is of another trust domain")]
+    TrustDomain(String),
+    /// Somebody else than a control plane.
+    #[error("`{0}` is not a control plane")]
+    NotControlPlane(String),
     /// A CA certificate, or one that may sign.
     #[error("it may sign certificates")]
     Signs,

@@ -11,7 +11,9 @@ pub use leaf::{Leaf, LeafError};
 pub use trust::{Trust, TrustError};
 
 use outrider_policy::{ServiceName, SpiffeId};
-use rustls::{ClientConfig, ServerConfig, crypto::CryptoProvider, pki_types::ServerName, server::NoServerSessionStorage};
+use rustls::{
+    CertificateError, ClientConfig, ServerConfig, crypto::CryptoProvider, pki_types::ServerName, server::NoServerSessionStorage,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -73,6 +75,19 @@ pub fn destination(server_name: &str) -> Option<(ServiceName, u16)> {
     Some((ServiceName::from_host(host)?, port.parse().ok().filter(|_| plain)?))
 }
 
+/// What went wrong in a handshake, in words: the other side's certificate, or anything else.
+fn problem(error: &std::io::Error) -> (Reason, String) {
+    let Some(rustls::Error::InvalidCertificate(certificate)) = error.get_ref().and_then(|inner| inner.downcast_ref()) else {
+        return (Reason::ConnectFailed, error.to_string());
+    };
+    let text = match certificate {
+        CertificateError::UnknownIssuer => "the certificate is signed by nobody in the trust bundle".to_owned(),
+        CertificateError::Other(rustls::OtherError(rule)) => format!("the certificate is not acceptable: {rule}"),
+        other => other.to_string(),
+    };
+    (Reason::PeerIdentity, text)
+}
+
 /// The one TLS provider.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
@@ -118,7 +133,7 @@ impl MeshAcceptor {
         let stream = tokio::time::timeout(within, self.acceptor.accept(stream))
             .await
             .map_err(|_| failed("TLS handshake timed out".to_owned()))?
-            .map_err(|error| failed(format!("TLS handshake: {error}")))?;
+            .map_err(|error| failed(format!("TLS handshake: {}", problem(&error).1)))?;
         let session = stream.get_ref().1;
         let peer = Peer::of(session, address).map_err(|error| failed(error.to_string()))?;
         let protocol = session
@@ -185,10 +200,8 @@ impl MeshConnector {
         let name =
             ServerName::try_from(server_name(service, port)).map_err(|error| Refusal::caused(Reason::UnknownService, &error))?;
         let stream = connector.connect(name, stream).await.map_err(|error| {
-            let rejected =
-                error.get_ref().is_some_and(|inner| matches!(inner.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))));
-            let reason = if rejected { Reason::PeerIdentity } else { Reason::ConnectFailed };
-            Refusal::new(reason, format!("TLS handshake with {address}: {error}"))
+            let (reason, text) = problem(&error);
+            Refusal::new(reason, format!("TLS handshake with {address}: {text}"))
         })?;
         let session = stream.get_ref().1;
         let peer = Peer::of(session, address).map_err(|error| Refusal::new(Reason::PeerIdentity, error.to_string()))?;

@@ -18,7 +18,7 @@ use rustls::{
     },
 };
 
-use super::{Leaf, provider};
+use super::{Leaf, LeafError, provider};
 
 /// Trust anchors of our trust domain. Empty at first: then nobody is believed.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Anchors {
     fn check_identity(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
         let leaf = Leaf::parse(leaf)?;
         if leaf.id.trust_domain() != self.domain.as_str() {
-            return Err(Error::General(format!("`{}` is of another trust domain", leaf.id)));
+            return Err(LeafError::TrustDomain(leaf.id.to_string()).into());
         }
         Ok(())
     }

@@ -11,7 +11,10 @@ use std::{
 use outrider_policy::{ServiceName, SpiffeId};
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::http::{h1::H1Client, h2::H2Client};
+use crate::{
+    http::{h1::H1Client, h2::H2Client},
+    refusal::Refusal,
+};
 
 /// Idle connections kept for one destination.
 const IDLE_EACH: usize = 256;
@@ -43,8 +46,20 @@ struct Idle {
     generation: u64,
 }
 
-/// A shared HTTP/2 connection and the generation of our certificate that it was made with.
-pub(super) type Http2Slot = Rc<Mutex<Option<(H2Client, u64)>>>;
+/// The place of a shared HTTP/2 connection. Locked while somebody connects, so that a burst opens one connection and not
+/// one each.
+pub(super) type Http2Slot = Rc<Mutex<Http2Place>>;
+
+/// What is in the place.
+#[derive(Debug, Default)]
+pub(super) enum Http2Place {
+    #[default]
+    Empty,
+    /// A connection and the generation of our certificate that it was made with.
+    Open(H2Client, u64),
+    /// Connecting failed at that time: whoever waited since before that need not try again.
+    Failed(Instant, Refusal),
+}
 
 /// One worker's connections.
 #[derive(Debug, Default)]
@@ -69,7 +84,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, key: Key, client: H1Client, generation: u64) {
-        if Instant::now() >= client.usable_until {
+        if !client.is_over() || Instant::now() >= client.usable_until {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -98,7 +113,10 @@ impl Pool {
         });
         self.http2.borrow_mut().retain(|key, slot| {
             let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
-            let fresh = slot.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|(_, made)| *made == generation));
+            let fresh = slot.try_lock().map_or(
+                true,
+                |place| matches!(&*place, Http2Place::Open(client, made) if *made == generation && client.is_usable()),
+            );
             busy || fresh
         });
         self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);

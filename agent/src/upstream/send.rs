@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use outrider_policy::{Protocol, ServiceName};
+use outrider_policy::Protocol;
 use outrider_runtime::Tasks;
+use smallvec::SmallVec;
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     lease::{Lease, StreamLease},
-    pool::{Key, Pool},
+    pool::{Http2Place, Key, Pool},
 };
 use crate::{
     http::{
@@ -18,7 +19,7 @@ use crate::{
     },
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
-    route::{Endpoint, Kind, Route, ServiceEntry},
+    route::{Endpoint, Kind, Route},
     tls::{MeshConnector, MeshProtocol},
 };
 
@@ -66,13 +67,13 @@ impl Upstreams {
         if as_http2 { self.send_http2(route, request, added).await } else { self.send_http1(route, request, added).await }
     }
 
-    /// Opens an opaque connection along a route.
+    /// Opens an opaque connection along a route: the far end, who it is, and when its certificates end.
     ///
     /// # Errors
     /// `connect_failed`, `peer_identity`, `no_identity`.
-    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>), Refusal> {
-        let (connected, _) = self.connect_any(route, MeshProtocol::Tcp).await?;
-        Ok((connected.io, connected.peer))
+    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Instant>), Refusal> {
+        let (connected, _) = self.connect_any(route, &self.candidates(route), MeshProtocol::Tcp).await?;
+        Ok((connected.io, connected.peer, Some(connected.usable_until)))
     }
 
     async fn send_http1(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
@@ -90,13 +91,14 @@ impl Upstreams {
 
     async fn lease(&self, route: &Route) -> Result<Lease, Refusal> {
         let generation = self.svids.generation();
-        for (key, _) in self.candidates(route).iter().take(1) {
-            let stream = StreamLease::take(&self.pool.load(key));
-            if let Some(client) = self.pool.take(key, generation) {
-                return Ok(Lease::new(self.pool.clone(), key.clone(), client, generation, true, stream));
+        let candidates = self.candidates(route);
+        if let Some(key) = candidates.first().and_then(|first| key(route, *first)) {
+            let stream = StreamLease::take(&self.pool.load(&key));
+            if let Some(client) = self.pool.take(&key, generation) {
+                return Ok(Lease::new(self.pool.clone(), key, client, generation, true, stream));
             }
         }
-        let (connected, key) = self.connect_any(route, MeshProtocol::Http1).await?;
+        let (connected, key) = self.connect_any(route, &candidates, MeshProtocol::Http1).await?;
         let stream = StreamLease::take(&self.pool.load(&key));
         Ok(Lease::new(self.pool.clone(), key, H1Client::new(connected.io, connected.usable_until), generation, false, stream))
     }
@@ -106,56 +108,90 @@ impl Upstreams {
         for (name, value) in added.iter() {
             fields.push(name, value);
         }
-        let (client, key) = self.http2(route).await?;
-        let stream = StreamLease::take(&self.pool.load(&key));
-        h2::exchange(client, &request.head, &fields, request.body, stream, &self.limits, &self.tasks).await
-    }
-
-    async fn http2(&self, route: &Route) -> Result<(H2Client, Key), Refusal> {
-        let generation = self.svids.generation();
-        let Some((key, _)) = self.candidates(route).into_iter().next() else {
-            return Err(Refusal::new(Reason::NoEndpoint, "no endpoint"));
-        };
-        let slot = self.pool.http2(&key);
-        // Held while connecting, so that a burst opens one connection and not one each.
-        let mut slot = slot.lock().await;
-        if let Some((client, made)) = slot.as_ref()
-            && *made == generation
-            && client.is_usable()
-        {
-            return Ok((client.clone(), key));
-        }
-        let (connected, connected_to) = self.connect_any(route, MeshProtocol::Http2).await?;
-        let client = H2Client::open(connected.io, connected.usable_until, &self.limits, &self.tasks).await?;
-        if connected_to == key {
-            *slot = Some((client.clone(), generation));
-        }
-        Ok((client, connected_to))
-    }
-
-    /// Destinations in the order to try: the less busy of two random ones first.
-    fn candidates<'a>(&self, route: &'a Route) -> Vec<(Key, Option<&'a Endpoint>)> {
-        match route.kind() {
-            Kind::Local { program, .. } => vec![(Key::Program(*program), None)],
-            Kind::Mesh { service, port, .. } => {
-                let mut keys: Vec<_> =
-                    service.endpoints.iter().map(|endpoint| (mesh_key(service, *port, endpoint), Some(endpoint))).collect();
-                if keys.len() > 1 {
-                    fastrand::shuffle(&mut keys);
-                    let load = |at: usize| keys.get(at).map_or(usize::MAX, |(key, _)| self.pool.load(key).get());
-                    if load(1) < load(0) {
-                        keys.swap(0, 1);
-                    }
-                }
-                keys
+        let Request { head, mut body } = request;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let (client, key, fresh) = self.http2(route).await?;
+            let stream = StreamLease::take(&self.pool.load(&key));
+            match h2::exchange(client, &head, &fields, body, stream, &self.limits, &self.tasks).await? {
+                h2::Exchange::Answered(response) => return Ok(response),
+                // Only a connection that was there before may end in this very moment.
+                h2::Exchange::Unsent(_, refusal) if fresh || attempt == ATTEMPTS => return Err(refusal),
+                h2::Exchange::Unsent(unsent, _) => body = unsent,
             }
         }
     }
 
-    async fn connect_any(&self, route: &Route, protocol: MeshProtocol) -> Result<(Connected, Key), Refusal> {
+    /// A shared HTTP/2 connection, and whether it was opened just now.
+    async fn http2(&self, route: &Route) -> Result<(H2Client, Key, bool), Refusal> {
+        let generation = self.svids.generation();
+        let asked = Instant::now();
+        let candidates = self.candidates(route);
+        let no_endpoint = || Refusal::new(Reason::NoEndpoint, "no endpoint");
+        let wanted = candidates.first().and_then(|first| key(route, *first)).ok_or_else(no_endpoint)?;
+        let slot = self.pool.http2(&wanted);
+        let mut place = slot.lock().await;
+        match &*place {
+            Http2Place::Open(client, made) if *made == generation && client.is_usable() => {
+                return Ok((client.clone(), wanted, false));
+            }
+            Http2Place::Failed(at, refusal) if *at >= asked => return Err(refusal.clone()),
+            _ => {}
+        }
+        let opened = async {
+            let (connected, reached) = self.connect_any(route, &candidates, MeshProtocol::Http2).await?;
+            let client = H2Client::open(connected.io, connected.usable_until, &self.limits, &self.tasks).await?;
+            Ok((client, reached))
+        };
+        match opened.await {
+            Ok((client, reached)) => {
+                let filled = Http2Place::Open(client.clone(), generation);
+                if reached == wanted {
+                    *place = filled;
+                } else if let Ok(mut other) = self.pool.http2(&reached).try_lock() {
+                    *other = filled;
+                }
+                Ok((client, reached, true))
+            }
+            Err(refusal) => {
+                *place = Http2Place::Failed(Instant::now(), Refusal::clone(&refusal));
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Positions of endpoints in the order to try: the less busy of two random ones first. The own program is at 0.
+    fn candidates(&self, route: &Route) -> SmallVec<[usize; ATTEMPTS]> {
+        let count = match route.kind() {
+            Kind::Local { .. } => 1,
+            Kind::Mesh { service, .. } => service.endpoints.len(),
+        };
+        let mut chosen = SmallVec::new();
+        while chosen.len() < count.min(ATTEMPTS) {
+            // A random one of those that are left.
+            let mut position = fastrand::usize(..count - chosen.len());
+            let mut before = chosen.clone();
+            before.sort_unstable();
+            for taken in before {
+                position += usize::from(position >= taken);
+            }
+            chosen.push(position);
+        }
+        if let (Some(first), Some(second)) = (chosen.first(), chosen.get(1)) {
+            let load = |at: usize| key(route, at).map_or(usize::MAX, |key| self.pool.load(&key).get());
+            if load(*second) < load(*first) {
+                chosen.swap(0, 1);
+            }
+        }
+        chosen
+    }
+
+    async fn connect_any(&self, route: &Route, order: &[usize], protocol: MeshProtocol) -> Result<(Connected, Key), Refusal> {
         let mut last = Refusal::new(Reason::NoEndpoint, "no endpoint");
-        for (key, endpoint) in self.candidates(route).into_iter().take(ATTEMPTS) {
-            let connecting = self.connect(route, endpoint, protocol);
+        for at in order {
+            let Some(key) = key(route, *at) else { continue };
+            let connecting = self.connect(route, endpoint(route, *at), protocol);
             match tokio::time::timeout(self.limits.connect, connecting).await {
                 Ok(Ok(connected)) => return Ok((connected, key)),
                 Ok(Err(refusal)) => last = refusal,
@@ -184,9 +220,23 @@ impl Upstreams {
     }
 }
 
-fn mesh_key(service: &ServiceEntry, port: u16, endpoint: &Endpoint) -> Key {
-    let service: &ServiceName = &service.name;
-    Key::Mesh { address: endpoint.address.clone(), service: service.clone(), port, identity: endpoint.identity.clone() }
+fn endpoint(route: &Route, at: usize) -> Option<&Endpoint> {
+    match route.kind() {
+        Kind::Local { .. } => None,
+        Kind::Mesh { service, .. } => service.endpoints.get(at),
+    }
+}
+
+/// What a connection to the candidate at this position leads to.
+fn key(route: &Route, at: usize) -> Option<Key> {
+    match route.kind() {
+        Kind::Local { program, .. } => Some(Key::Program(*program)),
+        Kind::Mesh { service, port, .. } => {
+            let endpoint = service.endpoints.get(at)?;
+            let (address, identity) = (endpoint.address.clone(), endpoint.identity.clone());
+            Some(Key::Mesh { address, service: service.name.clone(), port: *port, identity })
+        }
+    }
 }
 
 async fn resolve(address: &str) -> Result<SocketAddr, Refusal> {
@@ -214,6 +264,9 @@ fn request_wire(head: &RequestHead, added: &Fields, body: &Body) -> Vec<u8> {
     }
     wire.extend_from_slice(head.fields.as_wire());
     wire.extend_from_slice(added.as_wire());
+    if let Some(protocol) = &head.upgrade {
+        wire.extend_from_slice(format!("connection: upgrade\r\nupgrade: {protocol}\r\n").as_bytes());
+    }
     match h1::request_framing(body) {
         Framing::Length(0) if !matches!(head.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) => {}
         Framing::Length(length) => wire.extend_from_slice(format!("content-length: {length}\r\n").as_bytes()),

@@ -3,12 +3,15 @@
 mod agent;
 mod certificate;
 mod decision;
+mod flip;
 mod laggard;
 mod policy;
+mod revision;
 mod service;
 
 pub(crate) use self::{
-    agent::Agent, certificate::Certificate, decision::Decision, laggard::Laggard, policy::Policy, service::Service,
+    agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
+    revision::Revision, service::Service,
 };
 
 /// A name in a list, for filters.

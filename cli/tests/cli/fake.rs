@@ -8,6 +8,8 @@ use std::{
 };
 
 use outrider_proto::v1::{
+    CanaryRequest, CanaryStatus, ListRevisionsRequest, ListRevisionsResponse, ReplayRequest, ReplayResponse, RollbackRequest,
+    RollbackResponse,
     admin_server::{Admin, AdminServer},
     *,
 };
@@ -31,6 +33,10 @@ pub(crate) struct Answers {
     pub(crate) status: Option<StatusResponse>,
     pub(crate) rollout: Vec<RolloutStatus>,
     pub(crate) rotation: Vec<RotationStatus>,
+    pub(crate) replay: Option<ReplayResponse>,
+    pub(crate) canary: Vec<CanaryStatus>,
+    pub(crate) rollback: Option<Result<RollbackResponse, Status>>,
+    pub(crate) revisions: Option<ListRevisionsResponse>,
     /// Streams stay open after their last message.
     pub(crate) stays_open: bool,
     /// Nobody can be followed.
@@ -161,9 +167,26 @@ type Steps<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 impl Admin for Fake {
     type WatchRolloutStream = Steps<RolloutStatus>;
     type RotateCertificatesStream = Steps<RotationStatus>;
+    type CanaryStream = Steps<CanaryStatus>;
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         self.answer(request, &self.answers.apply)
+    }
+
+    async fn replay(&self, request: Request<ReplayRequest>) -> Result<Response<ReplayResponse>, Status> {
+        self.list(request, &self.answers.replay)
+    }
+
+    async fn canary(&self, request: Request<CanaryRequest>) -> Result<Response<Self::CanaryStream>, Status> {
+        self.stream(request, &self.answers.canary)
+    }
+
+    async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<RollbackResponse>, Status> {
+        self.answer(request, &self.answers.rollback)
+    }
+
+    async fn list_revisions(&self, request: Request<ListRevisionsRequest>) -> Result<Response<ListRevisionsResponse>, Status> {
+        self.list(request, &self.answers.revisions)
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {

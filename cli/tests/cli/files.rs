@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::fake::{Ran, golden, outrider};
 
-const POLICY: &str = "\
+pub(crate) const POLICY: &str = "\
 apiVersion: outrider.dev/v1alpha1
 kind: ServicePolicy
 metadata: { name: orders, namespace: shop }

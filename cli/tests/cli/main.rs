@@ -4,4 +4,5 @@
 mod fake;
 mod files;
 mod lists;
+mod trial;
 mod verbs;

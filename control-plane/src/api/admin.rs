@@ -17,7 +17,7 @@ use crate::{
     clock,
     compile::{ExplainError, describe, explain, identity},
     publish::Mesh,
-    registry::{Applied, ChangeError, Command, Concerned, Request as Change, Session, World, nearest},
+    registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
     store::{AgentRow, Store},
 };
 
@@ -49,6 +49,7 @@ type Progress<T> = ReceiverStream<Result<T, Status>>;
 #[tonic::async_trait]
 impl Admin for Operators {
     type WatchRolloutStream = Progress<v1::RolloutStatus>;
+    type CanaryStream = Progress<v1::CanaryStatus>;
     type RotateCertificatesStream = Progress<v1::RotationStatus>;
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
@@ -79,6 +80,52 @@ impl Admin for Operators {
         let Applied { changes, revision, .. } =
             self.mesh.ask(|reply| Change::Delete { names, uid, reply }).await.map_err(|error| changed(&error))?;
         Ok(Response::new(v1::DeleteResponse { changes: words::changes(changes), revision }))
+    }
+
+    async fn replay(&self, request: Request<v1::ReplayRequest>) -> Result<Response<v1::ReplayResponse>, Status> {
+        self.replayed(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn canary(&self, request: Request<v1::CanaryRequest>) -> Result<Response<Self::CanaryStream>, Status> {
+        let uid = uid(&request);
+        let order = self.order(request.into_inner(), uid)?;
+        let mut told = self.mesh.ask(|reply| Change::Canary { order, reply }).await.map_err(|error| changed(&error))?;
+        let (send, progress) = mpsc::channel(4);
+        // The canary does not end when nobody listens any more.
+        self.tasks.spawn_scoped(async move {
+            loop {
+                let state = told.borrow_and_update().clone();
+                if send.send(Ok(words::canary(state))).await.is_err() || told.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(progress)))
+    }
+
+    async fn rollback(&self, request: Request<v1::RollbackRequest>) -> Result<Response<v1::RollbackResponse>, Status> {
+        let uid = uid(&request);
+        let v1::RollbackRequest { revision, dry_run } = request.into_inner();
+        let done = self.mesh.ask(|reply| Change::Rollback { revision, dry_run, uid, reply }).await;
+        let newest = self.mesh.world.borrow().revision;
+        Ok(Response::new(match done.map_err(|error| changed(&error))? {
+            RolledBack::Canary => v1::RollbackResponse { revision: newest, canary_ended: true, ..Default::default() },
+            RolledBack::To(restored, Applied { changes, revision, .. }) => {
+                v1::RollbackResponse { changes: words::changes(changes), revision, restored, canary_ended: false }
+            }
+        }))
+    }
+
+    async fn list_revisions(
+        &self,
+        request: Request<v1::ListRevisionsRequest>,
+    ) -> Result<Response<v1::ListRevisionsResponse>, Status> {
+        let limit = match request.into_inner().limit {
+            0 => 100,
+            limit => limit.min(1000),
+        };
+        let rows = self.store.policy_revisions(limit).await.map_err(|error| unavailable("revisions", &error))?;
+        Ok(Response::new(v1::ListRevisionsResponse { revisions: rows.into_iter().map(words::revision).collect() }))
     }
 
     async fn list_policies(
@@ -349,6 +396,7 @@ fn uid<T>(request: &Request<T>) -> u32 {
 fn changed(error: &ChangeError) -> Status {
     match error {
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
+        ChangeError::Canary(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(error) => unavailable("change", error),
         _ => Status::unavailable(error.to_string()),
     }

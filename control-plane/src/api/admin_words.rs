@@ -6,8 +6,8 @@ use outrider_proto::v1;
 use crate::{
     ca::{CaInfo, hex, renew_at},
     compile::Explained,
-    registry::{Change, Concerned, Policy, Session},
-    store::{AgentRow, CertificateRow},
+    registry::{CanaryState, Change, Concerned, Phase, Policy, Session},
+    store::{AgentRow, CertificateRow, RevisionRow},
 };
 
 /// The one kind of resource.
@@ -58,6 +58,34 @@ fn laggard(session: &Session, reason: &str) -> v1::Laggard {
 /// nothing newer that holds the same is even sent.
 fn refused(session: &Session) -> &str {
     session.refused.as_ref().map(|(_, reason)| reason.as_str()).unwrap_or_default()
+}
+
+pub(super) fn canary(state: CanaryState) -> v1::CanaryStatus {
+    use v1::canary_status::Phase as Wire;
+    let phase = match state.phase {
+        Phase::Nothing => Wire::Unspecified,
+        Phase::Pushing => Wire::Pushing,
+        Phase::Watching => Wire::Watching,
+        Phase::Promoted => Wire::Promoted,
+        Phase::RolledBack => Wire::RolledBack,
+    };
+    v1::CanaryStatus {
+        diagnostics: state.diagnostics.into_iter().map(diagnostic).collect(),
+        phase: phase.into(),
+        revision: state.revision,
+        agents: count(state.agents),
+        chosen: state.chosen,
+        in_force: count(state.in_force),
+        newly_denied: state.newly_denied,
+        examples: state.examples,
+        reason: state.reason,
+        seconds_left: u32::try_from(state.seconds_left).unwrap_or(u32::MAX),
+        changes: changes(state.changes),
+    }
+}
+
+pub(super) fn revision(row: RevisionRow) -> v1::Revision {
+    v1::Revision { revision: row.revision, time: row.time, uid: row.uid, call: row.call, policies: row.policies }
 }
 
 pub(super) fn policy(name: &str, policy: &Policy, targets: &[Target], sessions: &[Session]) -> v1::PolicyStatus {

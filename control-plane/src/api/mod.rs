@@ -8,6 +8,7 @@ mod listener;
 mod socket;
 mod telemetry;
 mod tls;
+mod trial;
 
 use outrider_proto::v1::{
     admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, telemetry_server::TelemetryServer,

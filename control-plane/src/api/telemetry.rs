@@ -6,7 +6,7 @@ use outrider_policy::{ServiceName, SpiffeId};
 use outrider_proto::v1::{DecisionRecord, ReportRequest, ReportResponse, Side, telemetry_server::Telemetry};
 use outrider_runtime::{Drain, Tasks};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -16,6 +16,7 @@ use crate::{
     limit::Limit,
     metrics::Metrics,
     peer::Peer,
+    registry::World,
     store::{DecisionRow, Store},
 };
 
@@ -39,6 +40,8 @@ const RECORDS_A_SECOND: u32 = 2_000;
 pub(crate) struct Reports {
     store: Store,
     metrics: Metrics,
+    /// Knows whether candidates are being tried.
+    world: watch::Receiver<Arc<World>>,
     limit: Arc<Limit>,
     tasks: Tasks,
     drain: Drain,
@@ -82,8 +85,8 @@ impl Refused {
 }
 
 impl Reports {
-    pub(crate) fn new(store: Store, metrics: Metrics, tasks: Tasks, drain: Drain) -> Self {
-        Self { store, metrics, limit: Arc::new(Limit::new(RECORDS_AT_ONCE, RECORDS_A_SECOND)), tasks, drain }
+    pub(crate) fn new(store: Store, metrics: Metrics, world: watch::Receiver<Arc<World>>, tasks: Tasks, drain: Drain) -> Self {
+        Self { store, metrics, world, limit: Arc::new(Limit::new(RECORDS_AT_ONCE, RECORDS_A_SECOND)), tasks, drain }
     }
 
     async fn take_all(
@@ -118,9 +121,16 @@ impl Reports {
         self.metrics.dropped.inc_by(batch.dropped);
         let grants = self.store.grants(&peer.identity).await.map_err(|error| unavailable("grants", &error))?;
         let mut rows = Vec::with_capacity(all);
+        let canary = self.world.borrow().canary.clone();
         for record in batch.decisions {
+            let tried = canary.as_ref().map(|canary| (canary, record.clone()));
             match row(record, &peer.identity, &grants) {
-                Ok(row) => rows.push(row),
+                Ok(row) => {
+                    if let Some((canary, record)) = tried {
+                        canary.note(&record);
+                    }
+                    rows.push(row);
+                }
                 Err(refused) => self.metrics.records_refused(refused.as_str(), 1),
             }
         }

@@ -47,11 +47,6 @@ pub(crate) fn explain(
     let mut notes = Vec::new();
     let service: ServiceName = call.destination.parse().map_err(|error| described(&error))?;
     let (port, protocol) = port(world, &service, call, declared, &mut notes)?;
-    let source = source(&call.source, trust_domain)?;
-    let source_ip = match call.source_ip.as_str() {
-        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        text => text.parse().map_err(|_| ExplainError::Described(format!("`{text}` is not an IP address")))?,
-    };
     let target = Target { service: service.clone(), labels: BTreeMap::new(), port, protocol };
     let policies: Vec<StoredPolicy> = world
         .policies
@@ -66,6 +61,26 @@ pub(crate) fn explain(
         service,
         reason: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     })?;
+    let explanation = with_call(&target, trust_domain, call, |call| compiled.explain(call))?;
+    Ok(Explained { explanation, notes })
+}
+
+/// Does something with a described call to a port.
+///
+/// # Errors
+/// When the description is not one of a call.
+pub(crate) fn with_call<T>(
+    target: &Target,
+    trust_domain: &TrustDomain,
+    call: &v1::CallDescription,
+    then: impl FnOnce(&Call<'_>) -> T,
+) -> Result<T, ExplainError> {
+    let described = |error: &dyn std::fmt::Display| ExplainError::Described(error.to_string());
+    let source = source(&call.source, trust_domain)?;
+    let source_ip = match call.source_ip.as_str() {
+        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        text => text.parse().map_err(|_| ExplainError::Described(format!("`{text}` is not an IP address")))?,
+    };
     let (raw_path, query) = call.path.split_once('?').map_or((call.path.as_str(), None), |(path, query)| (path, Some(query)));
     let raw_path = if raw_path.is_empty() { "/" } else { raw_path };
     let path = path::canonical_target(&call.method, raw_path.as_bytes()).map_err(|error| described(&error))?;
@@ -74,9 +89,8 @@ pub(crate) fn explain(
     let host = host::canonical(raw_host.as_bytes()).map_err(|error| described(&error))?;
     let headers: Vec<(&str, &[u8])> = call.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect();
     let method = if call.method.is_empty() { "GET" } else { call.method.as_str() };
-    let http = protocol.is_http().then(|| HttpCall { method, host: &host.name, path: &path, query, headers: &headers });
-    let call = Call { source: source.as_ref(), source_ip, port, protocol, http };
-    Ok(Explained { explanation: compiled.explain(&call), notes })
+    let http = target.protocol.is_http().then(|| HttpCall { method, host: &host.name, path: &path, query, headers: &headers });
+    Ok(then(&Call { source: source.as_ref(), source_ip, port: target.port, protocol: target.protocol, http }))
 }
 
 /// The port that is meant, and what it speaks.

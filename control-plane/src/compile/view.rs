@@ -23,11 +23,14 @@ pub(crate) struct Scope {
     pub(crate) targets: Arc<[Target]>,
     /// The services it calls.
     pub(crate) wants: BTreeSet<ServiceName>,
+    /// Who it is: some agents get candidates.
+    pub(crate) agent_id: String,
 }
 
 /// The view of an agent.
 pub(crate) fn view(world: &World, scope: &Scope) -> View {
-    let policies = world.policies.values().filter(|policy| policy.applies_to_any(&scope.targets)).map(|policy| &policy.resource);
+    let policies =
+        world.policies_for(&scope.agent_id).filter(|policy| policy.applies_to_any(&scope.targets)).map(|policy| &policy.resource);
     // A name that nobody knows is answered too: who asked need not wait in vain.
     let services = scope.wants.iter().map(|name| world.described(name));
     std::iter::once(&world.bundle)

@@ -1,18 +1,66 @@
 //! Policies come and go: checked all, then stored all, or none.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use outrider_policy::{Diagnostic, Manifest, Severity, StoredPolicy, Target, manifest};
 
-use super::{Applied, Change, ChangeError, Policy, nearest};
+use super::{Applied, Change, ChangeError, Policy, World, nearest};
 use crate::{
     clock,
     publish::Publisher,
     store::{StoreError, Written},
 };
 
-/// What happens to each resource, the policies to store, and those that are as they should be.
-type Compared = (Vec<(String, Change)>, Vec<Policy>, Vec<Policy>);
+/// Documents beside what is stored.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// What happens to each resource.
+    pub(super) changes: Vec<(String, Change)>,
+    /// The policies to store.
+    pub(super) puts: Vec<Policy>,
+    /// Those that are as they should be.
+    unchanged: Vec<Policy>,
+}
+
+impl World {
+    /// Reads documents and says what is wrong, or only odd, with them in this mesh.
+    pub(crate) fn check(&self, documents: &[(String, String)]) -> (Vec<Manifest>, Vec<Diagnostic>) {
+        let (manifests, mut diagnostics) = read(documents);
+        let existing: Vec<StoredPolicy> = self.policies.values().map(|policy| policy.stored.clone()).collect();
+        diagnostics.extend(outrider_policy::analyse(&manifests, &existing, &self.targets()));
+        (manifests, diagnostics)
+    }
+
+    /// Tells what would change, and keeps what must be written.
+    pub(super) fn compare(&self, manifests: &[Manifest]) -> Result<Compared, StoreError> {
+        let mut compared = Compared::default();
+        for manifest in manifests {
+            let name = manifest.policy.full_name();
+            let json = manifest
+                .policy
+                .to_json()
+                .map_err(|error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") })?;
+            let change = match self.policies.get(&name) {
+                Some(old) if old.json == json => {
+                    compared.unchanged.push(Policy::clone(old));
+                    Change::Unchanged
+                }
+                Some(_) => Change::Updated,
+                None => Change::Created,
+            };
+            if change != Change::Unchanged {
+                compared.puts.push(Policy::new(Arc::clone(&manifest.policy), json, 0));
+            }
+            compared.changes.push((name, change));
+        }
+        Ok(compared)
+    }
+}
+
+/// Whether nothing can be done with what was read.
+pub(super) fn is_broken(diagnostics: &[Diagnostic]) -> bool {
+    diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+}
 
 impl Publisher {
     /// Applies documents. With an error among the diagnostics nothing is stored.
@@ -22,13 +70,15 @@ impl Publisher {
         dry_run: bool,
         uid: u32,
     ) -> Result<Applied, ChangeError> {
-        let (manifests, mut diagnostics) = read(documents);
-        diagnostics.extend(self.analyse(&manifests));
-        let broken = diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error);
-        let (changes, puts, unchanged) = if broken { Compared::default() } else { self.compare(&manifests)? };
+        if !dry_run {
+            self.refuse_during_canary()?;
+        }
+        let (manifests, diagnostics) = self.world.check(documents);
+        let compared = if is_broken(&diagnostics) { Compared::default() } else { self.world.compare(&manifests)? };
+        let Compared { changes, puts, unchanged } = compared;
         let mut applied = Applied { diagnostics, changes, revision: self.world.revision };
         if !puts.is_empty() && !dry_run {
-            applied.revision = self.put_policies(puts, unchanged, uid).await?;
+            applied.revision = self.store_policies(puts, Vec::new(), &unchanged, "Apply", uid).await?;
         } else if let (true, Some(newest)) = (puts.is_empty(), unchanged.iter().map(|policy| policy.stored.revision).max()) {
             // What has not changed is in force where its own revision is, whatever else happened since.
             applied.revision = newest;
@@ -37,59 +87,9 @@ impl Publisher {
         Ok(applied)
     }
 
-    /// What is wrong, or only odd, with these policies in this mesh.
-    fn analyse(&self, manifests: &[Manifest]) -> Vec<Diagnostic> {
-        let existing: Vec<StoredPolicy> = self.world.policies.values().map(|policy| policy.stored.clone()).collect();
-        outrider_policy::analyse(manifests, &existing, &self.world.targets())
-    }
-
-    /// Tells what would change, and keeps what must be written.
-    fn compare(&self, manifests: &[Manifest]) -> Result<Compared, StoreError> {
-        let mut changes = Vec::new();
-        let (mut puts, mut unchanged) = (Vec::new(), Vec::new());
-        for manifest in manifests {
-            let name = manifest.policy.full_name();
-            let json = manifest
-                .policy
-                .to_json()
-                .map_err(|error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") })?;
-            let change = match self.world.policies.get(&name) {
-                Some(old) if old.json == json => {
-                    unchanged.push(Policy::clone(old));
-                    Change::Unchanged
-                }
-                Some(_) => Change::Updated,
-                None => Change::Created,
-            };
-            if change != Change::Unchanged {
-                puts.push(Policy::new(Arc::clone(&manifest.policy), json, 0));
-            }
-            changes.push((name, change));
-        }
-        Ok((changes, puts, unchanged))
-    }
-
-    async fn put_policies(&mut self, puts: Vec<Policy>, unchanged: Vec<Policy>, uid: u32) -> Result<u64, StoreError> {
-        let row = |policy: &Policy| {
-            let metadata = &policy.stored.policy.metadata;
-            (metadata.namespace.to_string(), metadata.name.to_string(), policy.json.clone())
-        };
-        let written = Written { puts: puts.iter().map(row).collect(), deletes: Vec::new() };
-        let revision = self.store.write_policies(&written, "Apply", uid, clock::now()).await?;
-        let puts: Vec<Policy> = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision)).collect();
-        let touched: Vec<Policy> = puts
-            .iter()
-            .flat_map(|put| [Some(put.clone()), self.world.policies.get(&put.resource.name).map(|old| Policy::clone(old))])
-            .flatten()
-            .chain(unchanged)
-            .collect();
-        self.world.change_policies(puts, &[], revision);
-        self.publish(revision, &touched);
-        Ok(revision)
-    }
-
     /// Deletes policies by name; one that is not there fails the whole call.
     pub(crate) async fn delete(&mut self, names: &[String], uid: u32) -> Result<Applied, ChangeError> {
+        self.refuse_during_canary()?;
         let policies = Arc::clone(&self.world.policies);
         let missing: Vec<String> = names
             .iter()
@@ -102,28 +102,45 @@ impl Publisher {
         if !missing.is_empty() {
             return Err(ChangeError::NotFound(missing.join("; ")));
         }
-        let touched: BTreeMap<&String, Policy> =
-            names.iter().filter_map(|name| policies.get(name).map(|old| (name, Policy::clone(old)))).collect();
-        if touched.is_empty() {
+        let names: Vec<String> = names.iter().collect::<BTreeSet<_>>().into_iter().cloned().collect();
+        if names.is_empty() {
             return Ok(self.unchanged());
         }
+        let changes = names.iter().map(|name| (name.clone(), Change::Deleted)).collect();
+        let revision = self.store_policies(Vec::new(), names, &[], "Delete", uid).await?;
+        Ok(Applied { diagnostics: Vec::new(), changes, revision })
+    }
+
+    /// Stores a change of policies and shows it to everybody. `also` are policies that did not change and whose agents are
+    /// waited for all the same.
+    pub(super) async fn store_policies(
+        &mut self,
+        puts: Vec<Policy>,
+        deletes: Vec<String>,
+        also: &[Policy],
+        call: &str,
+        uid: u32,
+    ) -> Result<u64, StoreError> {
         let key = |policy: &Policy| {
             let metadata = &policy.stored.policy.metadata;
             (metadata.namespace.to_string(), metadata.name.to_string())
         };
-        let written = Written { puts: Vec::new(), deletes: touched.values().map(key).collect() };
-        let revision = self.store.write_policies(&written, "Delete", uid, clock::now()).await?;
-        let changes = touched.keys().map(|name| ((*name).clone(), Change::Deleted)).collect();
-        let touched: Vec<Policy> = touched.into_values().collect();
-        self.world.change_policies(Vec::new(), names, revision);
-        self.publish(revision, &touched);
-        Ok(Applied { diagnostics: Vec::new(), changes, revision })
-    }
-
-    /// Shows the new snapshot, and remembers whom the change concerns before anybody can ask.
-    fn publish(&self, revision: u64, touched: &[Policy]) {
-        self.remember(revision, touched);
+        let put = |policy: &Policy| {
+            let (namespace, name) = key(policy);
+            (namespace, name, policy.json.clone())
+        };
+        let known = |name: &String| self.world.policies.get(name).map(|old| Policy::clone(old));
+        let gone: Vec<Policy> = deletes.iter().filter_map(known).collect();
+        let replaced: Vec<Policy> = puts.iter().filter_map(|put| known(&put.resource.name)).collect();
+        let written = Written { puts: puts.iter().map(put).collect(), deletes: gone.iter().map(key).collect() };
+        let revision = self.store.write_policies(&written, call, uid, clock::now()).await?;
+        let puts: Vec<Policy> = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision)).collect();
+        let touched: Vec<Policy> = puts.iter().chain(&replaced).chain(&gone).chain(also).cloned().collect();
+        self.world.change_policies(puts, &deletes, revision);
+        // Remembered before anybody can ask.
+        self.remember(revision, &touched);
         self.show();
+        Ok(revision)
     }
 
     /// Remembers whom these policies concern: who is connected, and who is part of the mesh and away for a moment.

@@ -1,8 +1,9 @@
 //! What can change the mesh. Everything goes through one queue, so that revisions and snapshots have one order.
 
 use outrider_policy::{Diagnostic, SpiffeId};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+use super::{CanaryOrder, CanaryState, RolledBack};
 use crate::store::{AgentRow, StoreError};
 
 /// What happened to a policy.
@@ -39,6 +40,9 @@ pub(crate) enum ChangeError {
     /// More agents than one identity may have.
     #[error("`{0}` has {1} agents, which is as many as one identity may have")]
     TooManyOfIdentity(SpiffeId, usize),
+    /// Candidates are being tried.
+    #[error("a canary (revision {0}) is under way: wait for its end, or end it with `outrider rollback`")]
+    Canary(u64),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -56,6 +60,10 @@ pub(crate) enum Request {
     Apply { documents: Vec<(String, String)>, dry_run: bool, uid: u32, reply: Reply<Applied> },
     /// Deletes policies, `namespace/name` each, all or none.
     Delete { names: Vec<String>, uid: u32, reply: Reply<Applied> },
+    /// Tries candidates at some agents.
+    Canary { order: CanaryOrder, reply: Reply<watch::Receiver<CanaryState>> },
+    /// Puts policies back to a revision; 0 is before the last change.
+    Rollback { revision: u64, dry_run: bool, uid: u32, reply: Reply<RolledBack> },
     /// An agent opened a stream.
     Join { agent: AgentRow, epoch: u64, reply: Reply<()> },
     /// An agent's stream ended; with `goodbye` its endpoints go at once.

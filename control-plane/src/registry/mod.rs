@@ -1,15 +1,19 @@
 //! What the mesh consists of: policies, agents, services. One writer, immutable snapshots.
 
 mod apply;
+mod canary;
 mod change;
 mod membership;
 mod nearest;
+mod rollback;
 mod service;
 mod sessions;
 mod world;
 
+pub(crate) use canary::{Canary, CanaryOrder, CanaryState, Keeper, Phase};
 pub(crate) use change::{Applied, Change, ChangeError, Request};
 pub(crate) use nearest::nearest;
+pub(crate) use rollback::RolledBack;
 pub(crate) use service::ServiceEntry;
 pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};
 pub(crate) use world::{Encoded, Policy, World, from_wire, targets_of};

@@ -11,7 +11,7 @@ use outrider_proto::v1;
 use prost::Message;
 
 use super::{
-    Reach, ServiceEntry,
+    Canary, Reach, ServiceEntry,
     service::{nobody, service},
 };
 use crate::store::{AgentRow, PolicyRow, StoreError};
@@ -77,6 +77,8 @@ pub(crate) struct World {
     pub(crate) agents: Arc<BTreeMap<String, Arc<AgentRow>>>,
     /// Those with at least one endpoint.
     pub(crate) services: Arc<BTreeMap<ServiceName, Arc<ServiceEntry>>>,
+    /// Candidates that some agents get in place of what is stored.
+    pub(crate) canary: Option<Arc<Canary>>,
     /// Those whose agents are all away, and remembered: callers hear that nobody is there now.
     away: Arc<BTreeMap<ServiceName, Arc<Encoded>>>,
 }
@@ -98,10 +100,19 @@ impl World {
             policies: Arc::new(policies.collect::<Result<_, _>>()?),
             agents: Arc::default(),
             services: Arc::default(),
+            canary: None,
             away: Arc::default(),
         };
         world.put_agents(agents, revision);
         Ok(world)
+    }
+
+    /// The policies that an agent gets.
+    pub(crate) fn policies_for(&self, agent_id: &str) -> impl Iterator<Item = &Arc<Policy>> {
+        let candidates = self.canary.as_ref().filter(|canary| canary.chosen.contains(agent_id)).map(|canary| &canary.policies);
+        let is_replaced = move |name: &String| candidates.is_some_and(|candidates| candidates.contains_key(name));
+        let stored = self.policies.iter().filter(move |(name, _)| !is_replaced(name)).map(|(_, policy)| policy);
+        stored.chain(candidates.into_iter().flat_map(BTreeMap::values))
     }
 
     /// Puts policies in and takes others out.

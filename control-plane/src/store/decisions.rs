@@ -76,6 +76,13 @@ impl Store {
         Ok(rows.into_iter().map(|(record,)| record).collect())
     }
 
+    /// A page of the decisions about known services, newest first: place and encoded `DecisionRecord`. Begins below `before`.
+    pub(crate) async fn decisions_before(&self, before: i64, limit: u32) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
+        let page =
+            sqlx::query_as("SELECT seq, record FROM decisions WHERE seq < ? AND destination <> '' ORDER BY seq DESC LIMIT ?");
+        Ok(page.bind(before).bind(limit).fetch_all(self.readers()).await?)
+    }
+
     /// What was reported about one request: encoded `DecisionRecord`s, oldest first.
     pub(crate) async fn decisions_of(&self, request_id: &str) -> Result<Vec<Vec<u8>>, StoreError> {
         let rows: Vec<(Vec<u8>,)> = sqlx::query_as("SELECT record FROM decisions WHERE request_id = ? ORDER BY seq LIMIT 16")

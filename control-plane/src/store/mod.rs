@@ -19,7 +19,7 @@ pub use dir::DirError;
 pub use keys::KeyError;
 pub(crate) use keys::{CaRow, Kek, Role};
 pub use open::OpenError;
-pub(crate) use policies::{PolicyRow, Written};
+pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub(crate) use tokens::{TokenHash, TokenRow};
 
 /// The store. Clones share it.

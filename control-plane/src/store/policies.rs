@@ -24,6 +24,18 @@ pub(crate) struct Written {
     pub(crate) deletes: Vec<(String, String)>,
 }
 
+/// A change of policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RevisionRow {
+    pub(crate) revision: u64,
+    /// Unix seconds.
+    pub(crate) time: i64,
+    pub(crate) uid: u32,
+    pub(crate) call: String,
+    /// `namespace/name` each.
+    pub(crate) policies: Vec<String>,
+}
+
 impl Store {
     /// All policies.
     pub(crate) async fn policies(&self) -> Result<Vec<PolicyRow>, StoreError> {
@@ -55,13 +67,63 @@ impl Store {
             .bind(signed(revision))
             .execute(&mut *change)
             .await?;
+            remember(&mut change, namespace, name, revision, Some(json)).await?;
             audit(&mut change, call, &format!("{namespace}/{name}"), uid, now, revision).await?;
         }
         for (namespace, name) in &written.deletes {
             let delete = sqlx::query("DELETE FROM policies WHERE namespace = ? AND name = ?").bind(namespace).bind(name);
             delete.execute(&mut *change).await?;
+            remember(&mut change, namespace, name, revision, None).await?;
             audit(&mut change, call, &format!("{namespace}/{name}"), uid, now, revision).await?;
         }
+        change.commit().await?;
+        Ok(revision)
+    }
+
+    /// All policies as they were at a revision, `(namespace, name, json)` each.
+    pub(crate) async fn policies_at(&self, revision: u64) -> Result<Vec<(String, String, String)>, StoreError> {
+        let rows: Vec<(String, String, Option<String>)> = sqlx::query_as(
+            "SELECT namespace, name, json FROM policy_history AS one WHERE revision =
+             (SELECT max(revision) FROM policy_history
+              WHERE namespace = one.namespace AND name = one.name AND revision <= ?)
+             ORDER BY namespace, name",
+        )
+        .bind(signed(revision))
+        .fetch_all(self.readers())
+        .await?;
+        Ok(rows.into_iter().filter_map(|(namespace, name, json)| Some((namespace, name, json?))).collect())
+    }
+
+    /// Revisions at which policies changed, newest first.
+    pub(crate) async fn policy_revisions(&self, limit: u32) -> Result<Vec<RevisionRow>, StoreError> {
+        let rows: Vec<(i64, i64, i64, String, String)> = sqlx::query_as(
+            "SELECT audit.revision, time, uid, call, subject FROM audit
+             JOIN (SELECT DISTINCT revision FROM policy_history ORDER BY revision DESC LIMIT ?) AS changed
+             ON changed.revision = audit.revision
+             WHERE call IN ('Apply', 'Delete', 'Canary', 'Rollback') ORDER BY audit.revision DESC, seq",
+        )
+        .bind(limit)
+        .fetch_all(self.readers())
+        .await?;
+        let mut revisions: Vec<RevisionRow> = Vec::new();
+        for (revision, time, uid, call, subject) in rows {
+            let revision = revision.unsigned_abs();
+            match revisions.last_mut().filter(|last| last.revision == revision) {
+                Some(last) => last.policies.push(subject),
+                None => {
+                    let uid = u32::try_from(uid).unwrap_or(u32::MAX);
+                    revisions.push(RevisionRow { revision, time, uid, call, policies: vec![subject] });
+                }
+            }
+        }
+        Ok(revisions)
+    }
+
+    /// Takes a revision for candidates, which are not stored.
+    pub(crate) async fn take_revision(&self, call: &str, subject: &str, uid: u32, now: i64) -> Result<u64, StoreError> {
+        let mut change = self.begin().await?;
+        let revision = next_revision(&mut change).await?;
+        audit(&mut change, call, subject, uid, now, revision).await?;
         change.commit().await?;
         Ok(revision)
     }
@@ -73,6 +135,24 @@ impl Store {
         audit(&mut change, call, subject, uid, now, revision.unsigned_abs()).await?;
         Ok(change.commit().await?)
     }
+}
+
+/// Keeps a state of a policy as part of the change that made it.
+async fn remember(
+    change: &mut Transaction<'static, Sqlite>,
+    namespace: &str,
+    name: &str,
+    revision: u64,
+    json: Option<&str>,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO policy_history (namespace, name, revision, json) VALUES (?, ?, ?, ?)")
+        .bind(namespace)
+        .bind(name)
+        .bind(signed(revision))
+        .bind(json)
+        .execute(&mut **change)
+        .await?;
+    Ok(())
 }
 
 /// Records a change as part of it.

@@ -1,6 +1,10 @@
 //! The client's side of an HTTP/1.1 connection: one exchange at a time.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use tokio::{
@@ -38,12 +42,30 @@ pub struct H1Client {
     pub usable_until: Instant,
 }
 
+/// Sends a request's body. Dropped, it stops.
 #[derive(Debug)]
-struct Pump(JoinHandle<Result<(), PumpError>>);
+struct Pump {
+    task: JoinHandle<Result<(), PumpError>>,
+    /// Set once all of the body has been sent, and never otherwise.
+    sent: Rc<Cell<bool>>,
+}
+
+impl Pump {
+    fn start(io: SharedIo, body: Body, stall: Duration) -> Self {
+        let sent = Rc::new(Cell::new(false));
+        let done = sent.clone();
+        let task = tokio::task::spawn_local(async move {
+            pump(io, body, stall).await?;
+            done.set(true);
+            Ok(())
+        });
+        Self { task, sent }
+    }
+}
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -53,6 +75,17 @@ enum PumpError {
     Source(String),
     /// The upstream does not take it.
     Sink,
+}
+
+/// A connection that has left HTTP.
+#[derive(Debug)]
+pub struct Switched {
+    /// The connection.
+    pub io: SharedIo,
+    /// What was read from it already.
+    pub already: BytesMut,
+    /// Its place at the endpoint.
+    pub lease: Lease,
 }
 
 /// What came of an exchange.
@@ -72,10 +105,19 @@ impl H1Client {
         Self { io, reader, pump: None, usable_until }
     }
 
+    /// Whether the exchange before is over in both directions. An upstream may answer before it has the whole request: what
+    /// is sent next on such a connection would be read as the rest of that request.
+    pub fn is_over(&self) -> bool {
+        self.pump.as_ref().is_none_or(|pump| pump.sent.get()) && self.reader.borrow().body_is_end()
+    }
+
     /// Whether another exchange may start on it.
     pub fn is_usable(&mut self) -> bool {
-        let sent = self.pump.take().is_none_or(|pump| pump.0.is_finished());
-        sent && Instant::now() < self.usable_until && self.reader.borrow().body_is_end() && self.reader.borrow_mut().is_quiet()
+        if !self.is_over() || Instant::now() >= self.usable_until {
+            return false;
+        }
+        self.pump = None;
+        self.reader.borrow_mut().is_quiet()
     }
 }
 
@@ -92,7 +134,7 @@ pub async fn exchange(
 ) -> Result<Exchange, Refusal> {
     let reused = lease.reused;
     let client = lease.client_mut()?;
-    let (io, reader) = (client.io.clone(), client.reader.clone());
+    let (io, reader, until) = (client.io.clone(), client.reader.clone(), client.usable_until);
     let mut writer = io.clone();
     let without_body = body.is_end();
     let sent = async {
@@ -105,27 +147,30 @@ pub async fn exchange(
     }
     let replayable = reused && without_body && head.method.is_idempotent();
     if !without_body {
-        let pump = tokio::task::spawn_local(pump(io, body));
-        client.pump = Some(Pump(pump));
+        client.pump = Some(Pump::start(io.clone(), body, limits.stall));
     }
-    let mut to_answer = std::pin::pin!(answer(&reader, head.method == http::Method::HEAD, limits));
-    let parsed = match &mut client.pump {
-        None => to_answer.await,
-        Some(Pump(pump)) => tokio::select! {
+    let mut to_answer = std::pin::pin!(answer(&reader, head, limits));
+    // The time for an answer begins when the upstream has the whole request.
+    let early = match &mut client.pump {
+        None => None,
+        Some(Pump { task, .. }) => tokio::select! {
             biased;
-            parsed = &mut to_answer => parsed,
-            sent = pump => match sent {
-                Ok(Ok(())) => { client.pump = None; to_answer.await }
+            parsed = &mut to_answer => Some(parsed),
+            sent = task => match sent {
+                Ok(Ok(())) => None,
                 Ok(Err(PumpError::Source(detail))) => return Err(Refusal::new(Reason::Malformed, detail)),
                 Ok(Err(PumpError::Sink)) | Err(_) => {
                     client.usable_until = Instant::now();
-                    client.pump = None;
-                    tokio::time::timeout(LAST_WORDS, to_answer)
-                        .await
-                        .unwrap_or_else(|_| Err(Refusal::new(Reason::UpstreamFailed, "upstream stopped reading").into()))
+                    let stopped = |_| Err(Refusal::new(Reason::UpstreamFailed, "upstream stopped reading").into());
+                    Some(tokio::time::timeout(LAST_WORDS, &mut to_answer).await.unwrap_or_else(stopped))
                 }
             },
         },
+    };
+    let late = |_| Err(Answer::Refused(Refusal::new(Reason::UpstreamTimeout, "no response in time")));
+    let parsed = match early {
+        Some(parsed) => parsed,
+        None => tokio::time::timeout(limits.response_head, to_answer).await.unwrap_or_else(late),
     };
     let parsed = match parsed {
         Ok(parsed) => parsed,
@@ -135,6 +180,12 @@ pub async fn exchange(
     if !parsed.keep_alive {
         client.usable_until = Instant::now();
     }
+    if parsed.switches {
+        let already = reader.borrow_mut().take_rest();
+        let switched = Some(Switched { io, already, lease });
+        let (status, fields) = (parsed.status, parsed.fields);
+        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, until: Some(until), switched }));
+    }
     reader.borrow_mut().begin_body(parsed.framing);
     let body = if reader.borrow().body_is_end() {
         lease.give_back();
@@ -142,7 +193,7 @@ pub async fn exchange(
     } else {
         Body::H1(BodyReader::new(reader.clone(), Some(lease)))
     };
-    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body }))
+    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body, until: Some(until), switched: None }))
 }
 
 enum Answer {
@@ -157,26 +208,21 @@ impl From<Refusal> for Answer {
     }
 }
 
-async fn answer(reader: &RefCell<Reader>, to_head: bool, limits: &Limits) -> Result<head::ParsedResponse, Answer> {
-    let read = async {
-        match super::reader::wait_for_bytes(reader).await {
-            Ok(true) => {}
-            Ok(false) => return Err(Answer::Ended(Refusal::new(Reason::UpstreamFailed, "upstream closed the connection"))),
-            Err(error) => return Err(Answer::Ended(Refusal::caused(Reason::UpstreamFailed, &error))),
+async fn answer(reader: &RefCell<Reader>, request: &RequestHead, limits: &Limits) -> Result<head::ParsedResponse, Answer> {
+    match super::reader::wait_for_bytes(reader).await {
+        Ok(true) => {}
+        Ok(false) => return Err(Answer::Ended(Refusal::new(Reason::UpstreamFailed, "upstream closed the connection"))),
+        Err(error) => return Err(Answer::Ended(Refusal::caused(Reason::UpstreamFailed, &error))),
+    }
+    for _ in 0..limits.interim_responses {
+        let bytes = read_head(reader, limits).await.map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
+        let to_head = request.method == http::Method::HEAD;
+        let parsed = head::response(&bytes, to_head, request.upgrade.as_deref(), limits)?;
+        if parsed.status >= 200 || parsed.switches {
+            return Ok(parsed);
         }
-        for _ in 0..limits.interim_responses {
-            let bytes =
-                read_head(reader, limits).await.map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
-            let parsed = head::response(&bytes, to_head, limits)?;
-            if parsed.status >= 200 {
-                return Ok(parsed);
-            }
-        }
-        Err(Refusal::new(Reason::UpstreamFailed, "too many interim responses").into())
-    };
-    tokio::time::timeout(limits.response_head, read)
-        .await
-        .unwrap_or_else(|_| Err(Answer::Refused(Refusal::new(Reason::UpstreamTimeout, "no response in time"))))
+    }
+    Err(Refusal::new(Reason::UpstreamFailed, "too many interim responses").into())
 }
 
 /// Framing that a request with this body is sent with.
@@ -184,19 +230,21 @@ pub fn request_framing(body: &Body) -> Framing {
     body.length().map_or(Framing::Chunked, Framing::Length)
 }
 
-async fn pump(io: SharedIo, mut body: Body) -> Result<(), PumpError> {
+async fn pump(io: SharedIo, mut body: Body, stall: Duration) -> Result<(), PumpError> {
     let chunked = request_framing(&body) == Framing::Chunked;
     let mut writer = BufWriter::with_capacity(16 << 10, io);
     loop {
-        let frame = body.frame().await.map_err(|error| PumpError::Source(error.to_string()))?;
-        write_frame(&mut writer, frame.as_ref(), chunked).await.map_err(|_| PumpError::Sink)?;
-        if frame.is_none() {
-            return writer.flush().await.map_err(|_| PumpError::Sink);
+        let frame = tokio::time::timeout(stall, body.frame()).await;
+        let frame = frame.map_err(|_| PumpError::Source("the body stopped arriving".to_owned()))?;
+        let frame = frame.map_err(|error| PumpError::Source(error.to_string()))?;
+        let write = async {
+            write_frame(&mut writer, frame.as_ref(), chunked).await?;
+            writer.flush().await
+        };
+        tokio::time::timeout(stall, write).await.ok().and_then(Result::ok).ok_or(PumpError::Sink)?;
+        if frame.is_none() || (body.is_end() && !chunked) {
+            return Ok(());
         }
-        if matches!(frame, Some(Frame::Trailers(_))) {
-            continue;
-        }
-        writer.flush().await.map_err(|_| PumpError::Sink)?;
     }
 }
 

@@ -1,9 +1,11 @@
 //! Heads of HTTP/1.1 messages: found, parsed, checked once, and rid of hop-by-hop fields.
 
+use std::mem::MaybeUninit;
+
 use super::Framing;
 use crate::{
     http::{
-        Fields, Limits,
+        Fields, Limits, MOST_FIELDS,
         message::Version,
         normalize::{Host, RequestParts, hop_by_hop, is_identity_claim},
     },
@@ -17,6 +19,8 @@ pub(super) struct ParsedRequest {
     pub(super) framing: Framing,
     pub(super) keep_alive: bool,
     pub(super) expects_continue: bool,
+    /// Protocol to switch to, if the other end agrees.
+    pub(super) upgrade: Option<Box<str>>,
 }
 
 /// A response's head as read.
@@ -26,12 +30,16 @@ pub(super) struct ParsedResponse {
     pub(super) fields: Fields,
     pub(super) framing: Framing,
     pub(super) keep_alive: bool,
+    /// The upstream switches to the protocol that was asked for.
+    pub(super) switches: bool,
 }
 
 /// Where the head ends in `buf`, searching from `from`. Every line must end in CR LF: a bare LF or CR is refused, since
 /// others read it as a line end, or do not.
 pub(super) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
-    let mut at = from;
+    // Never between the two bytes of a line end.
+    let at_feed = from > 0 && buf.get(from - 1..=from) == Some(b"\r\n");
+    let mut at = if at_feed { from - 1 } else { from };
     while let Some(found) = buf.get(at..).and_then(|rest| memchr::memchr2(b'\r', b'\n', rest)) {
         let position = at + found;
         match (buf.get(position), buf.get(position + 1)) {
@@ -54,9 +62,10 @@ fn malformed(detail: impl Into<String>) -> Refusal {
 
 /// Parses a whole request head.
 pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
-    let mut headers = vec![httparse::EMPTY_HEADER; limits.fields];
-    let mut parsed = httparse::Request::new(&mut headers);
-    parse_outcome(parsed.parse(head), head.len())?;
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let headers = headers.get_mut(..limits.fields).unwrap_or_default();
+    parse_outcome(parsed.parse_with_uninit_headers(head, headers), head.len())?;
     let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let method = parsed.method.unwrap_or_default();
     let target = parsed.path.unwrap_or_default();
@@ -87,18 +96,22 @@ pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
     let framing = seen.framing()?.unwrap_or(Framing::Length(0));
     let host = Host::Field(host.map(<[u8]>::to_vec));
     let parts = RequestParts::new(method, target.as_bytes(), host, fields, version)?;
-    Ok(ParsedRequest { parts, framing, keep_alive: seen.keeps_alive(version), expects_continue: seen.expects_continue })
+    let upgrade = seen.upgrade.take().filter(|_| seen.upgrades && version == Version::Http11 && framing == Framing::Length(0));
+    let keep_alive = seen.keeps_alive(version);
+    Ok(ParsedRequest { parts, framing, keep_alive, expects_continue: seen.expects_continue, upgrade })
 }
 
-/// Parses a whole response head, for a request that was HEAD or not.
-pub(super) fn response(head: &[u8], to_head: bool, limits: &Limits) -> Result<ParsedResponse, Refusal> {
+/// Parses a whole response head, for a request that was HEAD or not, and that asked to switch protocols or not.
+pub(super) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
     let bad = |refusal: Refusal| Refusal::new(Reason::UpstreamFailed, format!("upstream response: {}", refusal.detail()));
-    let mut headers = vec![httparse::EMPTY_HEADER; limits.fields];
-    let mut parsed = httparse::Response::new(&mut headers);
-    parse_outcome(parsed.parse(head), head.len()).map_err(bad)?;
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let headers = headers.get_mut(..limits.fields).unwrap_or_default();
+    let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, headers);
+    parse_outcome(outcome, head.len()).map_err(bad)?;
     let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let status = parsed.code.unwrap_or_default();
-    if !(100..600).contains(&status) || status == 101 {
+    if !(100..600).contains(&status) {
         return Err(Refusal::new(Reason::UpstreamFailed, format!("upstream answered with status {status}")));
     }
     let mut seen = Seen::default();
@@ -111,17 +124,23 @@ pub(super) fn response(head: &[u8], to_head: bool, limits: &Limits) -> Result<Pa
     }
     seen.drop_nominated(&mut fields).map_err(bad)?;
     let framing = seen.framing().map_err(bad)?;
+    let switches = status == 101;
+    if switches && !(seen.upgrades && upgrade.is_some() && seen.upgrade.as_deref() == upgrade) {
+        return Err(Refusal::new(Reason::UpstreamFailed, "upstream switches protocols though nobody asked for this one"));
+    }
     let no_body = to_head || status < 200 || status == 204 || status == 304;
     let framing = match framing {
         _ if no_body => Framing::Length(0),
         Some(framing) => framing,
         None => Framing::UntilClose,
     };
-    if to_head && let Some(length) = seen.length {
+    if (to_head || status == 304)
+        && let Some(length) = seen.length
+    {
         fields.push(b"content-length", length.to_string().as_bytes());
     }
     let keep_alive = seen.keeps_alive(version) && framing != Framing::UntilClose;
-    Ok(ParsedResponse { status, fields, framing, keep_alive })
+    Ok(ParsedResponse { status, fields, framing, keep_alive, switches })
 }
 
 fn parse_outcome(outcome: httparse::Result<usize>, length: usize) -> Result<(), Refusal> {
@@ -141,6 +160,10 @@ struct Seen {
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
+    /// `Connection` names `Upgrade`.
+    upgrades: bool,
+    saw_upgrade: bool,
+    upgrade: Option<Box<str>>,
     nominated: Vec<Vec<u8>>,
 }
 
@@ -161,6 +184,9 @@ impl Seen {
                 return Err(Refusal::new(Reason::UnknownExpectation, "unknown expectation"));
             }
             self.expects_continue = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            // Of a list, or of more than one field, nothing is taken: the request stays what it is.
+            self.upgrade = if std::mem::replace(&mut self.saw_upgrade, true) { None } else { switchable(value) };
         } else {
             return Ok(hop_by_hop(name));
         }
@@ -186,6 +212,7 @@ impl Seen {
                 b"" => {}
                 b"close" => self.close = true,
                 b"keep-alive" => self.keep_alive = true,
+                b"upgrade" => self.upgrades = true,
                 _ => self.nominated.push(option),
             }
         }
@@ -219,6 +246,15 @@ impl Seen {
     fn keeps_alive(&self, version: Version) -> bool {
         !self.close && (version == Version::Http11 || self.keep_alive)
     }
+}
+
+/// A protocol that a connection may switch to, in lower case. Never another HTTP, nor TLS: what follows would be requests that
+/// nobody decides.
+fn switchable(token: &[u8]) -> Option<Box<str>> {
+    let token = std::str::from_utf8(token).ok().filter(|token| (1..=32).contains(&token.len()))?.to_ascii_lowercase();
+    let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'-'));
+    let hides_requests = ["h2", "http", "tls"].iter().any(|prefix| token.starts_with(prefix));
+    (plain && !hides_requests).then(|| token.into())
 }
 
 #[cfg(test)]
@@ -265,6 +301,21 @@ mod tests {
     }
 
     #[test]
+    fn every_split_of_a_head_finds_the_same_end() {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\r\nrest";
+        for split in 0..text.len() {
+            // As the reader does: what was searched before is not searched again, but for the last bytes.
+            let (mut end, mut searched) = (None, 0);
+            for known in [split, text.len()] {
+                end = end.or(head_end(&text[..known], searched).unwrap_or_else(|refusal| panic!("{split}: {refusal}")));
+                searched = known.saturating_sub(3);
+            }
+            assert_eq!(end, Some(text.len() - 4), "{split}");
+        }
+        assert!(head_end(b"GET / HTTP/1.1\r\nA\n", 15).is_err(), "a bare LF is still found");
+    }
+
+    #[test]
     fn bare_line_ends_are_refused() {
         for text in
             ["GET / HTTP/1.1\nHost: a\n\n", "GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\n\r\n"]
@@ -290,6 +341,26 @@ mod tests {
         )
         .unwrap();
         assert_eq!(parsed.parts.fields().as_wire(), b"x-kept: 2\r\n");
+    }
+
+    #[test]
+    fn a_switch_of_protocols_is_one_token_that_hides_no_requests() {
+        let upgrade = |fields: &str| parse(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).unwrap().upgrade;
+        assert_eq!(upgrade("Connection: Upgrade\r\nUpgrade: WebSocket\r\n").as_deref(), Some("websocket"));
+        assert_eq!(upgrade("Connection: keep-alive, upgrade\r\nUpgrade: SPDY/3.1\r\n").as_deref(), Some("spdy/3.1"));
+        for fields in [
+            "Upgrade: websocket\r\n",
+            "Connection: upgrade\r\n",
+            "Connection: upgrade\r\nUpgrade: h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\nUpgrade: x\r\n",
+            "Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+            "Connection: upgrade\r\nUpgrade: HTTP/2.0\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n",
+        ] {
+            assert_eq!(upgrade(fields), None, "{fields}");
+        }
     }
 
     #[test]

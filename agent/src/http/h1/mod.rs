@@ -7,6 +7,6 @@ mod reader;
 mod server;
 
 pub use body::Framing;
-pub use client::{Exchange, H1Client, exchange, request_framing};
+pub use client::{Exchange, H1Client, Switched, exchange, request_framing};
 pub use reader::{BodyReader, Reader};
 pub use server::{Reply, Service, serve};

@@ -27,6 +27,10 @@ use crate::{
 
 /// Bytes asked for at a time; a body of this size passes in one piece.
 const READ: usize = 16 << 10;
+/// Bytes of a refused request that are read and dropped.
+const DISCARD: usize = 1 << 20;
+/// Bytes of further requests taken while one is answered.
+const READ_AHEAD: usize = 64 << 10;
 
 /// Reads heads and bodies from one connection.
 #[derive(Debug)]
@@ -34,12 +38,14 @@ pub struct Reader {
     io: SharedIo,
     buf: BytesMut,
     body: Decoder,
+    /// Counts bodies: tells a body's own reader from one that an earlier message left behind.
+    message: u64,
 }
 
 impl Reader {
     /// A reader over `io`, with what has been read from it already.
     pub fn new(io: SharedIo, already: BytesMut) -> Self {
-        Self { io, buf: already, body: Decoder::new(Framing::Length(0)) }
+        Self { io, buf: already, body: Decoder::new(Framing::Length(0)), message: 0 }
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -64,6 +70,7 @@ impl Reader {
     /// Starts the body that follows the head just read.
     pub(super) fn begin_body(&mut self, framing: Framing) {
         self.body = Decoder::new(framing);
+        self.message += 1;
     }
 
     /// Nothing buffered and nothing to read: an idle connection is healthy only then.
@@ -84,6 +91,42 @@ impl Reader {
                     Err(error) => return Poll::Ready(Err(BodyError::Broken(error.to_string()))),
                 },
             }
+        }
+    }
+}
+
+/// Ends when the peer has ended the connection, or it broke, after the message under way. What arrives meanwhile is kept, up
+/// to a bound: it may be the next request.
+///
+/// While the message's body is still to come, its reader notices the end, so nothing is read here.
+pub(super) async fn gone(reader: &RefCell<Reader>) {
+    std::future::poll_fn(|cx| {
+        loop {
+            let reader = &mut *reader.borrow_mut();
+            if !reader.body_is_end() || reader.buf.len() >= READ_AHEAD {
+                return Poll::Pending;
+            }
+            match ready!(reader.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+    })
+    .await;
+}
+
+/// Reads and drops what still comes, to the end of the connection or up to a bound.
+pub(super) async fn discard(reader: &RefCell<Reader>) {
+    let mut left = DISCARD;
+    while left > 0 {
+        let read = std::future::poll_fn(|cx| {
+            let reader = &mut *reader.borrow_mut();
+            reader.buf.clear();
+            reader.poll_fill(cx)
+        });
+        match read.await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => left = left.saturating_sub(count),
         }
     }
 }
@@ -133,6 +176,8 @@ pub(super) async fn read_head(reader: &RefCell<Reader>, limits: &Limits) -> Resu
 #[derive(Debug)]
 pub struct BodyReader {
     reader: Rc<RefCell<Reader>>,
+    /// The message that this is the body of.
+    message: u64,
     length: Option<u64>,
     /// The upstream connection, given back when the body has ended.
     lease: Option<Lease>,
@@ -140,8 +185,8 @@ pub struct BodyReader {
 
 impl BodyReader {
     pub(super) fn new(reader: Rc<RefCell<Reader>>, lease: Option<Lease>) -> Self {
-        let length = reader.borrow().body.remaining();
-        Self { reader, length, lease }
+        let (length, message) = (reader.borrow().body.remaining(), reader.borrow().message);
+        Self { reader, message, length, lease }
     }
 
     /// Length if the head named it.
@@ -151,7 +196,9 @@ impl BodyReader {
 
     /// Whether nothing is left to read.
     pub fn is_end(&self) -> bool {
-        self.reader.borrow().body_is_end()
+        let reader = self.reader.borrow();
+        // The next message is begun only after the end of this one.
+        reader.message != self.message || reader.body_is_end()
     }
 
     /// The next piece; `None` at the end.
@@ -159,6 +206,9 @@ impl BodyReader {
     /// # Errors
     /// When the framing is wrong or the connection ends early.
     pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+        if self.is_end() {
+            return Ok(None);
+        }
         let frame = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx)).await;
         match &frame {
             Ok(_) if self.is_end() => {

@@ -1,16 +1,15 @@
 //! The server's side of an HTTP/1.1 connection: requests in order, each answered before the next is read.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
 use bytes::BytesMut;
-use futures_util::FutureExt as _;
 use tokio::io::{AsyncWriteExt as _, BufWriter};
 
 use super::{
     body::Framing,
     client::write_frame,
     head,
-    reader::{BodyReader, Reader, read_head, wait_for_bytes},
+    reader::{BodyReader, Reader, discard, gone, read_head, wait_for_bytes},
 };
 use crate::{
     http::{
@@ -18,7 +17,7 @@ use crate::{
         io::SharedIo,
         message::{Body, Frame, Request, Response},
     },
-    policy::Permit,
+    policy::{Permit, lapsed},
     refusal::{Reason, Refusal},
     tcp::Tunnel,
     telemetry::Record,
@@ -32,6 +31,8 @@ pub trait Service {
     fn refuse(&self, refusal: Refusal) -> Reply;
     /// Ends when the connection should take no more requests.
     fn closing(&self) -> impl Future<Output = ()>;
+    /// Whether [`Service::closing`] has ended.
+    fn is_closing(&self) -> bool;
 }
 
 /// An answer, what allowed it, and its line in the access log.
@@ -43,7 +44,7 @@ pub struct Reply {
     pub permit: Option<Permit>,
     /// Written when the body has ended.
     pub record: Record,
-    /// After a 200 to CONNECT: where the bytes go from then on.
+    /// After a 200 to CONNECT, or a 101: where the bytes go from then on.
     pub tunnel: Option<Tunnel>,
 }
 
@@ -51,8 +52,9 @@ pub struct Reply {
 pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limits: &Limits) {
     let reader = Rc::new(RefCell::new(Reader::new(io.clone(), already)));
     let mut writer = BufWriter::with_capacity(16 << 10, io);
-    let mut open = true;
+    let (mut open, mut answered_last) = (true, false);
     while open {
+        answered_last = false;
         let arrived = tokio::select! {
             biased;
             arrived = tokio::time::timeout(limits.idle, wait_for_bytes(&reader)) => arrived,
@@ -65,18 +67,26 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             .await
             .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
             .and_then(|bytes| head::request(&bytes, limits));
+        let mut upgrade = None;
         let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, &reader)) {
             Err(refusal) => (service.refuse(refusal), false, false, false),
             Ok((request, flags)) => {
                 let to_head = request.head.method == http::Method::HEAD;
+                upgrade.clone_from(&request.head.upgrade);
                 if flags.expects_continue && write_now(&mut writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
                     break;
                 }
-                (service.call(request).await, flags.keep_alive, to_head, flags.http10)
+                let reply = tokio::select! {
+                    biased;
+                    reply = service.call(request) => reply,
+                    () = gone(&reader) => break,
+                };
+                (reply, flags.keep_alive && !service.is_closing(), to_head, flags.http10)
             }
         };
         if let Some(tunnel) = reply.tunnel {
-            if write_now(&mut writer, b"HTTP/1.1 200 OK\r\n\r\n").await.is_ok() {
+            let head = switching_head(&reply.response, upgrade.as_deref());
+            if write_now(&mut writer, &head).await.is_ok() {
                 let rest = reader.borrow_mut().take_rest();
                 tunnel.relay(writer.into_inner(), rest, reply.record).await;
             }
@@ -84,9 +94,26 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
         }
         // A request body that nobody read to its end stands before the next head: such a connection ends.
         let reusable = keep_alive && reader.borrow().body_is_end();
-        open = write_reply(&mut writer, reply, reusable, to_head, http10).await && reader.borrow().body_is_end();
+        let style = Style { reusable, to_head, http10, stall: limits.stall };
+        open = write_reply(&mut writer, &reader, reply, &style).await && reader.borrow().body_is_end();
+        answered_last = true;
     }
-    let _ = writer.shutdown().await;
+    let _ = tokio::time::timeout(limits.stall, writer.shutdown()).await;
+    // Closing while the caller still writes would reset the connection, and the answer might be lost with it.
+    if answered_last {
+        let _ = tokio::time::timeout(LINGER, discard(&reader)).await;
+    }
+}
+
+/// How long a caller whose request was refused may go on writing.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How a response is written.
+struct Style {
+    reusable: bool,
+    to_head: bool,
+    http10: bool,
+    stall: Duration,
 }
 
 struct Flags {
@@ -97,7 +124,9 @@ struct Flags {
 
 fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>) -> Result<(Request, Flags), Refusal> {
     let http10 = parsed.parts.is_http10();
-    let head = Rc::new(parsed.parts.normalize()?);
+    let mut head = parsed.parts.normalize()?;
+    head.upgrade = parsed.upgrade;
+    let head = Rc::new(head);
     reader.borrow_mut().begin_body(parsed.framing);
     let body = if parsed.framing == Framing::Length(0) { Body::Empty } else { Body::H1(BodyReader::new(reader.clone(), None)) };
     let expects_continue = parsed.expects_continue && !http10 && !body.is_end();
@@ -109,63 +138,90 @@ async fn write_now(writer: &mut BufWriter<SharedIo>, bytes: &[u8]) -> std::io::R
     writer.flush().await
 }
 
-/// Writes a response and its body. `true` when another request may follow.
-async fn write_reply(writer: &mut BufWriter<SharedIo>, reply: Reply, reusable: bool, to_head: bool, http10: bool) -> bool {
+/// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
+/// request may follow.
+async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let mut body = response.body;
-    let no_body = to_head || response.status == 204 || response.status == 304;
-    let length = body.length();
-    let chunked = length.is_none() && !http10 && !no_body;
-    let until_close = length.is_none() && http10 && !no_body;
-    let keep_alive = reusable && !until_close;
-    let head = response_head(response.status, response.fields.as_wire(), length.filter(|_| !no_body), chunked, keep_alive);
-    if writer.write_all(&head).await.is_err() {
-        record.broke("the caller went away");
-        return false;
+    let until = response.until;
+    tokio::select! {
+        biased;
+        outcome = write_response(writer, response, style, &mut record) => match outcome {
+            Ok(keep_alive) => keep_alive,
+            Err(broken) => {
+                record.broke(broken);
+                false
+            }
+        },
+        refusal = lapsed(permit.as_mut(), until) => {
+            record.refused(&refusal);
+            false
+        }
+        () = gone(reader) => {
+            record.broke("the caller went away");
+            false
+        }
     }
+}
+
+async fn write_response(
+    writer: &mut BufWriter<SharedIo>,
+    response: Response,
+    style: &Style,
+    record: &mut Record,
+) -> Result<bool, String> {
+    let mut body = response.body;
+    let no_body = style.to_head || response.status == 204 || response.status == 304;
+    let length = body.length();
+    let chunked = length.is_none() && !style.http10 && !no_body;
+    let until_close = length.is_none() && style.http10 && !no_body;
+    let keep_alive = style.reusable && !until_close;
+    let head = response_head(response.status, response.fields.as_wire(), length.filter(|_| !no_body), chunked, keep_alive);
+    in_time(style.stall, writer.write_all(&head)).await?;
     if no_body {
-        return writer.flush().await.is_ok() && keep_alive;
+        in_time(style.stall, writer.flush()).await?;
+        return Ok(keep_alive);
     }
     loop {
         // What is there already travels in one write with the head; only then it is worth waiting.
-        let frame = match body.frame().now_or_never() {
-            Some(frame) => frame,
-            None => {
-                if writer.flush().await.is_err() {
-                    record.broke("the caller went away");
-                    return false;
-                }
-                tokio::select! {
-                    biased;
-                    frame = body.frame() => frame,
-                    revoked = crate::policy::revoked(permit.as_mut()) => {
-                        record.refused(&revoked);
-                        return false;
-                    }
+        let frame = {
+            let mut next = std::pin::pin!(body.frame());
+            match futures_util::poll!(&mut next) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    in_time(style.stall, writer.flush()).await?;
+                    next.await
                 }
             }
         };
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) => {
-                record.broke(error.to_string());
-                return false;
-            }
-        };
+        let frame = frame.map_err(|error| error.to_string())?;
         if let Some(Frame::Data(data)) = &frame {
             record.sent(data.len());
         }
-        if write_frame(writer, frame.as_ref(), chunked).await.is_err() {
-            record.broke("the caller went away");
-            return false;
-        }
-        if frame.is_none() {
-            return writer.flush().await.is_ok() && keep_alive;
-        }
-        if body.is_end() && !chunked {
-            return writer.flush().await.is_ok() && keep_alive;
+        in_time(style.stall, write_frame(writer, frame.as_ref(), chunked)).await?;
+        if frame.is_none() || (body.is_end() && !chunked) {
+            in_time(style.stall, writer.flush()).await?;
+            return Ok(keep_alive);
         }
     }
+}
+
+/// A write that the caller takes in time.
+async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()>>) -> Result<(), String> {
+    match tokio::time::timeout(stall, write).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err("the caller went away".to_owned()),
+        Err(_) => Err("the caller stopped reading".to_owned()),
+    }
+}
+
+/// The head after which the connection carries something else: 200 to CONNECT, or 101 with the protocol.
+fn switching_head(response: &Response, protocol: Option<&str>) -> Vec<u8> {
+    let mut head = response_head(response.status, response.fields.as_wire(), None, false, true);
+    if let Some(protocol) = protocol.filter(|_| response.status == 101) {
+        head.truncate(head.len() - 2);
+        head.extend_from_slice(format!("connection: upgrade\r\nupgrade: {protocol}\r\n\r\n").as_bytes());
+    }
+    head
 }
 
 fn response_head(status: u16, fields: &[u8], length: Option<u64>, chunked: bool, keep_alive: bool) -> Vec<u8> {

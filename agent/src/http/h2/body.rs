@@ -2,6 +2,7 @@
 
 use h2::RecvStream;
 
+use super::client::Pump;
 use crate::{
     http::{
         Fields,
@@ -18,14 +19,22 @@ pub struct BodyReader {
     length: Option<u64>,
     data_ended: bool,
     ended: bool,
-    /// Holds the stream's place on the upstream connection.
-    _lease: Option<StreamLease>,
+    _upstream: Option<Upstream>,
+}
+
+/// What a response's body keeps until it has ended.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    /// The stream's place on the upstream connection.
+    pub(super) _lease: StreamLease,
+    /// Sends what is left of the request's body.
+    pub(super) _pump: Option<Pump>,
 }
 
 impl BodyReader {
-    pub(super) fn new(stream: RecvStream, length: Option<u64>, lease: Option<StreamLease>) -> Self {
+    pub(super) fn new(stream: RecvStream, length: Option<u64>, upstream: Option<Upstream>) -> Self {
         let ended = stream.is_end_stream();
-        Self { stream, length, data_ended: ended, ended, _lease: lease }
+        Self { stream, length, data_ended: ended, ended, _upstream: upstream }
     }
 
     /// Length if the head named it.

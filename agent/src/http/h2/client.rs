@@ -1,9 +1,11 @@
 //! The client's side of an HTTP/2 connection: many exchanges at a time.
 
+use std::{cell::Cell, rc::Rc};
+
 use bytes::Bytes;
 use h2::client::SendRequest;
 use outrider_runtime::Tasks;
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{BodyReader, WINDOW, as_map, server::send_data};
 use crate::{
@@ -16,8 +18,30 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct H2Client {
     send: SendRequest<Bytes>,
-    /// After this it is not used for another exchange.
+    /// After this it is not used for another exchange, and what is under way ends.
     pub usable_until: Instant,
+    /// Set when the connection has ended, or takes no more streams.
+    closed: Rc<Cell<bool>>,
+}
+
+/// Sends a request's body. Dropped, it stops, and the stream is reset unless it had ended.
+#[derive(Debug)]
+pub(super) struct Pump(JoinHandle<()>);
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What came of an exchange.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
+pub enum Exchange {
+    /// The upstream answered.
+    Answered(Response),
+    /// The upstream has not begun to act on it: another connection may be tried with the whole body.
+    Unsent(Body, Refusal),
 }
 
 impl H2Client {
@@ -36,23 +60,37 @@ impl H2Client {
             .await
             .map_err(|_| Refusal::new(Reason::ConnectFailed, "HTTP/2 preface timed out"))?
             .map_err(|error| Refusal::caused(Reason::ConnectFailed, &error))?;
+        let closed = Rc::new(Cell::new(false));
+        let ended = closed.clone();
         tasks.spawn_scoped_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "HTTP/2 connection to an upstream ended");
             }
+            ended.set(true);
         });
-        Ok(Self { send, usable_until })
+        Ok(Self { send, usable_until, closed })
     }
-}
 
-impl H2Client {
     /// Whether another exchange may start on it.
     pub fn is_usable(&self) -> bool {
-        Instant::now() < self.usable_until
+        !self.closed.get() && Instant::now() < self.usable_until
+    }
+
+    /// Waits for room for a stream and opens it. An error means that the connection takes no more of them.
+    async fn begin(
+        &self,
+        request: http::Request<()>,
+        ends: bool,
+    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
+        let begun = async { self.send.clone().ready().await?.send_request(request, ends) }.await;
+        if begun.is_err() {
+            self.closed.set(true);
+        }
+        begun
     }
 }
 
-/// Sends a request and returns the response. `authority` is what goes into `:authority`.
+/// Sends a request and returns the response.
 ///
 /// # Errors
 /// `upstream_failed`, `upstream_timeout`.
@@ -60,56 +98,93 @@ pub async fn exchange(
     client: H2Client,
     head: &RequestHead,
     fields: &Fields,
-    mut body: Body,
+    body: Body,
     lease: StreamLease,
     limits: &Limits,
     tasks: &Tasks,
-) -> Result<Response, Refusal> {
-    let failed = |error: h2::Error| Refusal::caused(Reason::UpstreamFailed, &error);
+) -> Result<Exchange, Refusal> {
+    let failed = |error: &h2::Error| Refusal::caused(Reason::UpstreamFailed, error);
+    let without_body = body.is_end();
+    let (response, stream) = match client.begin(wire_head(head, fields, &body)?, without_body).await {
+        Ok(begun) => begun,
+        Err(error) => return Ok(Exchange::Unsent(body, failed(&error))),
+    };
+    let mut pump = (!without_body).then(|| Pump(tasks.spawn_scoped_local(send_body(body, stream))));
+    let mut response = std::pin::pin!(response);
+    // The time for an answer begins when the upstream has the whole request.
+    let early = match &mut pump {
+        None => None,
+        Some(Pump(task)) => tokio::select! {
+            biased;
+            response = &mut response => Some(response),
+            _ = task => None,
+        },
+    };
+    let response = match early {
+        Some(response) => response,
+        None => tokio::time::timeout(limits.response_head, response)
+            .await
+            .map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?,
+    };
+    let response = match response {
+        Ok(response) => response,
+        Err(error) if without_body && is_unprocessed(&error, &head.method) => {
+            return Ok(Exchange::Unsent(Body::Empty, failed(&error)));
+        }
+        Err(error) => return Err(failed(&error)),
+    };
+    let until = Some(client.usable_until);
+    let (parts, stream) = response.into_parts();
+    let mut fields = Fields::default();
+    let mut length = None;
+    for (name, value) in &parts.headers {
+        if name == http::header::CONTENT_LENGTH {
+            length = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+        } else if !super::is_connection_field(name.as_str()) {
+            fields.push(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
+        }
+    }
+    let status = parts.status.as_u16();
+    if (head.method == http::Method::HEAD || status == 304)
+        && let Some(length) = length
+    {
+        // Of the body that there would be.
+        fields.push(b"content-length", length.to_string().as_bytes());
+    }
+    let body = if stream.is_end_stream() {
+        Body::Empty
+    } else {
+        Body::H2(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump })))
+    };
+    Ok(Exchange::Answered(Response { status, fields, body, until, switched: None }))
+}
+
+fn wire_head(head: &RequestHead, fields: &Fields, body: &Body) -> Result<http::Request<()>, Refusal> {
     let uri = http::Uri::builder().scheme("http").authority(head.authority()).path_and_query(head.target.as_str()).build();
     let uri = uri.map_err(|error| Refusal::caused(Reason::Malformed, &error))?;
     let mut map = as_map(fields)?;
-    let length = body.length();
-    if let Some(length) = length.filter(|length| *length > 0) {
+    if let Some(length) = body.length().filter(|length| *length > 0) {
         map.insert(http::header::CONTENT_LENGTH, length.into());
     }
     map.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
     let mut request = http::Request::new(());
     (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (head.method.clone(), uri, map);
-    let mut send = client.send.ready().await.map_err(failed)?;
-    let (response, mut stream) = send.send_request(request, body.is_end()).map_err(failed)?;
-    let pump = (!body.is_end()).then(|| {
-        tasks.spawn_scoped_local(async move {
-            if let Err(reason) = pump(&mut body, &mut stream).await {
-                tracing::debug!(reason, "request body ended early");
-                stream.send_reset(h2::Reason::CANCEL);
-            }
-        })
-    });
-    let response = tokio::time::timeout(limits.response_head, response).await;
-    let response = response
-        .map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))
-        .and_then(|response| response.map_err(failed));
-    let (head, stream) = match response {
-        Ok(response) => response.into_parts(),
-        Err(refusal) => {
-            if let Some(pump) = pump {
-                pump.abort();
-            }
-            return Err(refusal);
-        }
-    };
-    let mut fields = Fields::default();
-    let mut length = None;
-    for (name, value) in &head.headers {
-        if name == http::header::CONTENT_LENGTH {
-            length = value.to_str().ok().and_then(|text| text.parse().ok());
-        } else if !super::is_connection_field(name.as_str()) {
-            fields.push(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
-        }
+    Ok(request)
+}
+
+/// Whether the peer says that it has not begun to act on the request (RFC 9113 section 8.7).
+fn is_unprocessed(error: &h2::Error, method: &http::Method) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    // The error does not tell which streams the peer had begun with.
+    let leaving = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) && method.is_idempotent();
+    error.is_remote() && (refused || leaving)
+}
+
+async fn send_body(mut body: Body, mut stream: h2::SendStream<Bytes>) {
+    if let Err(reason) = pump(&mut body, &mut stream).await {
+        tracing::debug!(reason, "request body ended early");
+        stream.send_reset(h2::Reason::CANCEL);
     }
-    let body = if stream.is_end_stream() { Body::Empty } else { Body::H2(BodyReader::new(stream, length, Some(lease))) };
-    Ok(Response { status: head.status.as_u16(), fields, body })
 }
 
 async fn pump(body: &mut Body, stream: &mut h2::SendStream<Bytes>) -> Result<(), String> {

@@ -2,10 +2,11 @@
 
 mod body;
 mod client;
+mod flood;
 mod server;
 
 pub use body::BodyReader;
-pub use client::{H2Client, exchange};
+pub use client::{Exchange, H2Client, exchange};
 pub use server::serve;
 
 use super::{Fields, normalize::hop_by_hop};

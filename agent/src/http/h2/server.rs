@@ -2,26 +2,30 @@
 
 use std::{rc::Rc, time::Duration};
 
+use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
+use outrider_runtime::Tasks;
+use tokio::time::Instant;
 
-use super::{BodyReader, WINDOW, as_map, is_connection_field};
+use super::{BodyReader, WINDOW, as_map, flood::Guarded, is_connection_field};
 use crate::{
     http::{
         Body, Fields, Frame, Limits, Reply, Request, Service, SharedIo, Version,
         normalize::{Host, RequestParts, is_identity_claim},
     },
-    policy::Permit,
+    policy::lapsed,
     refusal::{Reason, Refusal},
     telemetry::Record,
 };
-use bytes::Bytes;
-use outrider_runtime::Tasks;
 
 /// How long streams may go on once the connection is closing.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long a connection without streams has to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
+    let (io, flood) = Guarded::new(io);
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
@@ -31,37 +35,70 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         .initial_connection_window_size(WINDOW)
         .handshake::<_, Bytes>(io);
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits.handshake, handshake).await else { return };
+    let open = Rc::new(());
     let mut closing = false;
-    let mut deadline = std::pin::pin!(tokio::time::sleep(Duration::from_secs(u64::from(u32::MAX))));
+    // Of a connection without streams, and later of one that is closing.
+    let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
             () = service.closing(), if !closing => {
                 closing = true;
-                deadline.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                deadline.as_mut().reset(Instant::now() + LINGER);
                 connection.graceful_shutdown();
                 continue;
             }
-            () = &mut deadline, if closing => return,
+            () = flood.head_stalls(limits.head_read) => return,
+            () = &mut deadline => {
+                if closing {
+                    return;
+                }
+                let idle = Rc::strong_count(&open) == 1;
+                closing = idle;
+                deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { limits.idle });
+                if idle {
+                    connection.graceful_shutdown();
+                }
+                continue;
+            }
         };
         match accepted {
             Some(Ok((request, respond))) => {
-                let service = service.clone();
-                let max_fields = limits.fields;
-                tasks.spawn_scoped_local(async move { stream(&*service, request, respond, max_fields).await });
+                deadline.as_mut().reset(Instant::now() + if closing { LINGER } else { limits.idle });
+                let (service, held, flood) = (service.clone(), open.clone(), flood.clone());
+                let (max_fields, stall) = (limits.fields, limits.stall);
+                tasks.spawn_scoped_local(async move {
+                    match stream(&*service, request, respond, max_fields, stall).await {
+                        Some(()) => flood.answered(),
+                        None => flood.reset(),
+                    }
+                    drop(held);
+                });
             }
             Some(Err(_)) | None => return,
         }
     }
 }
 
-async fn stream(service: &impl Service, request: http::Request<RecvStream>, respond: SendResponse<Bytes>, max_fields: usize) {
+/// Serves one stream. `None` when the caller reset it: then what was done for it is dropped.
+async fn stream(
+    service: &impl Service,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    max_fields: usize,
+    stall: Duration,
+) -> Option<()> {
+    let to_head = request.method() == http::Method::HEAD;
     let reply = match admit(request, max_fields) {
-        Ok(request) => service.call(request).await,
+        Ok(request) => tokio::select! {
+            biased;
+            reply = service.call(request) => reply,
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
+        },
         Err(refusal) => service.refuse(refusal),
     };
-    send(reply, respond).await;
+    send(reply, respond, to_head, stall).await
 }
 
 fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Request, Refusal> {
@@ -73,12 +110,14 @@ fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Reques
     if head.method == http::Method::CONNECT {
         return Err(Refusal::new(Reason::MethodNotServed, "connect over HTTP/2"));
     }
-    if !matches!(head.uri.scheme_str(), Some("http" | "https")) {
+    // The h2 crate has no scheme for us where there is no `:authority`.
+    if !matches!(head.uri.scheme_str(), None | Some("http" | "https")) {
         return Err(malformed("scheme is neither http nor https"));
     }
     let mut fields = Fields::default();
     let mut length = None;
     let mut host = None;
+    let mut cookies = Vec::new();
     for (name, value) in &head.headers {
         let (name, value) = (name.as_str(), value.as_bytes());
         if value.trim_ascii().len() != value.len() {
@@ -100,12 +139,24 @@ fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Reques
                     return Err(malformed("more than one content-length"));
                 }
             }
+            // Browsers send a line for each cookie; programs that speak HTTP/1.1 know one (RFC 9113 section 8.2.3).
+            "cookie" => {
+                if !cookies.is_empty() {
+                    cookies.extend_from_slice(b"; ");
+                }
+                cookies.extend_from_slice(value);
+            }
+            "trailer" => {}
             "te" if value == b"trailers" => {}
-            "expect" => {}
+            "expect" if value.eq_ignore_ascii_case(b"100-continue") => {}
+            "expect" => return Err(Refusal::new(Reason::UnknownExpectation, "unknown expectation")),
             _ if is_connection_field(name) => return Err(malformed("connection field in HTTP/2")),
             _ if is_identity_claim(name.as_bytes()) => {}
             _ => fields.push(name.as_bytes(), value),
         }
+    }
+    if !cookies.is_empty() {
+        fields.push(b"cookie", &cookies);
     }
     let target = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let host =
@@ -116,58 +167,91 @@ fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Reques
     Ok(Request { head, body })
 }
 
-async fn send(reply: Reply, mut respond: SendResponse<Bytes>) {
-    let Reply { response, permit, mut record, .. } = reply;
-    let mut body = response.body;
+/// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
+async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, stall: Duration) -> Option<()> {
+    let Reply { response, mut permit, mut record, .. } = reply;
+    let (mut body, until) = (response.body, response.until);
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
         record.broke("the response cannot be written in HTTP/2");
-        return respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        return Some(());
     };
-    if let Some(length) =
-        body.length().filter(|_| !fields.contains_key(http::header::CONTENT_LENGTH) && status != http::StatusCode::NO_CONTENT)
-    {
+    let no_body = to_head || matches!(response.status, 204 | 304);
+    if let Some(length) = body.length().filter(|_| !no_body) {
         fields.insert(http::header::CONTENT_LENGTH, length.into());
     }
     let mut head = http::Response::new(());
     *head.status_mut() = status;
     *head.headers_mut() = fields;
-    let ends = body.is_end();
-    match respond.send_response(head, ends) {
-        Ok(_) if ends => {}
-        Ok(stream) => copy(&mut body, stream, permit, &mut record).await,
-        Err(error) => record.broke(error.to_string()),
+    let ends = no_body || body.is_end();
+    let mut stream = match respond.send_response(head, ends) {
+        Ok(_) if ends => return Some(()),
+        Ok(stream) => stream,
+        Err(error) => {
+            record.broke(error.to_string());
+            return Some(());
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        copied = copy(&mut body, &mut stream, &mut record, stall) => copied.map_err(Err),
+        refusal = lapsed(permit.as_mut(), until) => Err(Ok(refusal)),
+    };
+    match outcome {
+        Ok(()) => Some(()),
+        Err(Ok(refusal)) => {
+            record.refused(&refusal);
+            stream.send_reset(h2::Reason::CANCEL);
+            Some(())
+        }
+        Err(Err(broken)) => {
+            record.broke(broken.text);
+            stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            (!broken.by_caller).then_some(())
+        }
     }
 }
 
-async fn copy(body: &mut Body, mut stream: SendStream<Bytes>, mut permit: Option<Permit>, record: &mut Record) {
+/// Why a response's body was not sent whole.
+struct Broken {
+    text: String,
+    by_caller: bool,
+}
+
+impl Broken {
+    fn upstream(error: impl ToString) -> Self {
+        Self { text: error.to_string(), by_caller: false }
+    }
+
+    fn caller(error: impl ToString) -> Self {
+        Self { text: error.to_string(), by_caller: true }
+    }
+}
+
+async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Record, stall: Duration) -> Result<(), Broken> {
     loop {
         let frame = tokio::select! {
             biased;
-            frame = body.frame() => frame,
-            revoked = crate::policy::revoked(permit.as_mut()) => {
-                record.refused(&revoked);
-                return stream.send_reset(h2::Reason::CANCEL);
+            frame = body.frame() => frame.map_err(Broken::upstream)?,
+            reset = std::future::poll_fn(|cx| stream.poll_reset(cx)) => {
+                let reason = reset.map_or_else(|error| error.to_string(), |reason| reason.to_string());
+                return Err(Broken::caller(format!("the caller reset the stream: {reason}")));
             }
         };
-        let sent = match frame {
-            Ok(Some(Frame::Data(data))) => {
+        match frame {
+            Some(Frame::Data(data)) => {
                 record.sent(data.len());
-                send_data(&mut stream, data, body.is_end()).await
+                let sending = tokio::time::timeout(stall, send_data(stream, data, body.is_end()));
+                let sent = sending.await.map_err(|_| Broken::upstream("the caller stopped reading"))?;
+                if sent.map_err(Broken::caller)? {
+                    return Ok(());
+                }
             }
-            Ok(Some(Frame::Trailers(fields))) => match as_map(&fields) {
-                Ok(fields) => return stream.send_trailers(fields).unwrap_or_else(|error| record.broke(error.to_string())),
-                Err(refusal) => Err(refusal.to_string()),
-            },
-            Ok(None) => return stream.send_data(Bytes::new(), true).unwrap_or_else(|error| record.broke(error.to_string())),
-            Err(error) => Err(error.to_string()),
-        };
-        match sent {
-            Ok(false) => {}
-            Ok(true) => return,
-            Err(error) => {
-                record.broke(error);
-                return stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            Some(Frame::Trailers(fields)) => {
+                let fields = as_map(&fields).map_err(Broken::upstream)?;
+                return stream.send_trailers(fields).map_err(Broken::caller);
             }
+            None => return stream.send_data(Bytes::new(), true).map_err(Broken::caller),
         }
     }
 }
