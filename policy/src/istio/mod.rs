@@ -1,11 +1,11 @@
 //! Istio's `AuthorizationPolicy` and `PeerAuthentication`, said in our words.
 //!
 //! A translation gives every call the verdict that Istio gives it, or does not come about: what cannot be said is named,
-//! with its field and its place, and nothing is approximated. Istio's meaning is taken from its API reference for
-//! `security.istio.io/v1` and from the filters that its control plane generates for the proxies.
+//! with its field and its place. What differs all the same is remarked on, and listed in `docs/import-istio.md`. Istio's
+//! meaning is taken from its API reference for `security.istio.io/v1` and from the filters that its control plane generates.
 //!
 //! Two of Istio's defaults are the opposite of ours, and are treated in the open: a workload that no `ALLOW` policy selects
-//! is open to everybody ([`unselected`]), and a workload that no `PeerAuthentication` selects accepts plaintext ([`mtls`]).
+//! is open to everybody (`unselected`), and a workload that no `PeerAuthentication` selects accepts plaintext (`mtls`).
 
 mod condition;
 mod document;
