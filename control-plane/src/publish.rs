@@ -126,11 +126,9 @@ impl Publisher {
                     // Nobody waits any more: what was stored stays stored.
                     let _ = reply.send(self.apply(&documents, dry_run, uid).await);
                 }
-                Request::Canary { order, reply } => {
-                    let _ = reply.send(self.begin_canary(order).await);
-                }
+                Request::Canary { order, reply } => drop(reply.send(self.begin_canary(order).await)),
                 Request::Rollback { revision, dry_run, uid, reply } => {
-                    let _ = reply.send(self.rollback(revision, dry_run, uid).await);
+                    drop(reply.send(self.rollback(revision, dry_run, uid).await))
                 }
                 Request::Delete { names, uid, reply } => {
                     let _ = reply.send(self.delete(&names, uid).await);
