@@ -51,9 +51,9 @@ impl Mesh {
 
     /// Says that a stream ended. After a goodbye this waits a little until the agent's endpoints are out of the mesh.
     pub(crate) async fn leave(&self, agent_id: String, epoch: u64, goodbye: bool) {
-        let (reply, handled) = oneshot::channel();
+        let (_done, handled) = oneshot::channel();
         // When the control plane stops, agents stay present in the store: they come back after the restart.
-        let asked = self.requests.send(Request::Leave { agent_id, epoch, goodbye, reply }).await;
+        let asked = self.requests.send(Request::Leave { agent_id, epoch, goodbye, _done }).await;
         if asked.is_ok() && goodbye {
             let _ = timeout(GOODBYE, handled).await;
         }
@@ -117,11 +117,8 @@ impl Publisher {
             }
             match request {
                 Request::Join { agent, epoch, reply } => joins.push((agent, epoch, reply)),
-                Request::Leave { agent_id, epoch, goodbye, reply } => {
-                    self.leave(&agent_id, epoch, goodbye).await;
-                    // Who does not say goodbye does not wait.
-                    let _ = reply.send(());
-                }
+                // Dropped when it is done: that is what a goodbye waits for.
+                Request::Leave { agent_id, epoch, goodbye, _done } => self.leave(&agent_id, epoch, goodbye).await,
                 Request::Apply { documents, dry_run, uid, reply } => {
                     // Nobody waits any more: what was stored stays stored.
                     let _ = reply.send(self.apply(&documents, dry_run, uid).await);

@@ -67,5 +67,5 @@ pub(crate) enum Request {
     /// An agent opened a stream.
     Join { agent: AgentRow, epoch: u64, reply: Reply<()> },
     /// An agent's stream ended; with `goodbye` its endpoints go at once.
-    Leave { agent_id: String, epoch: u64, goodbye: bool, reply: oneshot::Sender<()> },
+    Leave { agent_id: String, epoch: u64, goodbye: bool, _done: oneshot::Sender<()> },
 }
