@@ -1,6 +1,13 @@
 //! Where the real binaries are, and ports that nobody uses.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// Ports that tests use: from here, so many.
+const FIRST: u16 = 20_000;
+const PORTS: u32 = 12_000;
 
 /// The path of one of our binaries. `cargo xtask test` builds them before the tests; so does `cargo build --workspace`.
 ///
@@ -15,10 +22,18 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago and that nobody else here is given: below those that the system takes for outgoing
+/// connections, which would come in between now and its use.
 ///
 /// # Panics
 /// When there is none.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    (0..PORTS)
+        .find_map(|_| {
+            let place = std::process::id().wrapping_mul(131).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % PORTS;
+            let port = FIRST + u16::try_from(place).ok()?;
+            std::net::TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
+        })
+        .expect("a free port")
 }

@@ -1,4 +1,5 @@
-//! Programs that nobody here wrote, as the README shows them: nginx behind one agent, curl through the other; and load from wrk and h2load.
+//! Programs that nobody here wrote, as the README shows them: nginx behind one agent, curl through the other; load from wrk and h2load;
+//! and Tomcat, which reads paths its own way.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -9,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrider_tests::{AgentOptions, Mesh, MeshOptions, Outcome, Process, allow, free_port, program};
+use outrider_tests::{AgentOptions, Mesh, MeshOptions, Outcome, Process, allow, free_port, program, through_proxy};
 
 /// What the README writes into `name` with a here-document.
 fn from_readme(name: &str) -> String {
@@ -132,5 +133,81 @@ async fn wrk_and_h2load_find_no_failure() -> Outcome {
     let report = text(&h2load.stdout);
     assert!(report.contains("500 succeeded, 0 failed, 0 errored"), "{report}{}", text(&h2load.stderr));
     assert!(web.metric("outrider_agent_requests_total").await >= 500.0);
+    Ok(())
+}
+
+/// Tomcat with files of its own: `/public/index.txt` and `/admin/secret.txt`.
+fn tomcat(dir: &Path, port: u16) -> Process {
+    const HOME: &str = "/usr/share/tomcat10";
+    for (file, text) in [
+        ("webapps/ROOT/public/index.txt", "public\n".to_owned()),
+        ("webapps/ROOT/admin/secret.txt", "the secret\n".to_owned()),
+        (
+            "conf/server.xml",
+            format!(
+                "<Server port='-1'><Service name='Catalina'>\n<Connector port='{port}' address='127.0.0.1' protocol='HTTP/1.1'/>\n\
+                 <Engine name='Catalina' defaultHost='localhost'><Host name='localhost' appBase='webapps'/></Engine></Service></Server>\n"
+            ),
+        ),
+    ] {
+        let path = dir.join(file);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(path, text).expect("a file");
+    }
+    for made in ["logs", "temp", "work"] {
+        fs::create_dir_all(dir.join(made)).expect("a directory");
+    }
+    fs::copy(Path::new(HOME).join("etc/web.xml"), dir.join("conf/web.xml")).expect("Tomcat's own settings");
+    let mut command = Command::new(Path::new(HOME).join("bin/catalina.sh"));
+    command.arg("run").env("CATALINA_HOME", HOME).env("CATALINA_BASE", dir).env("CATALINA_TMPDIR", dir.join("temp"));
+    Process::start("tomcat", &mut command)
+}
+
+#[tokio::test]
+async fn tomcat_never_gets_a_denied_path_in_another_spelling() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let port = free_port();
+    let _tomcat = tomcat(&mesh.dir.path().join("tomcat"), port);
+    serving(port).await;
+    let program = ([127, 0, 0, 1], port).into();
+    // What makes it dangerous: Tomcat drops path parameters before it resolves dot segments.
+    for path in ["/admin/secret.txt", "/admin;x=y/secret.txt", "/public/..;a=b/admin/secret.txt", "/%61dmin/secret.txt"] {
+        assert_eq!(outrider_tests::get(program, path).await?.body_text(), "the secret\n", "{path}: the control without agents");
+    }
+    let services = vec![format!("shop/files:80/http={program}")];
+    let _files = mesh.agent("shop/files", AgentOptions { services, ..AgentOptions::default() }).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    mesh.apply(
+        "apiVersion: outrider.dev/v1alpha1\nkind: ServicePolicy\nmetadata: { name: files, namespace: shop }\nspec:\n  \
+         targetRefs: [{ kind: Service, name: files }]\n  authorization:\n    rules:\n      \
+         - { name: all, action: Allow, from: [{ serviceAccounts: [shop/web] }] }\n      \
+         - { name: admin, action: Deny, to: [{ paths: [/admin, '/admin/{rest=**}'] }] }\n",
+    );
+    let get = async |path: &str| through_proxy(web.outbound, "GET", &format!("http://files.shop{path}"), "").await;
+    assert_eq!(get("/public/index.txt").await?.body_text(), "public\n");
+    for path in [
+        "/admin/secret.txt",
+        "/admin;x=y/secret.txt",
+        "/;x/admin/secret.txt",
+        "/x;/../admin/secret.txt",
+        "/;/admin;/secret.txt;a=b",
+        "/public/..;a=b/admin/secret.txt",
+        "/public/..;/admin/secret.txt",
+        "/public/.;/..;/admin/secret.txt",
+        "/public/%2e%2e;a=b/admin/secret.txt",
+        "/public/../admin/secret.txt",
+        "//admin/secret.txt",
+        "/%61dmin/secret.txt",
+        "/admin%2fsecret.txt",
+        "/admin%5csecret.txt",
+        "/admin\\secret.txt",
+        "/public/%252e%252e/admin/secret.txt",
+        "/admin/%2e/secret.txt",
+        "/admin%3bx=y/secret.txt",
+    ] {
+        let answer = get(path).await?;
+        assert!(answer.status == 403 || answer.status == 400 || answer.status == 404, "{path}: {}", answer.status);
+        assert!(!answer.body_text().contains("secret"), "{path}: {}", answer.body_text());
+    }
     Ok(())
 }
