@@ -94,6 +94,11 @@ impl Canary {
             tolerate: self.tolerate,
         };
         let mut steps = admin.canary(request).await?.into_inner();
+        if console.is_for_people() {
+            console.remark(
+                "the canary goes on when this command is interrupted: `outrider check` shows it, `outrider rollback` ends it",
+            );
+        }
         let bar = self.bar(console);
         let mut last = CanaryStatus::default();
         // An error ends it like silence does: the control plane goes on by itself, or has taken it back by dying.

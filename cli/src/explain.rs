@@ -146,6 +146,10 @@ impl Explain {
             Explanation::from(answer.map_err(|problem| Failure::Invalid(problem.to_string()))?).tell(console)?;
             return Ok(Exit::Done);
         }
+        if !self.files.is_empty() {
+            // A verdict of other policies than the ones that were named would be believed.
+            return Err(Failure::Usage("`-f` decides a call from a file: name it with `--call CALL.json`".into()));
+        }
         let request = ExplainRequest { subject: Some(self.subject()?) };
         let answer = socket.connect().await?.explain(request).await?.into_inner();
         Explanation::from(answer).tell(console)?;

@@ -108,7 +108,8 @@ impl Failure {
             Self::Lagging(_) => {
                 Some("`outrider get policies` shows where it is in force, `outrider get agents` who is connected".into())
             }
-            Self::Agent(_) | Self::ControlPlane(_) => Some("`OUTRIDER_LOG=info` shows more".into()),
+            Self::Agent(_) => Some("`OUTRIDER_LOG=info` shows more".into()),
+            Self::ControlPlane(_) => Some("`--state-dir DIR` gives it a place of its own; `OUTRIDER_LOG=info` shows more".into()),
             Self::Tour(_) => Some("run it again with `OUTRIDER_LOG=info`, and report it if it stays".into()),
             Self::NotFound { .. }
             | Self::Read { .. }

@@ -62,6 +62,9 @@ pub(crate) struct Run {
     /// Access log: a file, `stdout` or `off` [default: access.log in the agent's directory]
     #[arg(long, value_name = "TARGET")]
     access_log: Option<String>,
+    /// Share of allowed requests that are reported to the control plane, 0 to 1
+    #[arg(long, env = "OUTRIDER_REPORT_ALLOWS", default_value_t = 1.0, value_name = "SHARE")]
+    report_allows: f64,
     /// Log filter of the agent
     #[arg(long, env = "OUTRIDER_LOG", default_value = "warn", value_name = "FILTER")]
     log: String,
@@ -200,6 +203,7 @@ impl Run {
             state_dir: Some(state_dir),
             workers: Some(1),
             access_log: Some(access_log),
+            report_allows: Some(self.report_allows),
             drain_seconds: Some(5),
             ..Settings::default()
         };

@@ -1,6 +1,6 @@
 //! Tables for people: one row a thing, aligned columns, no frame.
 
-use comfy_table::{Attribute, Cell as Styled, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell as Styled, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -53,8 +53,13 @@ pub(crate) fn render<R: Row>(rows: &[R], now: Timestamp, look: Look) -> String {
     for row in rows {
         table.add_row(row.cells(now).into_iter().map(|cell| styled(&cell, look)));
     }
-    for column in table.column_iter_mut() {
+    let last = R::COLUMNS.len().saturating_sub(1);
+    for (number, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
+        // What is copied into the next command stays in one piece; a narrow terminal wraps the last column, or the line.
+        if number < last {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     let mut text = String::new();
     for line in table.lines() {

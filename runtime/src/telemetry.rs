@@ -1,6 +1,6 @@
 //! Logs: one line an event on standard error, for people or as JSON, and a panic is an event.
 
-use std::str::FromStr;
+use std::{io::IsTerminal as _, str::FromStr};
 
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -34,7 +34,9 @@ impl FromStr for Format {
 pub fn init(format: Format, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log filter `{filter}`: {error}"))?;
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // NO_COLOR (no-color.org), and files that want none.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let started = match format {
         Format::Text => registry.with(layer.with_target(false)).try_init(),
         Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),

@@ -47,6 +47,21 @@ async fn strangers_at_the_door_do_not_cost_the_records_of_others() -> Outcome {
 }
 
 #[tokio::test]
+async fn a_call_that_got_no_further_than_its_own_agent_is_explained_too() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    for (url, reason) in [("http://nowhere.shop/", "unknown_service"), ("http://example.com/", "unknown_service")] {
+        let refused = through_proxy(web.outbound, "GET", url, "").await?;
+        let id = refused.field("x-request-id").expect("a request id").to_owned();
+        recorded(&mesh, "the refusal", |record| record.request_id == id).await;
+        let explained = mesh.outrider(&["explain", &id]);
+        let text = String::from_utf8_lossy(&[explained.stdout, explained.stderr].concat()).into_owned();
+        assert!(explained.status.success() && text.contains(reason) && text.contains("caller's own agent"), "{url}: {text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_call_that_was_allowed_and_failed_is_not_called_denied() -> Outcome {
     let mesh = Mesh::start(MeshOptions::default()).await;
     let services = vec![format!("shop/orders:80/http=127.0.0.1:{}", free_port())];

@@ -192,6 +192,10 @@ async fn a_canary_that_goes_well_is_stored_for_all_and_nothing_changes_under_its
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [200, 403], "one agent has it, the other does not");
+    let (_, text) = scene.outrider(&["check"]);
+    assert!(text.contains("a canary") && text.contains("at one agent"), "{text}");
+    let stored = scene.json(&["get", "policies", "shop/orders"]);
+    assert_eq!((&stored[0]["agents"], &stored[0]["inForce"]), (&2.into(), &1.into()), "one tries something else: {stored}");
     let (code, text) = scene.outrider(&["apply", "-f", &wider]);
     assert!(code == Some(1) && text.contains("canary") && text.contains("outrider rollback"), "{text}");
     let (code, text) = said(&canary.wait_with_output()?);

@@ -74,7 +74,7 @@ impl Row for Agent {
             short_identity(&self.identity).into(),
             Cell::list(&self.services),
             state,
-            Cell::new(Tone::Quiet, when::relative(self.last_seen, now)),
+            Cell::new(Tone::Quiet, if self.connected { "now".to_owned() } else { when::relative(self.last_seen, now) }),
             self.revision.to_string().into(),
             Cell::new(if expired { Tone::Bad } else { Tone::Plain }, when::relative(self.certificate_not_after, now)),
             self.version.as_str().into(),

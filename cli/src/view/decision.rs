@@ -96,6 +96,8 @@ impl Row for Decision {
         let caller = if self.source.is_empty() { "anonymous".to_owned() } else { short_identity(&self.source) };
         let call = if self.method.is_empty() { self.protocol.to_owned() } else { format!("{} {}", self.method, self.path) };
         let why = match (&self.rule, self.reason.as_str()) {
+            // The caller's agent decides nothing, it sends.
+            (None, "") if self.side == "outbound" => String::new(),
             (None, "") => "no rule matched".to_owned(),
             (None, reason) => reason.to_owned(),
             (Some(rule), "") => rule.clone(),
@@ -107,9 +109,13 @@ impl Row for Decision {
             self.request_id.as_str().into(),
             self.side.into(),
             caller.into(),
-            format!("{}:{}", self.destination, self.port).into(),
+            if self.destination.is_empty() { self.host.clone() } else { format!("{}:{}", self.destination, self.port) }.into(),
             call.into(),
-            Cell::new(if self.effect == "allow" { Tone::Good } else { Tone::Bad }, self.effect.as_str()),
+            match (self.side, self.effect.as_str()) {
+                ("outbound", "allow") => Cell::new(Tone::Quiet, "sent"),
+                (_, "allow") => Cell::new(Tone::Good, "allow"),
+                (_, effect) => Cell::new(Tone::Bad, effect),
+            },
             status.into(),
             why.into(),
         ]

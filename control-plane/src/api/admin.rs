@@ -137,7 +137,8 @@ impl Admin for Operators {
         let (targets, sessions) = (world.targets(), self.mesh.sessions.list());
         let here = |name: &str| namespace.is_empty() || name.split_once('/').is_some_and(|(first, _)| first == namespace);
         let policies = world.policies.iter().filter(|(name, _)| here(name));
-        let policies = policies.map(|(name, policy)| words::policy(name, policy, &targets, &sessions)).collect();
+        let policies =
+            policies.map(|(name, policy)| words::policy(name, policy, &targets, &sessions, world.canary.as_deref())).collect();
         Ok(Response::new(v1::ListPoliciesResponse { policies, revision: world.revision }))
     }
 
@@ -199,6 +200,10 @@ impl Admin for Operators {
                 let Some(record) = inbound else {
                     return Err(Status::not_found(format!("no decision is recorded for request `{id}`")));
                 };
+                if record.destination.parse::<ServiceName>().is_err() {
+                    // It got no further than its own agent: there is no policy to ask.
+                    return Ok(Response::new(words::undecided(record.clone(), records)));
+                }
                 let (call, protocol) = describe(record);
                 let mut explained =
                     explain(&world, trust_domain, &call, Some(protocol)).map_err(|error| not_explained(&error))?;
@@ -314,6 +319,7 @@ impl Admin for Operators {
         let mut warnings = words::ca_warnings(&authorities, clock::now());
         warnings.extend(self.mesh.sessions.list().iter().filter_map(words::refusal));
         let world = Arc::clone(&self.mesh.world.borrow());
+        warnings.extend(world.canary.as_deref().map(words::under_way));
         warnings.extend(world.policies.iter().filter_map(|(name, policy)| words::plaintext(name, policy)));
         warnings.extend(self.warnings.iter().cloned());
         Ok(Response::new(v1::StatusResponse {

@@ -6,7 +6,7 @@ use outrider_proto::v1;
 use crate::{
     ca::{CaInfo, hex, renew_at},
     compile::Explained,
-    registry::{CanaryState, Change, Concerned, Phase, Policy, Session},
+    registry::{Canary, CanaryState, Change, Concerned, Phase, Policy, Session},
     store::{AgentRow, CertificateRow, RevisionRow},
 };
 
@@ -88,7 +88,14 @@ pub(super) fn revision(row: RevisionRow) -> v1::Revision {
     v1::Revision { revision: row.revision, time: row.time, uid: row.uid, call: row.call, policies: row.policies }
 }
 
-pub(super) fn policy(name: &str, policy: &Policy, targets: &[Target], sessions: &[Session]) -> v1::PolicyStatus {
+/// A stored policy and where it is in force; agents that try a candidate in its place have it not.
+pub(super) fn policy(
+    name: &str,
+    policy: &Policy,
+    targets: &[Target],
+    sessions: &[Session],
+    canary: Option<&Canary>,
+) -> v1::PolicyStatus {
     let revision = policy.stored.revision;
     let mut services: Vec<String> = targets
         .iter()
@@ -97,16 +104,22 @@ pub(super) fn policy(name: &str, policy: &Policy, targets: &[Target], sessions: 
         .collect();
     services.dedup();
     let concerned: Vec<&Session> = sessions.iter().filter(|session| policy.applies_to_any(&session.targets)).collect();
-    let lag = concerned.iter().filter(|session| session.in_force < revision);
-    let laggards: Vec<v1::Laggard> =
-        lag.map(|session| laggard(session, refused(session))).filter(|laggard| !laggard.reason.is_empty()).collect();
+    let canary = canary.filter(|canary| canary.policies.contains_key(name));
+    let laggards: Vec<v1::Laggard> = concerned
+        .iter()
+        .filter_map(|session| match canary.filter(|canary| canary.chosen.contains(&session.agent_id)) {
+            Some(canary) => Some(laggard(session, &format!("tries revision {} as a canary", canary.revision))),
+            None if session.in_force < revision => Some(laggard(session, refused(session))),
+            None => None,
+        })
+        .collect();
     v1::PolicyStatus {
         name: name.to_owned(),
         revision,
         json: policy.json.clone(),
         targets: services,
         agents: count(concerned.len()),
-        in_force: count(concerned.iter().filter(|session| session.in_force >= revision).count()),
+        in_force: count(concerned.len() - laggards.len()),
         laggards,
     }
 }
@@ -217,6 +230,14 @@ pub(super) fn ca_warnings(authorities: &[CaInfo], now: i64) -> Vec<String> {
     warnings
 }
 
+/// A canary is something to know of: other changes wait for its end.
+pub(super) fn under_way(canary: &Canary) -> String {
+    let names: Vec<&str> = canary.policies.keys().map(String::as_str).collect();
+    let names = names.join(", ");
+    let agents = if canary.chosen.len() == 1 { "one agent".to_owned() } else { format!("{} agents", canary.chosen.len()) };
+    format!("a canary (revision {}) of {names} is under way at {agents}: `outrider rollback` ends it", canary.revision)
+}
+
 /// A policy that lets plaintext in, which is for the time of a migration only.
 pub(super) fn plaintext(name: &str, policy: &Policy) -> Option<String> {
     let mtls = policy.stored.policy.spec.mtls.as_ref()?;
@@ -252,6 +273,16 @@ pub(super) fn explained(explained: Explained, records: Vec<v1::DecisionRecord>) 
         records,
         notes,
     }
+}
+
+/// A refusal before any policy was asked: the record says it all.
+pub(super) fn undecided(record: v1::DecisionRecord, records: Vec<v1::DecisionRecord>) -> v1::ExplainResponse {
+    let place = match record.side() {
+        v1::Side::Outbound => format!("refused by the caller's own agent, for host `{}`", record.host),
+        v1::Side::Inbound | v1::Side::Unspecified => "refused at the callee's agent, before a service was known".to_owned(),
+    };
+    let why = format!("{}: {}", record.reason, record.detail);
+    v1::ExplainResponse { effect: record.effect, records, notes: vec![place, why], ..v1::ExplainResponse::default() }
 }
 
 /// Remarks on what changed since a request was decided.

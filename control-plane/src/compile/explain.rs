@@ -47,6 +47,9 @@ pub(crate) fn explain(
     let mut notes = Vec::new();
     let service: ServiceName = call.destination.parse().map_err(|error| described(&error))?;
     let (port, protocol) = port(world, &service, call, declared, &mut notes)?;
+    if protocol.is_http() && call.method.is_empty() {
+        return Err(ExplainError::Described(format!("port {port} of `{service}` speaks {protocol}: name METHOD and PATH")));
+    }
     let target = Target { service: service.clone(), labels: BTreeMap::new(), port, protocol };
     let policies: Vec<StoredPolicy> = world
         .policies
