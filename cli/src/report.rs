@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn of_a_line_of_megabytes_the_place_that_is_meant_is_shown() {
-        let yaml = format!("kind: ServicePolicy\n# {}\nto: [{}{{ pathes: [/a] }}]\n", "-".repeat(2_000_000), " {},".repeat(500_000));
+        let yaml =
+            format!("kind: ServicePolicy\n# {}\nto: [{}{{ pathes: [/a] }}]\n", "-".repeat(2_000_000), " {},".repeat(500_000));
         let manifests = vec![Manifest { source: "p.yaml".into(), yaml }];
         let text = render(&[finding(3, 6 + 4 * 500_000 + 2)], &manifests, Look::default());
         assert!(text.len() < 2000, "{} bytes", text.len());
