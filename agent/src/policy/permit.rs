@@ -5,7 +5,7 @@ use std::{net::IpAddr, rc::Rc, sync::Arc};
 use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, MtlsMode, Target};
 use tokio::{sync::watch, time::Instant};
 
-use super::PolicyBook;
+use super::{Over, PolicyBook};
 use crate::{
     http::RequestHead,
     identity::Peer,
@@ -65,7 +65,7 @@ impl PolicyBook {
     /// Decides a call to a port of an own service: an HTTP request, or with `head` absent an opaque connection.
     ///
     /// # Errors
-    /// When no rule allows it or one denies it.
+    /// When no rule allows it or one denies it, or what a rule allows is over the limit.
     pub fn authorize(self: &Arc<Self>, target: usize, peer: &Rc<Peer>, head: Option<&Rc<RequestHead>>) -> Result<Permit, Denied> {
         if Instant::now() >= peer.deadline() {
             let refusal = Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
@@ -76,6 +76,10 @@ impl PolicyBook {
         let verdict = self.decide(target, peer, head.map(|head| &**head));
         match verdict {
             Ok(verdict) if verdict.effect() == Effect::Allow => {
+                if let Err(Over(seconds)) = self.count(target, peer.id()) {
+                    let refusal = Refusal::new(Reason::RateLimited, "over the limit of the policy").retry_after(seconds);
+                    return Err(Denied { refusal, verdict: Some(verdict) });
+                }
                 Ok(Permit { book: self.clone(), target, changes, peer: peer.clone(), head: head.cloned(), verdict })
             }
             Ok(verdict) => Err(Denied { refusal: denial(Reason::PolicyDenied, &verdict), verdict: Some(verdict) }),
@@ -148,8 +152,8 @@ impl Permit {
 }
 
 /// Ends when a stream may not go on: its permit, where there is one, no longer holds, or the certificates of the connection
-/// that it comes from have ended.
-pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refusal {
+/// that it comes from have ended, or it is `late`.
+pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>, late: Option<Instant>) -> Refusal {
     let revoked = async {
         match permit {
             Some(permit) => permit.revoked().await,
@@ -157,14 +161,19 @@ pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refu
         }
     };
     let ended = async {
-        match until {
-            Some(until) => tokio::time::sleep_until(until).await,
+        match until.into_iter().chain(late).min() {
+            Some(end) => tokio::time::sleep_until(end).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         biased;
         refusal = revoked => refusal,
-        () = ended => Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"),
+        () = ended => match late {
+            Some(late) if until.is_none_or(|until| late < until) => {
+                Refusal::new(Reason::RequestTimeout, "it took longer than a request may")
+            }
+            _ => Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"),
+        },
     }
 }
