@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use crate::{
     config::PlaintextPort,
-    http::{Fields, Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
+    http::{Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
     identity::Peer,
     listener::Accepted,
     policy::Permit,
@@ -83,6 +83,7 @@ impl Inbound {
 
     /// A request's way: permit, route, response.
     async fn answer(&self, request: Request, record: &mut Record) -> Result<(Response, Permit), Refusal> {
+        record.admit(self.worker.limits.requests)?;
         let target = self.worker.policies.targets().get(self.target);
         crate::http::meant_for(&request.head, target.map(|target| &target.service))?;
         let mut permit = self
@@ -92,8 +93,7 @@ impl Inbound {
             .map_err(|denied| record.denied(denied))?;
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
-        let mut added = Fields::default();
-        record.onward(&mut added);
+        let mut added = record.onward();
         if let Some(client_cert) = &self.client_cert {
             added.push(b"x-forwarded-client-cert", client_cert.as_bytes());
         }

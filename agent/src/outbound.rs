@@ -70,10 +70,9 @@ impl Outbound {
     }
 
     async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
+        record.admit(self.worker.limits.requests)?;
         let route = self.route(&request, record).await?;
-        let mut added = Fields::default();
-        record.onward(&mut added);
-        self.worker.upstreams.send(&route, request, &added).await
+        self.worker.upstreams.send(&route, request, &record.onward()).await
     }
 
     /// CONNECT to a port that carries opaque bytes.

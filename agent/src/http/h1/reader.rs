@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     http::{
-        Limits,
+        Limits, Meter,
         io::SharedIo,
         message::{BodyError, Frame},
     },
@@ -181,12 +181,19 @@ pub struct BodyReader {
     length: Option<u64>,
     /// The upstream connection, given back when the body has ended.
     lease: Option<Lease>,
+    /// Bounds a request's body.
+    meter: Option<Meter>,
 }
 
 impl BodyReader {
     pub(super) fn new(reader: Rc<RefCell<Reader>>, lease: Option<Lease>) -> Self {
         let (length, message) = (reader.borrow().body.remaining(), reader.borrow().message);
-        Self { reader, message, length, lease }
+        Self { reader, message, length, lease, meter: None }
+    }
+
+    /// The same, bounded.
+    pub(super) fn metered(self, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 
     /// Length if the head named it.
@@ -210,6 +217,10 @@ impl BodyReader {
             return Ok(None);
         }
         let frame = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx)).await;
+        let frame = match (frame, &mut self.meter) {
+            (Ok(Some(Frame::Data(data))), Some(meter)) => meter.take(data.len()).map(|()| Some(Frame::Data(data))),
+            (frame, _) => frame,
+        };
         match &frame {
             Ok(_) if self.is_end() => {
                 if let Some(lease) = self.lease.take() {
