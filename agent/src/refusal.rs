@@ -69,6 +69,8 @@ reasons! {
     EgressDenied = "egress_denied", Policy, 403;
     /// A policy change ended a stream under way.
     PolicyRevoked = "policy_revoked", Policy, 403;
+    /// The other side's certificate or identity was revoked.
+    PeerRevoked = "peer_revoked", Policy, 403;
     /// No such service, or no such port of it.
     UnknownService = "unknown_service", Caller, 404;
     /// The service's port does not speak what the caller wants to speak.
