@@ -5,14 +5,16 @@ mod canary;
 mod change;
 mod membership;
 mod nearest;
+mod revocations;
 mod rollback;
 mod service;
 mod sessions;
 mod world;
 
 pub(crate) use canary::{Canary, CanaryOrder, CanaryState, Keeper, Phase};
-pub(crate) use change::{Applied, Change, ChangeError, Request};
+pub(crate) use change::{Applied, Change, ChangeError, Request, TrustChange};
 pub(crate) use nearest::nearest;
+pub(crate) use revocations::{Revocations, Revoked};
 pub(crate) use rollback::RolledBack;
 pub(crate) use service::ServiceEntry;
 pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};

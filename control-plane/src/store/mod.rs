@@ -7,6 +7,7 @@ mod dir;
 mod keys;
 mod open;
 mod policies;
+mod revocations;
 mod tokens;
 
 use sqlx::{Sqlite, SqlitePool, Transaction};
@@ -20,6 +21,7 @@ pub use keys::KeyError;
 pub(crate) use keys::{CaRow, Kek, Role};
 pub use open::OpenError;
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
+pub(crate) use revocations::{MAX_REVOCATIONS, RevocationRow};
 pub(crate) use tokens::{TokenHash, TokenRow};
 
 /// The store. Clones share it.

@@ -20,10 +20,11 @@ const FILE: &str = "store.db";
 /// Marks the file as ours in SQLite's header: "OUTR".
 const APPLICATION: i32 = 0x4f55_5452;
 /// The schema, step by step. Steps are only ever added.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
+    include_str!("../../migrations/0004_revocations.sql"),
 ];
 /// Connections for reading.
 const READERS: u32 = 4;
