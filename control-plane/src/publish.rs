@@ -125,9 +125,7 @@ impl Publisher {
                 // Dropped when it is done: that is what a goodbye waits for.
                 Request::Leave { agent_id, epoch, goodbye, _done } => self.leave(&agent_id, epoch, goodbye).await,
                 // Nobody waits any more: what was stored stays stored.
-                Request::Apply { documents, dry_run, uid, reply } => {
-                    drop(reply.send(self.apply(&documents, dry_run, uid).await))
-                }
+                Request::Apply { documents, dry_run, uid, reply } => drop(reply.send(self.apply(&documents, dry_run, uid).await)),
                 Request::Canary { order, reply } => drop(reply.send(self.begin_canary(order).await)),
                 Request::Rollback { revision, dry_run, uid, reply } => {
                     drop(reply.send(self.rollback(revision, dry_run, uid).await))

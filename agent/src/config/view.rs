@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
-use outrider_proto::v1::{self as wire, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update};
+use outrider_proto::v1::{
+    self as wire, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update,
+};
 use prost::Message as _;
 
 use crate::{
@@ -87,8 +89,7 @@ impl View {
     /// # Errors
     /// When any part cannot be understood or enforced; what was in force before still is.
     pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
-        let (mut bundle, mut revocations, mut services, mut stored) =
-            (None, RevocationList::default(), Vec::new(), Vec::new());
+        let (mut bundle, mut revocations, mut services, mut stored) = (None, RevocationList::default(), Vec::new(), Vec::new());
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
@@ -110,7 +111,9 @@ impl View {
             anchors(&Trust::default(), bundle)?;
         }
         let revoke = |trust: &Trust| {
-            trust.revoke(&revocations).map_err(|error| ViewError::Resource { name: "revocations".into(), reason: error.to_string() })
+            trust
+                .revoke(&revocations)
+                .map_err(|error| ViewError::Resource { name: "revocations".into(), reason: error.to_string() })
         };
         revoke(&Trust::default())?;
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;

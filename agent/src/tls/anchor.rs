@@ -53,9 +53,9 @@ impl Anchor {
 
     /// Whether a certificate of the chain says that this anchor signed it.
     pub(super) fn is_named_in(&self, chain: &[CertificateDer<'_>]) -> bool {
-        chain.iter().any(|der| {
-            X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.issuer().as_raw() == self.subject)
-        })
+        chain
+            .iter()
+            .any(|der| X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.issuer().as_raw() == self.subject))
     }
 
     pub(super) fn verify_server(

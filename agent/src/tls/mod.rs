@@ -250,7 +250,8 @@ impl MeshConnector {
             Refusal::new(reason, format!("TLS handshake with {address}: {text}"))
         })?;
         let session = stream.get_ref().1;
-        let peer = Peer::of(session, address, &self.trust).map_err(|error| Refusal::new(Reason::PeerIdentity, error.to_string()))?;
+        let peer =
+            Peer::of(session, address, &self.trust).map_err(|error| Refusal::new(Reason::PeerIdentity, error.to_string()))?;
         if peer.id() != Some(expected) {
             return Err(Refusal::new(Reason::PeerIdentity, format!("{address} proved `{}`, expected `{expected}`", peer.name())));
         }

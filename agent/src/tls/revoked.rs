@@ -46,9 +46,7 @@ impl Revoked {
             return Err(LeafError::Revoked(format!("the identity `{id}` was revoked{}", why(reason))));
         }
         match self.serials.get(serial) {
-            Some(reason) => {
-                Err(LeafError::Revoked(format!("the certificate {serial} of `{id}` was revoked{}", why(reason))))
-            }
+            Some(reason) => Err(LeafError::Revoked(format!("the certificate {serial} of `{id}` was revoked{}", why(reason)))),
             None => Ok(()),
         }
     }

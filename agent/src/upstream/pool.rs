@@ -106,9 +106,8 @@ impl Pool {
     /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
     pub fn sweep(&self, generation: u64) {
         self.idle.borrow_mut().retain(|_, clients| {
-            clients.retain(|idle| {
-                idle.generation == generation && idle.since.elapsed() < IDLE_FOR && !idle.client.tenure.is_over()
-            });
+            clients
+                .retain(|idle| idle.generation == generation && idle.since.elapsed() < IDLE_FOR && !idle.client.tenure.is_over());
             !clients.is_empty()
         });
         self.http2.borrow_mut().retain(|key, slot| {

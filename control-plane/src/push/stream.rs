@@ -98,8 +98,7 @@ impl Stream {
         mesh.ask(|reply| Request::Join { agent: hello.agent, epoch, reply }).await.map_err(|error| refuse(&error))?;
         mesh.sessions.open(session);
         publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
-        let scope =
-            Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations: hello.takes_revocations };
+        let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations: hello.takes_revocations };
         let ledger = Ledger::new(hello.known);
         Ok(Self { publication, agent_id, identity, epoch, scope, ledger, sent_at: Instant::now(), out, commands })
     }
@@ -287,7 +286,7 @@ fn refuse(error: &ChangeError) -> Status {
             Status::resource_exhausted(error.to_string())
         }
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
-        ChangeError::Canary(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(_) | ChangeError::Stopping => Status::unavailable("the control plane cannot answer now"),
     }
 }

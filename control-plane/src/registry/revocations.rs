@@ -1,9 +1,6 @@
 //! Who is no longer believed, as the control plane itself and its agents see it.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use outrider_policy::SpiffeId;
 use outrider_proto::v1;

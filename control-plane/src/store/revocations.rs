@@ -1,6 +1,6 @@
 //! Who is no longer believed.
 
-use super::{Store, StoreError, next_revision, policies::audit};
+use super::{Store, StoreError, next_revision, policies::audit, sql::sql};
 
 /// Most revocations at a time: agents hold all of them.
 pub(crate) const MAX_REVOCATIONS: usize = 4096;
@@ -30,8 +30,8 @@ impl Store {
     /// All of them, oldest first.
     pub(crate) async fn revocations(&self) -> Result<Vec<RevocationRow>, StoreError> {
         let rows: Vec<(String, String, String, i64, Option<i64>)> =
-            sqlx::query_as("SELECT subject, identity, reason, created, ends FROM revocations ORDER BY created, subject")
-                .fetch_all(self.readers())
+            sql("SELECT subject, identity, reason, created, ends FROM revocations ORDER BY created, subject")
+                .all(self.readers())
                 .await?;
         let row = |(subject, identity, reason, created, ends)| RevocationRow { subject, identity, reason, created, ends };
         Ok(rows.into_iter().map(row).collect())
@@ -40,23 +40,19 @@ impl Store {
     /// Revokes. `None` when there is no room.
     pub(crate) async fn revoke(&self, row: &RevocationRow, uid: u32) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
-        let (others,): (i64,) = sqlx::query_as("SELECT count(*) FROM revocations WHERE subject <> $1")
-            .bind(&row.subject)
-            .fetch_one(&mut *change)
-            .await?;
+        let (others,): (i64,) =
+            sql("SELECT count(*) FROM revocations WHERE subject <> $1").bind(&row.subject).one(&mut change).await?;
         if usize::try_from(others).unwrap_or(usize::MAX) >= MAX_REVOCATIONS {
             return Ok(None);
         }
-        sqlx::query(
-            "INSERT INTO revocations (subject, identity, reason, created, ends) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason",
-        )
+        sql("INSERT INTO revocations (subject, identity, reason, created, ends) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (subject) DO UPDATE SET reason = excluded.reason")
         .bind(&row.subject)
         .bind(&row.identity)
         .bind(&row.reason)
         .bind(row.created)
         .bind(row.ends)
-        .execute(&mut *change)
+        .run(&mut change)
         .await?;
         let revision = next_revision(&mut change).await?;
         audit(&mut change, "Revoke", &format!("{}: {}", row.subject, row.reason), uid, row.created, revision).await?;
@@ -67,8 +63,8 @@ impl Store {
     /// Undoes a revocation. `None` when there is none.
     pub(crate) async fn unrevoke(&self, subject: &str, uid: u32, now: i64) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
-        let gone = sqlx::query("DELETE FROM revocations WHERE subject = $1").bind(subject).execute(&mut *change).await?;
-        if gone.rows_affected() == 0 {
+        let gone = sql("DELETE FROM revocations WHERE subject = $1").bind(subject).run(&mut change).await?;
+        if gone == 0 {
             return Ok(None);
         }
         let revision = next_revision(&mut change).await?;
@@ -80,8 +76,8 @@ impl Store {
     /// Forgets revocations of certificates that ended before `before`. `None` when there was none.
     pub(crate) async fn prune_revocations(&self, before: i64) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
-        let gone = sqlx::query("DELETE FROM revocations WHERE ends < $1").bind(before).execute(&mut *change).await?;
-        if gone.rows_affected() == 0 {
+        let gone = sql("DELETE FROM revocations WHERE ends < $1").bind(before).run(&mut change).await?;
+        if gone == 0 {
             return Ok(None);
         }
         let revision = next_revision(&mut change).await?;
