@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::{Fields, h1, h2};
-use crate::{refusal::Refusal, tls::Tenure};
+use crate::{refusal::Refusal, telemetry::TraceContext, tls::Tenure};
 
 /// Version a message arrived with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct RequestHead {
     pub version: Version,
     /// The id of this request at both agents and in the response.
     pub id: String,
+    /// The trace that the caller is in, as it came; its fields are taken out.
+    pub trace: Option<TraceContext>,
     /// Protocol that the caller wants to switch to, in lower case.
     pub upgrade: Option<Box<str>>,
 }

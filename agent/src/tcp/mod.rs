@@ -8,6 +8,7 @@ use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use crate::{
     http::SharedIo,
     policy::{Permit, lapsed},
+    refusal::Reason,
     telemetry::Record,
     tls::Tenure,
     upstream::Lease,
@@ -57,7 +58,7 @@ impl Tunnel {
         };
         match outcome {
             Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),
-            Err(error) => record.broke(error.to_string()),
+            Err(error) => record.broke(Reason::UpstreamFailed, error.to_string()),
         }
     }
 }

@@ -124,19 +124,33 @@ impl Publisher {
         }
     }
 
+    /// Shows what was stored as this revision.
     async fn show_revocations(&mut self, revision: u64) -> Result<(), StoreError> {
-        let rows = self.store.revocations().await?;
-        let revocations = Arc::new(Revocations::new(rows, &self.world.bundle.name, revision));
-        self.world.revocations = Arc::clone(&revocations);
-        self.world.revision = revision;
+        if self.store.is_shared() {
+            self.catch_up().await?;
+        } else {
+            self.load_trust(revision).await?;
+            self.world.revision = revision;
+            self.show();
+        }
+        let revocations = Arc::clone(&self.world.revocations);
         // Whoever is revoked need not hear of it: its stream ends.
         let reach = self.world.reach(|_| true).into_iter().filter(|agent| {
             let serial = self.sessions.find(&agent.id).map(|session| session.serial).unwrap_or_default();
             !revocations.holds(&agent.identity, &serial)
         });
         self.sessions.remember(revision, reach.collect());
-        self.revoked.send_replace(revocations);
-        self.show();
+        Ok(())
+    }
+
+    /// Takes in who is believed, as the store has it now.
+    pub(super) async fn load_trust(&mut self, revision: u64) -> Result<(), StoreError> {
+        let rows = self.store.revocations().await?;
+        if rows != self.world.revocations.rows {
+            let revocations = Arc::new(Revocations::new(rows, &self.world.bundle.name, revision));
+            self.world.revocations = Arc::clone(&revocations);
+            self.revoked.send_replace(revocations);
+        }
         Ok(())
     }
 }
