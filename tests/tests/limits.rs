@@ -1,7 +1,5 @@
 //! Limits: how much a caller gets, and what everybody else notices of it.
 
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
-
 use outrider_tests::{AgentOptions, Backend, Mesh, MeshOptions, Outcome, allow, through_proxy};
 
 const POLICY: &str = "apiVersion: outrider.dev/v1alpha1\nkind: ServicePolicy\nmetadata: { name: limited, namespace: shop }\nspec:\n  \

@@ -7,6 +7,7 @@ use outrider_policy::{Compiled, ServiceName, SpiffeId, StoredPolicy, Target, com
 use tokio::sync::watch;
 
 use super::{Limiter, Over};
+use crate::tls::Trust;
 
 /// Everything that is in force at one revision.
 #[derive(Debug)]
@@ -22,20 +23,19 @@ pub struct InForce {
 pub struct PolicyBook {
     targets: Vec<Target>,
     current: ArcSwap<InForce>,
-    changed: watch::Sender<u64>,
+    /// Who is believed: what a permit stands on beside the policies.
+    pub(super) trust: Arc<Trust>,
+    changed: Arc<watch::Sender<u64>>,
 }
 
 impl PolicyBook {
-    /// A book for these ports of own services, denying everything.
-    pub fn new(targets: Vec<Target>) -> Self {
+    /// A book for these ports of own services, denying everything. What changes in `trust` is heard of as a change too.
+    pub fn new(targets: Vec<Target>, trust: Arc<Trust>) -> Self {
         let deny = Arc::new(Compiled::deny_all("no policy received yet"));
         let compiled = targets.iter().map(|_| deny.clone()).collect();
-        let limiters = Vec::new();
-        Self {
-            targets,
-            current: ArcSwap::from_pointee(InForce { revision: 0, compiled, limiters }),
-            changed: watch::Sender::new(0),
-        }
+        let changed = trust.changed();
+        let current = ArcSwap::from_pointee(InForce { revision: 0, compiled, limiters: Vec::new() });
+        Self { targets, current, trust, changed }
     }
 
     /// Compiles `policies` and puts them in force for every decision from now on, and for streams under way.

@@ -155,8 +155,8 @@ async fn write_now(writer: &mut BufWriter<SharedIo>, bytes: &[u8]) -> std::io::R
 /// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
 /// request may follow.
 async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
-    let Reply { response, mut permit, mut record, .. } = reply;
-    let (until, late) = (response.until, record.began() + style.request);
+    let Reply { mut response, mut permit, mut record, .. } = reply;
+    let (tenure, late) = (response.tenure.take(), record.began() + style.request);
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
@@ -166,7 +166,7 @@ async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>,
                 false
             }
         },
-        refusal = lapsed(permit.as_mut(), until, Some(late)) => {
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => {
             record.refused(&refusal);
             false
         }

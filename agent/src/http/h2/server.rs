@@ -49,7 +49,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             accepted = connection.accept() => accepted,
             () = leaving(&*service, end), if !closing => {
                 closing = true;
-                deadline.as_mut().reset(Instant::now() + LINGER);
+                let idle = Rc::strong_count(&open) == 1;
+                deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
                 connection.graceful_shutdown();
                 continue;
             }
@@ -205,7 +206,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<Request,
 /// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
 async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, limits: &Limits) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let (mut body, until, late) = (response.body, response.until, record.began() + limits.request);
+    let (mut body, tenure, late) = (response.body, response.tenure, record.began() + limits.request);
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
         record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
@@ -230,7 +231,7 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, lim
     let outcome = tokio::select! {
         biased;
         copied = copy(&mut body, &mut stream, &mut record, limits.stall) => copied.map_err(Err),
-        refusal = lapsed(permit.as_mut(), until, Some(late)) => Err(Ok(refusal)),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => Err(Ok(refusal)),
     };
     match outcome {
         Ok(()) => Some(()),
