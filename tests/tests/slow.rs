@@ -103,22 +103,25 @@ async fn a_thousand_slow_heads_bodies_and_readers_are_gone_in_30_s_and_a_neighbo
             attackers.spawn(attack(scene.plain, begin, reads));
         }
     }
-    let (mut gone, mut served, began) = (0, 0, Instant::now());
-    while gone < 1000 {
+    let (mut most, mut served, began) = (0.0, 0, Instant::now());
+    loop {
         let asked = Instant::now();
         assert_eq!(through_proxy(scene.web.outbound, "GET", "http://orders.shop/small", "").await?.status, 200);
         assert!(asked.elapsed() < Duration::from_secs(3), "a neighbour waits: {:?}", asked.elapsed());
         served += 1;
-        while let Ok(Some(ended)) = tokio::time::timeout(Duration::from_millis(100), attackers.join_next()).await {
-            ended??;
-            gone += 1;
+        // What was sent to a reader waits in its buffers for long after it was let go: the agent knows better.
+        let open = scene.orders.metric("outrider_agent_connections{side=\"inbound\"}").await;
+        most = open.max(most);
+        if most > 900.0 && open < 10.0 {
+            break;
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "{gone} of 1000 are gone, {served} calls were served");
+        assert!(began.elapsed() < Duration::from_secs(30), "{open} of {most} are there, {served} calls were served");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(served > 3);
     let reasons = |reason: &str| format!("outrider_agent_requests_total{{side=\"inbound\",outcome=\"{reason}\"");
     assert!(scene.orders.metric(&reasons("head_timeout")).await > 400.0);
-    assert!(scene.orders.metric(&reasons("slow_caller")).await > 400.0);
+    assert!(scene.orders.metric(&reasons("slow_caller")).await > 500.0);
     Ok(())
 }
 
@@ -157,7 +160,7 @@ async fn one_address_does_not_take_all_places() -> Outcome {
     let mut refused = TcpStream::connect(scene.plain).await?;
     assert_eq!(refused.read(&mut [0; 1]).await.unwrap_or(0), 0, "closed at once");
     // The own program is not counted with others, and a place that is free can be taken again.
-    assert_eq!(through_proxy(scene.orders.outbound, "GET", "http://example.com/", "").await?.status, 403);
+    assert_eq!(through_proxy(scene.orders.outbound, "GET", "http://example.com/", "").await?.status, 404);
     held.pop();
     outrider_tests::until("a place", || {
         let mut stream = std::net::TcpStream::connect(scene.plain).expect("a connection");
