@@ -4,14 +4,14 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_policy::{SpiffeId, names::NameProblem};
 use outrider_proto::v1;
-use outrider_runtime::{Drain, Gate, Readiness, Tasks, health};
+use outrider_runtime::{Drain, Gate, Readiness, Tasks, health, unix_socket::SocketError};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    api::{self, Identities, Operators, Reports, SocketError, Subscriptions},
+    api::{self, Identities, Operators, Reports, Subscriptions},
     attest::{Attested, JoinTokens},
     ca::{Authority, ServerLeaf},
     clock,

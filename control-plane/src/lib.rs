@@ -21,7 +21,7 @@ mod registry;
 mod store;
 mod upkeep;
 
-pub use api::SocketError;
+pub use outrider_runtime::unix_socket::SocketError;
 pub use app::{ControlPlane, Running, StartError};
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
 pub use store::{DirError, KeyError, OpenError};

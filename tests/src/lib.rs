@@ -15,6 +15,7 @@ mod files;
 mod frames;
 mod mesh;
 mod process;
+mod python;
 mod raw;
 
 pub use backend::{Backend, Seen};
@@ -24,6 +25,7 @@ pub use files::{free_port, program};
 pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_headers, h2_opening, h2_request};
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use process::Process;
+pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
 
 /// Waits until something holds.

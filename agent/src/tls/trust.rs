@@ -17,6 +17,7 @@ use rustls::{
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
+use tokio::sync::watch;
 
 use super::{Leaf, LeafError, provider};
 
@@ -24,6 +25,7 @@ use super::{Leaf, LeafError, provider};
 #[derive(Debug)]
 pub struct Trust {
     anchors: ArcSwapOption<Anchors>,
+    changed: watch::Sender<u64>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -51,7 +53,8 @@ pub enum TrustError {
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { anchors: ArcSwapOption::empty(), algorithms: provider().signature_verification_algorithms }
+        let algorithms = provider().signature_verification_algorithms;
+        Self { anchors: ArcSwapOption::empty(), changed: watch::Sender::new(0), algorithms }
     }
 }
 
@@ -73,7 +76,13 @@ impl Trust {
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
         let clients = clients.build().map_err(|error| TrustError::Anchor(error.to_string()))?;
         self.anchors.store(Some(Arc::new(Anchors { domain, ders: bundle.roots.clone(), roots, clients })));
+        self.changed.send_modify(|generation| *generation += 1);
         Ok(())
+    }
+
+    /// Told when a bundle is put in force; the value counts them.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// The bundle in force.

@@ -1,6 +1,6 @@
 //! `Identity`: the wire's side of [`crate::issue`].
 
-use outrider_proto::v1::{IssueRequest, IssueResponse, TrustBundle, identity_server::Identity};
+use outrider_proto::v1::{IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, TrustBundle, identity_server::Identity};
 use tonic::{Request, Response, Status};
 
 use super::peer;
@@ -23,5 +23,9 @@ impl Identity for Identities {
             not_after: issued.leaf.not_after,
             serial: issued.leaf.serial,
         }))
+    }
+
+    async fn issue_jwt(&self, _request: Request<IssueJwtRequest>) -> Result<Response<IssueJwtResponse>, Status> {
+        Err(Status::unimplemented("this control plane signs no tokens"))
     }
 }
