@@ -17,6 +17,7 @@ use crate::{
     clock,
     config::Config,
     issue::Issuance,
+    jwt::{JwtKeys, JwtTimes},
     limit::Limit,
     metrics::Metrics,
     publish::{Mesh, Publisher},
@@ -104,6 +105,9 @@ impl ControlPlane {
         store.register(&mut registry);
         enter(&store, &config, &doors).await?;
         let now = clock::now();
+        let times = JwtTimes::new(i64::try_from(config.jwt_key_life.as_secs()).unwrap_or(i64::MAX));
+        let jwt_keys = JwtKeys::open(store.clone(), kek.clone(), config.trust_domain.clone(), times, now).await;
+        let jwt_keys = Arc::new(jwt_keys.map_err(ca_failed)?);
         let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone(), authority.root_pin());
@@ -113,7 +117,7 @@ impl ControlPlane {
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, config.endpoint_grace).await?;
         let running = doors.addresses(&config, readiness);
-        let plane = Plane { issuance, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
+        let plane = Plane { issuance, jwt_keys, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
         tasks.spawn("publish", publisher.run(drain.clone()));
         plane.serve(doors, &running, config.warnings, registry)?;
         gates.listener.open();
@@ -197,6 +201,7 @@ async fn publisher(issuance: &Issuance, grace: Duration) -> Result<(Publisher, M
 /// What runs.
 struct Plane {
     issuance: Issuance,
+    jwt_keys: Arc<JwtKeys>,
     mesh: Mesh,
     leaf: Arc<ServerLeaf>,
     tasks: Tasks,
@@ -211,10 +216,15 @@ impl Plane {
         let tls = api::server_config(Arc::clone(&self.leaf), &authority.roots(), authority.trust_domain()).map_err(ca_failed)?;
         let tls = TlsAcceptor::from(Arc::new(tls));
         let secured = api::accept(doors.agents, tls, authority.trust_domain().clone(), metrics.clone(), tasks, drain.clone());
-        let publication =
-            Publication { mesh: mesh.clone(), store: store.clone(), metrics: metrics.clone(), drain: drain.clone() };
+        let publication = Publication {
+            mesh: mesh.clone(),
+            store: store.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+            jwt_bundle: self.jwt_keys.bundle(),
+        };
         let agents = api::agents_router(
-            Identities(issuance.clone()),
+            Identities::new(issuance.clone(), Arc::clone(&self.jwt_keys)),
             Subscriptions { publication, tasks: tasks.clone() },
             Reports::new(store.clone(), metrics.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
         );
@@ -240,6 +250,7 @@ impl Plane {
         });
         tasks.spawn("health", health::serve(doors.health, running.readiness.clone(), Arc::new(registry), drain.clone()));
         tasks.spawn("renew", upkeep::renew(issuance.clone(), Arc::clone(&self.leaf), drain.clone()));
+        tasks.spawn("renew keys for tokens", upkeep::renew_jwt_keys(Arc::clone(&self.jwt_keys), drain.clone()));
         let live = upkeep::live(store.clone(), metrics.clone(), running.advertise.clone(), drain.clone());
         tasks.spawn("live", live);
         tasks.spawn("prune", upkeep::prune(issuance.clone(), drain.clone()));

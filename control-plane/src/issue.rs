@@ -90,6 +90,13 @@ impl Issuance {
         if !self.limit.admit(&peer.identity, Instant::now()) {
             return Err(AttestError::TooOften(peer.identity.clone()));
         }
+        self.attest_peer(peer, now).await?;
+        let redeem = Redeem::Certificate(peer.serial.clone());
+        Ok(Attested { identity: peer.identity.clone(), evidence: "renewal", redeem })
+    }
+
+    /// The certificate of a connection proves something while it lasts, and when we issued it.
+    pub(crate) async fn attest_peer(&self, peer: &Peer, now: i64) -> Result<(), AttestError> {
         if peer.not_after <= now {
             return Err(AttestError::ExpiredCertificate(peer.serial.clone()));
         }
@@ -97,8 +104,7 @@ impl Issuance {
         if !known {
             return Err(AttestError::UnknownCertificate(peer.serial.clone()));
         }
-        let redeem = Redeem::Certificate(peer.serial.clone());
-        Ok(Attested { identity: peer.identity.clone(), evidence: "renewal", redeem })
+        Ok(())
     }
 
     /// Puts a leaf on record and uses its evidence up.

@@ -12,6 +12,7 @@ mod clock;
 mod compile;
 pub mod config;
 mod issue;
+mod jwt;
 mod limit;
 mod metrics;
 mod peer;

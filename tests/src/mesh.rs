@@ -42,6 +42,7 @@ pub struct Mesh {
     /// Where agents connect.
     pub address: SocketAddr,
     options: MeshOptions,
+    flags: Vec<String>,
     health: u16,
 }
 
@@ -85,19 +86,26 @@ pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) 
 impl Mesh {
     /// Starts a control plane and waits until it answers.
     pub async fn start(options: MeshOptions) -> Self {
+        Self::start_with(options, &[]).await
+    }
+
+    /// Starts a control plane with more flags and waits until it answers.
+    pub async fn start_with(options: MeshOptions, flags: &[&str]) -> Self {
         let dir = directory();
         let (port, health) = (free_port(), free_port());
-        let control_plane = Self::spawn(dir.path(), port, health, &options);
-        let mesh = Self { dir, control_plane, address: loopback(port), options, health };
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let control_plane = Self::spawn(dir.path(), port, health, &options, &flags);
+        let mesh = Self { dir, control_plane, address: loopback(port), options, flags, health };
         mesh.ready().await;
         mesh
     }
 
-    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions) -> Process {
+    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions, flags: &[String]) -> Process {
         let mut command = Command::new(program("outrider-control-plane"));
         command
             .args(["--state-dir", &dir.join("control-plane").display().to_string()])
             .args(["--listen", &loopback(port).to_string(), "--health-listen", &loopback(health).to_string()])
+            .args(flags)
             .env_remove("OUTRIDER_ADMIN_SOCKET");
         if let Some(ttl) = options.leaf_ttl {
             command.args(["--leaf-ttl", ttl]);
@@ -107,7 +115,7 @@ impl Mesh {
 
     /// Starts the control plane again, on the same address and directory.
     pub async fn restart_control_plane(&mut self) {
-        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options);
+        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options, &self.flags);
         self.ready().await;
     }
 

@@ -184,3 +184,99 @@ async fn a_socket_that_was_asked_for_and_cannot_be_served_stops_the_start_and_of
     assert!(!socket(&agent).exists());
     Ok(())
 }
+
+/// The key that a token names.
+fn kid(token: &str) -> String {
+    let head = token.split('.').next().expect("a header");
+    let head = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, head).expect("base64url");
+    serde_json::from_slice::<serde_json::Value>(&head).expect("JSON")["kid"].as_str().expect("a kid").to_owned()
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_and_checked_by_the_spiffe_crate_and_by_another_agent_and_a_changed_one_is_refused() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let (web, orders) =
+        (mesh.agent("shop/web", AgentOptions::default()).await, mesh.agent("shop/orders", AgentOptions::default()).await);
+    let mine = WorkloadApiClient::connect_to(named(&socket(&web))).await?;
+    let theirs = WorkloadApiClient::connect_to(named(&socket(&orders))).await?;
+    let token = mine.fetch_jwt_svid(["orders", "files"], None).await?;
+    assert_eq!((token.spiffe_id().to_string(), token.audience().len()), (WEB.to_owned(), 2));
+    let bundles = theirs.fetch_jwt_bundles().await?;
+    let checked = spiffe::JwtSvid::parse_and_validate(token.token(), &bundles, &["orders"])?;
+    assert_eq!(checked.spiffe_id().to_string(), WEB);
+    let checked = theirs.validate_jwt_token("files", token.token()).await?;
+    assert_eq!(checked.spiffe_id().to_string(), WEB);
+    assert!(theirs.validate_jwt_token("other", token.token()).await.is_err(), "another audience");
+    let (signed, signature) = token.token().rsplit_once('.').expect("a signature");
+    let flipped = format!("{signed}.{}{}", if signature.starts_with('A') { "B" } else { "A" }, &signature[1..]);
+    assert!(theirs.validate_jwt_token("orders", &flipped).await.is_err(), "another signature");
+    assert!(mine.fetch_jwt_svid(["orders"], Some(&"spiffe://mesh.internal/ns/shop/sa/orders".try_into()?)).await.is_err());
+    assert!(mine.fetch_jwt_svid(Vec::<String>::new(), None).await.is_err(), "no audience");
+    let again = mine.fetch_jwt_svid(["files", "orders"], None).await?;
+    assert_eq!(again.token(), token.token(), "kept while it is fresh");
+    let mut web = client(socket(&web)).await;
+    let request = api::ValidateJwtsvidRequest { audience: "orders".to_owned(), svid: token.token().to_owned() };
+    let claims = web.validate_jwtsvid(marked(request)).await?.into_inner().claims.expect("claims");
+    assert!(["sub", "aud", "exp", "iat"].iter().all(|claim| claims.fields.contains_key(*claim)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_python_program_fetches_and_checks_tokens_and_changed_ones_are_refused() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let agent = mesh.agent("shop/web", AgentOptions::default()).await;
+    let mut script = python("workload.py", &["jwt", "orders"]);
+    let seen = &lines(&script.env("SPIFFE_ENDPOINT_SOCKET", named(&socket(&agent))).output()?)[0];
+    assert_eq!((seen["id"].as_str(), seen["same"].as_bool()), (Some(WEB), Some(true)), "{seen}");
+    assert_eq!(seen["refused"], serde_json::json!([true, true, true]), "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_of_tokens_rotate_and_no_token_is_refused_while_it_lasts() -> Outcome {
+    let mesh = Mesh::start_with(MeshOptions::default(), &["--jwt-key-life", "8s"]).await;
+    let (web, orders) =
+        (mesh.agent("shop/web", AgentOptions::default()).await, mesh.agent("shop/orders", AgentOptions::default()).await);
+    let mut mine = client(socket(&web)).await;
+    let mut theirs = client(socket(&orders)).await;
+    let mut seen = BTreeSet::new();
+    let (mut checks, begun) = (0, std::time::Instant::now());
+    while seen.len() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the keys do not rotate: {seen:?}");
+        // A new audience each time: a new token each time.
+        let audience = format!("orders-{checks}");
+        let request = api::JwtsvidRequest { audience: vec![audience.clone()], spiffe_id: String::new() };
+        let token = mine.fetch_jwtsvid(marked(request)).await?.into_inner().svids.remove(0).svid;
+        seen.insert(kid(&token));
+        let request = api::ValidateJwtsvidRequest { audience, svid: token };
+        let checked = theirs.validate_jwtsvid(marked(request)).await?.into_inner();
+        assert_eq!(checked.spiffe_id, WEB);
+        checks += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let bundles = theirs.fetch_jwt_bundles(marked(api::JwtBundlesRequest {})).await?.into_inner().message().await?;
+    let bundle = String::from_utf8(bundles.expect("bundles").bundles.remove("spiffe://mesh.internal").expect("ours"))?;
+    let first = seen.iter().filter(|kid| bundle.contains(kid.as_str())).count();
+    assert!(first <= 2, "old keys go: {bundle}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_control_plane_kept_tokens_are_served_and_checked_also_after_a_restart_of_the_agent() -> Outcome {
+    let mut mesh = Mesh::start(MeshOptions::default()).await;
+    let mut agent = mesh.agent("shop/web", AgentOptions::default()).await;
+    let request = || marked(api::JwtsvidRequest { audience: vec!["orders".to_owned()], spiffe_id: String::new() });
+    let token = client(socket(&agent)).await.fetch_jwtsvid(request()).await?.into_inner().svids.remove(0).svid;
+    mesh.control_plane.kill();
+    let kept = client(socket(&agent)).await.fetch_jwtsvid(request()).await?.into_inner().svids.remove(0).svid;
+    assert_eq!(kept, token);
+    agent.process.kill();
+    agent.restart_with_token(None);
+    agent.ready().await;
+    let check = api::ValidateJwtsvidRequest { audience: "orders".to_owned(), svid: token };
+    let checked = client(socket(&agent)).await.validate_jwtsvid(marked(check)).await?.into_inner();
+    assert_eq!(checked.spiffe_id, WEB, "the keys are part of the kept view");
+    let none = client(socket(&agent)).await.fetch_jwtsvid(request()).await.err().map(|status| status.code());
+    assert_eq!(none, Some(Code::Unavailable), "tokens are not kept on disk");
+    Ok(())
+}

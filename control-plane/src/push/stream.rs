@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use outrider_proto::v1::{self, subscribe_request::Message, subscribe_response};
 use outrider_runtime::Drain;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tonic::{Status, Streaming};
@@ -19,7 +19,7 @@ use crate::{
     compile::{Scope, view},
     metrics::Metrics,
     publish::Mesh,
-    registry::{ChangeError, Command, Request, Session},
+    registry::{ChangeError, Command, Encoded, Request, Session},
     store::Store,
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Publication {
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
+    /// Keys for tokens: they come and go on their own, without a revision of the mesh.
+    pub(crate) jwt_bundle: watch::Receiver<Arc<Encoded>>,
 }
 
 /// Why a stream ended.
@@ -55,6 +57,8 @@ pub(crate) struct Stream {
     identity: String,
     epoch: u64,
     scope: Scope,
+    /// For agents that know what they are.
+    jwt_bundle: Option<watch::Receiver<Arc<Encoded>>>,
     ledger: Ledger,
     sent_at: Instant,
     out: mpsc::Sender<Result<v1::SubscribeResponse, Status>>,
@@ -96,7 +100,8 @@ impl Stream {
         publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
         let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone() };
         let ledger = Ledger::new(hello.known);
-        Ok(Self { publication, agent_id, identity, epoch, scope, ledger, sent_at: Instant::now(), out, commands })
+        let jwt_bundle = hello.takes_jwt_bundle.then(|| publication.jwt_bundle.clone());
+        Ok(Self { publication, agent_id, identity, epoch, scope, jwt_bundle, ledger, sent_at: Instant::now(), out, commands })
     }
 
     /// Serves the agent until an end; `certificate_end` (Unix seconds) is one of them.
@@ -142,6 +147,7 @@ impl Stream {
                     let world = Arc::clone(&world.borrow_and_update());
                     self.push(&world)
                 }
+                () = changed(&mut self.jwt_bundle) => { due.get_or_insert_with(|| Instant::now() + COALESCE); None }
                 command = self.commands.recv() => self.obey(command),
                 () = sleep_until(expiry) => Some(StreamEnd::Closed(Status::unauthenticated("the certificate of the connection has expired"))),
                 () = drain.stopping() => Some(stopping()),
@@ -155,7 +161,12 @@ impl Stream {
 
     /// Sends what the agent lacks, or notes that it lacks nothing.
     fn push(&mut self, world: &crate::registry::World) -> Option<StreamEnd> {
-        match self.ledger.step(&view(world, &self.scope), world.revision) {
+        let mut view = view(world, &self.scope);
+        if let Some(bundle) = &mut self.jwt_bundle {
+            let bundle = Arc::clone(&bundle.borrow_and_update());
+            view.insert((bundle.kind, bundle.name.clone()), bundle);
+        }
+        match self.ledger.step(&view, world.revision) {
             Step::Wait => {
                 self.note(|session| session.considered = world.revision);
                 None
@@ -257,6 +268,14 @@ impl Stream {
 
     fn note(&self, change: impl FnOnce(&mut Session)) {
         self.publication.mesh.sessions.update(&self.agent_id, self.epoch, change);
+    }
+}
+
+/// Ends when there are other keys than those that were pushed; never for agents that take none.
+async fn changed(bundle: &mut Option<watch::Receiver<Arc<Encoded>>>) {
+    let Some(bundle) = bundle else { return std::future::pending().await };
+    if bundle.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
