@@ -168,7 +168,17 @@ impl Agent {
             subscription.run().await
         });
         tasks.spawn("reports", send_reports(control_plane, records, metrics.reports_dropped, drain.clone()));
-        Ok(Self { outbound, mesh, health, readiness, svids, workload_socket, drain: drain.clone(), tasks: tasks.clone(), deadline: config.drain })
+        Ok(Self {
+            outbound,
+            mesh,
+            health,
+            readiness,
+            svids,
+            workload_socket,
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+            deadline: config.drain,
+        })
     }
 
     /// Runs until `stop` ends or a task fails, then drains.

@@ -22,7 +22,7 @@ mod registry;
 mod store;
 mod upkeep;
 
-pub use outrider_runtime::unix_socket::SocketError;
 pub use app::{ControlPlane, Running, StartError};
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
+pub use outrider_runtime::unix_socket::SocketError;
 pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};

@@ -7,7 +7,11 @@ pub mod v1 {
 }
 
 /// The SPIFFE Workload API, which is not ours: `spiffe/workload.proto`.
-#[expect(missing_docs, clippy::allow_attributes, reason = "generated; the .proto file carries the documentation of every message")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    reason = "generated; the .proto file carries the documentation of every message"
+)]
 pub mod workload {
     tonic::include_proto!("_");
 }

@@ -176,7 +176,8 @@ async fn only_the_own_user_root_and_named_users_are_served() -> Outcome {
 #[tokio::test]
 async fn a_socket_that_was_asked_for_and_cannot_be_served_stops_the_start_and_off_is_off() -> Outcome {
     let mesh = Mesh::start(MeshOptions::default()).await;
-    let with = |path: &str| AgentOptions { more: vec!["--workload-socket".to_owned(), path.to_owned()], ..AgentOptions::default() };
+    let with =
+        |path: &str| AgentOptions { more: vec!["--workload-socket".to_owned(), path.to_owned()], ..AgentOptions::default() };
     let mut agent = mesh.agent_not_ready("shop/web", with(&format!("/tmp/{}", "x".repeat(120)))).await;
     assert!(!agent.process.wait(PATIENCE).success());
     assert!(agent.process.log().contains("--workload-socket"), "{}", agent.process.log());

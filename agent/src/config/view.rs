@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
-use outrider_proto::v1::{self as wire, JwtBundle, KnownResource, Resource, ResourceKind, ServicePolicyBody, TrustBundle, Update};
+use outrider_proto::v1::{
+    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, ServicePolicyBody, TrustBundle, Update,
+};
 use prost::Message as _;
 
 use crate::{
@@ -133,8 +135,7 @@ fn read<M: prost::Message + Default>(resource: &Resource) -> Result<M, ViewError
 
 fn jwt_bundle(resource: &Resource) -> Result<JwtBundle, ViewError> {
     let bundle = read(resource)?;
-    JwtKeys::check(&bundle)
-        .map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })?;
+    JwtKeys::check(&bundle).map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })?;
     Ok(bundle)
 }
 

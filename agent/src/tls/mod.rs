@@ -7,7 +7,7 @@ mod trust;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 pub use control::{ControlPlaneTrust, control_plane_config};
-pub use leaf::{Leaf, LeafError};
+pub use leaf::{Leaf, LeafError, check_chain};
 pub use trust::{Trust, TrustError};
 
 use outrider_policy::{ServiceName, SpiffeId};

@@ -19,7 +19,7 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::{Leaf, LeafError, provider};
+use super::{Leaf, LeafError, check_chain, provider};
 
 /// Trust anchors of our trust domain. Empty at first: then nobody is believed.
 #[derive(Debug)]
@@ -122,6 +122,7 @@ impl ServerCertVerifier for Trust {
         let anchors = self.anchors()?;
         let parsed = ParsedCertificate::try_from(leaf)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &anchors.roots, intermediates, now, self.algorithms.all)?;
+        check_chain(intermediates)?;
         anchors.check_identity(leaf)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -162,6 +163,7 @@ impl ClientCertVerifier for Trust {
     ) -> Result<ClientCertVerified, Error> {
         let anchors = self.anchors()?;
         let verified = anchors.clients.verify_client_cert(leaf, intermediates, now)?;
+        check_chain(intermediates)?;
         anchors.check_identity(leaf)?;
         Ok(verified)
     }

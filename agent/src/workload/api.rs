@@ -7,7 +7,7 @@ use std::{
 };
 
 use outrider_proto::workload::{
-    Jwtsvid, JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
     spiffe_workload_api_server::SpiffeWorkloadApi,
 };
@@ -16,10 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{
-    Claims, JwtKeys, Tokens,
-    token::MAX_TOKEN,
-};
+use super::{Claims, JwtKeys, Tokens, token::MAX_TOKEN};
 use crate::{
     identity::{Svid, Svids},
     tls::Trust,
@@ -227,9 +224,7 @@ fn value(json: serde_json::Value) -> prost_types::Value {
         serde_json::Value::Bool(is) => Kind::BoolValue(is),
         serde_json::Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         serde_json::Value::String(text) => Kind::StringValue(text),
-        serde_json::Value::Array(all) => {
-            Kind::ListValue(prost_types::ListValue { values: all.into_iter().map(value).collect() })
-        }
+        serde_json::Value::Array(all) => Kind::ListValue(prost_types::ListValue { values: all.into_iter().map(value).collect() }),
         serde_json::Value::Object(all) => {
             Kind::StructValue(prost_types::Struct { fields: all.into_iter().map(|(name, json)| (name, value(json))).collect() })
         }

@@ -253,7 +253,11 @@ mod tests {
             ("[]".to_owned(), Wrong),
             (String::new(), Wrong),
             (format!("{} ", claims().to_string().replace('}', "")), Wrong),
-            (with("own", serde_json::from_str(&("[".repeat(100) + &"]".repeat(100))).unwrap()).replace("[[[[", "[[[[[[[[[[[[[[[[[[[[[[[[[[[[["), Wrong),
+            (
+                with("own", serde_json::from_str(&("[".repeat(100) + &"]".repeat(100))).unwrap())
+                    .replace("[[[[", "[[[[[[[[[[[[[[[[[[[[[[[[[[[[["),
+                Wrong,
+            ),
         ] {
             let keys = keys.as_ref().as_ref().unwrap();
             let read = Claims::read(&signer.sign(&header(), &claims), "orders", keys, NOW);
@@ -319,7 +323,9 @@ mod tests {
         let (signed, signature) = good.rsplit_once('.').unwrap();
         assert!(read(&good).is_ok());
         assert!(read(&Signer::new().sign(&header(), &claims().to_string())).is_err(), "another key of the same name");
-        for bad in ["", "AA", &URL_SAFE_NO_PAD.encode([0; 64]), &format!("{signature}AAAA"), &signature[..84], &format!("{signature}=")] {
+        for bad in
+            ["", "AA", &URL_SAFE_NO_PAD.encode([0; 64]), &format!("{signature}AAAA"), &signature[..84], &format!("{signature}=")]
+        {
             assert!(read(&format!("{signed}.{bad}")).is_err(), "{bad}");
         }
         // The right key's signature in the other encoding, and a MAC with the public key as its secret.
@@ -333,7 +339,9 @@ mod tests {
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             assert!(read(std::str::from_utf8(&changed).unwrap()).is_err(), "character {at}");
         }
-        for form in ["", ".", "..", "a.b", &format!("{good}.x"), &format!(" {good}"), &format!("{good}\n"), &good.replace('.', "..")] {
+        for form in
+            ["", ".", "..", "a.b", &format!("{good}.x"), &format!(" {good}"), &format!("{good}\n"), &good.replace('.', "..")]
+        {
             assert!(read(form).is_err(), "{form}");
         }
         let long = signer.sign(&header(), &with("own", json!("x".repeat(MAX_TOKEN))));

@@ -1,6 +1,8 @@
 //! `Identity`: the wire's side of [`crate::issue`].
 
-use outrider_proto::v1::{IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, TrustBundle, identity_server::Identity};
+use outrider_proto::v1::{
+    IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, TrustBundle, identity_server::Identity,
+};
 use std::{sync::Arc, time::Instant};
 use tonic::{Request, Response, Status};
 
@@ -35,7 +37,8 @@ impl Identities {
 impl Identity for Identities {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
         let peer = peer(&request).cloned();
-        let issued = self.issuance.issue(request.get_ref(), peer.as_ref(), clock::now()).await.map_err(|error| error.outward())?;
+        let issued =
+            self.issuance.issue(request.get_ref(), peer.as_ref(), clock::now()).await.map_err(|error| error.outward())?;
         let roots = self.issuance.authority.roots().iter().map(|root| root.to_vec()).collect();
         Ok(Response::new(IssueResponse {
             chain: issued.leaf.chain.iter().map(|certificate| certificate.to_vec()).collect(),

@@ -12,3 +12,5 @@ mod operators;
 mod starting;
 #[cfg(test)]
 mod streams;
+#[cfg(test)]
+mod tokens;
