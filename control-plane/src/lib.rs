@@ -23,6 +23,8 @@ mod store;
 mod upkeep;
 
 pub use app::{ControlPlane, Running, StartError};
+#[cfg(feature = "bench")]
+pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
 pub use outrider_runtime::unix_socket::SocketError;
 pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};
