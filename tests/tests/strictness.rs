@@ -91,6 +91,7 @@ impl Makers {
         let issuing = root.below(key(), ca("issuing", BasicConstraints::Constrained(0)));
         let mut named_alike = CertificateParams::default();
         named_alike.distinguished_name.push(DnType::OrganizationName, "Outrider");
+        named_alike.key_usages = vec![Ku::KeyCertSign];
         Self { root, issuing, stranger: Authority::of(named_alike) }
     }
 
