@@ -100,21 +100,6 @@ impl Issuance {
         Ok(Attested { identity: peer.identity.clone(), evidence: "renewal", redeem })
     }
 
-    /// The certificate of a connection proves something while it lasts, and when we issued it.
-    pub(crate) async fn attest_peer(&self, peer: &Peer, now: i64) -> Result<(), AttestError> {
-        if self.revoked.holds(peer) {
-            return Err(AttestError::Revoked(peer.identity.clone()));
-        }
-        if peer.not_after <= now {
-            return Err(AttestError::ExpiredCertificate(peer.serial.clone()));
-        }
-        let known = self.store.certificate(&peer.serial).await?.is_some_and(|row| row.identity == peer.identity.as_str());
-        if !known {
-            return Err(AttestError::UnknownCertificate(peer.serial.clone()));
-        }
-        Ok(())
-    }
-
     /// Puts a leaf on record and uses its evidence up.
     pub(crate) async fn record(&self, leaf: &Leaf, attested: &Attested, now: i64) -> Result<(), AttestError> {
         let row = CertificateRow {
