@@ -87,6 +87,10 @@ reasons! {
     NoIdentity = "no_identity", Mesh, 503;
     /// A limit of this agent is reached.
     Overloaded = "overloaded", Mesh, 503;
+    /// A connection to a capture port that no capture rule sent there.
+    NotRedirected = "not_redirected", Caller, 400;
+    /// A captured connection that leads back to this agent.
+    CaptureLoop = "capture_loop", Mesh, 503;
     /// The agent is leaving.
     Draining = "draining", Mesh, 503;
 }

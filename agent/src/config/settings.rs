@@ -10,7 +10,11 @@ use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId};
 use outrider_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
 
-use crate::{identity::JoinToken, telemetry::AccessLogTarget};
+use crate::{
+    capture::{Capture, CaptureSettings},
+    identity::JoinToken,
+    telemetry::AccessLogTarget,
+};
 
 /// Settings as flags, environment or a YAML file give them.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
@@ -37,6 +41,9 @@ pub struct Settings {
     /// Listener that takes callers in plaintext to a port of an own service whose policy is Permissive, [HOST:]PORT=NAMESPACE/NAME:PORT; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
     pub plaintext: Vec<String>,
+    /// Transparent capture
+    #[command(flatten)]
+    pub capture: CaptureSettings,
     /// Where the program beside this agent finds the mesh as an HTTP proxy [default: 127.0.0.1:15101]
     #[arg(long, env = "OUTRIDER_OUTBOUND", value_name = "ADDRESS")]
     pub outbound: Option<SocketAddr>,
@@ -124,6 +131,8 @@ pub struct Config {
     pub upstreams: Vec<ExplicitUpstream>,
     /// Listeners for callers in plaintext.
     pub plaintext: Vec<PlaintextPort>,
+    /// Transparent capture, if any.
+    pub capture: Option<Capture>,
     /// HTTP proxy for the own program.
     pub outbound: SocketAddr,
     /// Mesh listener.
@@ -179,6 +188,10 @@ impl TryFrom<Settings> for Config {
         let upstreams = settings.upstream.iter().filter_map(|text| problems.take(explicit_upstream(text))).collect();
         let read = |text: &String| plaintext_port(text, &backed);
         let plaintext = settings.plaintext.iter().filter_map(|text| problems.take(read(text))).collect();
+        let capture = settings.capture.check().unwrap_or_else(|wrong| {
+            problems.0.extend(wrong);
+            None
+        });
         let advertise = settings.advertise.and_then(|text| problems.take(host_port("--advertise", Some(text))));
         let report_allows = settings.report_allows.unwrap_or(0.01);
         if !(0.0..=1.0).contains(&report_allows) {
@@ -201,6 +214,7 @@ impl TryFrom<Settings> for Config {
             backed,
             upstreams,
             plaintext,
+            capture,
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
             mesh: settings.mesh.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 15108))),
             advertise,

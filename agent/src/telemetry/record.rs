@@ -61,6 +61,7 @@ pub struct Record {
     peer: Option<Rc<Peer>>,
     destination: Option<(ServiceName, u16, Protocol)>,
     address: Option<std::net::SocketAddr>,
+    outside: Option<std::net::SocketAddr>,
     verdict: Option<Verdict>,
     status: u16,
     refusal: Option<Refusal>,
@@ -80,6 +81,7 @@ impl Record {
             peer: None,
             destination: None,
             address: None,
+            outside: None,
             verdict: None,
             status: 0,
             refusal: None,
@@ -111,6 +113,11 @@ impl Record {
     /// Where the caller is.
     pub fn address(&mut self, address: std::net::SocketAddr) {
         self.address = Some(address);
+    }
+
+    /// Where a connection out of the mesh goes.
+    pub fn outside(&mut self, to: std::net::SocketAddr) {
+        self.outside = Some(to);
     }
 
     /// What the call is for.
@@ -193,6 +200,9 @@ impl Record {
         line.text("side", self.side.as_str());
         line.text("id", self.id());
         line.text("source", &self.source());
+        if let Some(to) = self.outside {
+            line.text("outside", &to.to_string());
+        }
         if let Some((service, port, protocol)) = &self.destination {
             line.text("destination", service.as_str());
             line.number("port", u64::from(*port));
