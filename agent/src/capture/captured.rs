@@ -34,6 +34,16 @@ pub enum Direction {
     Inbound,
 }
 
+impl Direction {
+    /// The side it is recorded under.
+    pub fn side(self) -> Side {
+        match self {
+            Self::Outbound => Side::Outbound,
+            Self::Inbound => Side::Inbound,
+        }
+    }
+}
+
 /// Opens the listeners for captured connections. The kernel's rules send those of the program to loopback, of either family,
 /// and those from outside to the address they came to.
 pub(crate) fn listeners(
@@ -182,11 +192,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, captured: Arc<Captured>, direction
             Err(refusal) => refusal,
         },
     };
-    let side = match direction {
-        Direction::Inbound => Side::Inbound,
-        Direction::Outbound => Side::Outbound,
-    };
-    let mut record = Record::new(&worker.observer, side);
+    let mut record = Record::new(&worker.observer, direction.side());
     record.set_id(new_request_id());
     record.address(from);
     record.refused(&refusal);

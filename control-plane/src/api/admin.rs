@@ -15,7 +15,7 @@ use crate::{
     attest::JoinTokens,
     ca::Authority,
     clock,
-    compile::{ExplainError, describe, explain, identity},
+    compile::{ExplainError, Recorded, describe, explain, identity},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
     store::{AgentRow, Store},
@@ -190,8 +190,11 @@ impl Admin for Operators {
         match request.into_inner().subject {
             None => Err(Status::invalid_argument("name a call or a request id")),
             Some(v1::explain_request::Subject::Call(call)) => {
-                let explained = explain(&world, trust_domain, &call, None).map_err(|error| not_explained(&error))?;
-                Ok(Response::new(words::explained(explained, Vec::new())))
+                let answer = match explain(&world, trust_domain, &call, None) {
+                    Err(ExplainError::Refused(refused)) => words::unreadable(refused),
+                    explained => words::explained(explained.map_err(|error| not_explained(&error))?, Vec::new()),
+                };
+                Ok(Response::new(answer))
             }
             Some(v1::explain_request::Subject::RequestId(id)) => {
                 let records = self.store.decisions_of(&id).await.map_err(|error| unavailable("explain", &error))?;
@@ -205,8 +208,9 @@ impl Admin for Operators {
                     return Ok(Response::new(words::undecided(record.clone(), records)));
                 }
                 let (call, protocol) = describe(record);
+                let recorded = Recorded { record, protocol };
                 let mut explained =
-                    explain(&world, trust_domain, &call, Some(protocol)).map_err(|error| not_explained(&error))?;
+                    explain(&world, trust_domain, &call, Some(&recorded)).map_err(|error| not_explained(&error))?;
                 explained.notes.extend(words::since(record, &explained.explanation));
                 Ok(Response::new(words::explained(explained, records)))
             }
@@ -302,9 +306,14 @@ impl Admin for Operators {
             .audit("RotateCertificates", &subject, uid, clock::now())
             .await
             .map_err(|error| unavailable("audit", &error))?;
-        for session in &asked {
+        let (ours, elsewhere): (Vec<&Session>, Vec<&Session>) = asked.iter().partition(|session| session.commands.is_some());
+        for session in ours {
             // One whose queue is full has been asked already.
-            let _ = session.commands.try_send(Command::Renew);
+            self.mesh.sessions.command(&session.agent_id, Command::Renew);
+        }
+        let elsewhere: Vec<String> = elsewhere.iter().map(|session| session.agent_id.clone()).collect();
+        if !elsewhere.is_empty() {
+            self.store.ask_renewals(&elsewhere).await.map_err(|error| unavailable("renewals", &error))?;
         }
         let sessions = self.mesh.sessions.clone();
         Ok(self.follow(move || {
@@ -327,7 +336,7 @@ impl Admin for Operators {
             trust_domain: self.trust_domain().to_string(),
             revision: self.mesh.world.borrow().revision,
             address: self.advertise.clone(),
-            agents_connected: u32::try_from(self.mesh.sessions.count()).unwrap_or(u32::MAX),
+            agents_connected: u32::try_from(self.mesh.sessions.list().len()).unwrap_or(u32::MAX),
             certificate_authorities: authorities.into_iter().map(words::authority).collect(),
             warnings,
             leaf_ttl_seconds: u32::try_from(self.authority.leaf_ttl()).unwrap_or(u32::MAX),
@@ -412,7 +421,7 @@ fn changed(error: &ChangeError) -> Status {
 
 fn not_explained(error: &ExplainError) -> Status {
     match error {
-        ExplainError::Described(_) => Status::invalid_argument(error.to_string()),
+        ExplainError::Described(_) | ExplainError::Refused(_) => Status::invalid_argument(error.to_string()),
         ExplainError::Compile { .. } => Status::failed_precondition(error.to_string()),
     }
 }
