@@ -22,6 +22,7 @@ mod replay;
 mod report;
 mod rollback;
 mod run;
+mod store;
 mod table;
 mod test;
 mod tied;
