@@ -7,13 +7,13 @@ use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
-    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort},
+    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
     identity::Svids,
     inbound, listener, outbound,
     policy::PolicyBook,
     route::{Directory, LocalPort},
-    telemetry::{AccessLog, Metrics, Observer, ReportQueue},
+    telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
     tls::{MeshAcceptor, MeshConnector, Trust},
     upstream::{Pool, Upstreams},
 };
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     connector: MeshConnector,
     metrics: Metrics,
     reports: ReportQueue,
+    spans: SpanQueue,
+    tracing: Tracing,
     drain: Drain,
     tasks: Tasks,
 }
@@ -59,13 +61,13 @@ impl Shared {
         svids: &Arc<Svids>,
         trust: &Arc<Trust>,
         metrics: &Metrics,
-        reports: ReportQueue,
+        (reports, spans): (ReportQueue, SpanQueue),
         drain: &Drain,
         tasks: &Tasks,
     ) -> Result<Self, rustls::Error> {
         let local = config.backed.iter().map(|port| LocalPort { program: port.program, protocol: port.protocol }).collect();
         Ok(Self {
-            policies: Arc::new(PolicyBook::new(config.backed.iter().map(target).collect())),
+            policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect())),
             directory: Arc::default(),
             svids: svids.clone(),
             local: Arc::new(local),
@@ -73,6 +75,8 @@ impl Shared {
             connector: MeshConnector::new(svids.clone(), trust.clone())?,
             metrics: metrics.clone(),
             reports,
+            spans,
+            tracing: config.tracing.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
         })
@@ -115,8 +119,8 @@ impl Worker {
     }
 }
 
-fn target(port: &BackedPort) -> Target {
-    Target { service: port.service.clone(), labels: Default::default(), port: port.port, protocol: port.protocol }
+fn target(config: &Config, port: &BackedPort) -> Target {
+    Target { service: port.service.clone(), labels: config.labels.clone(), port: port.port, protocol: port.protocol }
 }
 
 /// Starts a thread with a runtime of its own. It ends with drain; an error or a panic in it fails the agent.
@@ -140,8 +144,9 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
     let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
     let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
-    let observer =
-        Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
+    let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
+    let observer = Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone());
+    let observer = Rc::new(observer);
     let worker = Rc::new(Worker {
         policies: shared.policies,
         directory: shared.directory,
@@ -165,7 +170,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (port, socket) in inbounds {
         let worker = worker.clone();
         let inbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(inbound::serve(worker.clone(), accepted, port.clone()));
+            worker.spawn(Side::Inbound, inbound::serve(worker.clone(), accepted, port.clone()));
         });
         tasks.spawn_local("inbound listener", inbound);
     }
@@ -173,16 +178,21 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (fixed, socket) in outbounds {
         let worker = worker.clone();
         let outbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(outbound::serve(worker.clone(), accepted, fixed.clone()));
+            worker.spawn(Side::Outbound, outbound::serve(worker.clone(), accepted, fixed.clone()));
         });
         tasks.spawn_local("outbound listener", outbound);
     }
     let mut tick = tokio::time::interval(TICK);
+    let mut pooled = (0, 0);
     loop {
         tokio::select! {
             _ = tick.tick() => {
                 observer.log.flush();
                 pool.sweep(shared.svids.generation());
+                let now = pool.count();
+                metrics.pooled.inc_by(now.0 - pooled.0);
+                metrics.shared.inc_by(now.1 - pooled.1);
+                pooled = now;
             }
             failure = tasks.failure() => return Err(std::io::Error::other(failure)),
             () = shared.drain.forced() => break,
@@ -194,16 +204,16 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 
 impl Worker {
     /// Runs a connection on this worker; drain ends it by force at the deadline.
-    fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+    fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
         let drain = self.drain.clone();
-        let metrics = self.observer.metrics.clone();
+        let open = self.observer.metrics.connections(side).clone();
         self.tasks.spawn_scoped_local(async move {
-            metrics.connections.inc();
+            open.inc();
             tokio::select! {
                 () = connection => {}
                 () = drain.forced() => {}
             }
-            metrics.connections.dec();
+            open.dec();
         });
     }
 }

@@ -7,6 +7,7 @@ mod settings;
 mod state_dir;
 mod subscription;
 mod telemetry_stream;
+mod tracing;
 mod view;
 
 pub use addresses::Addresses;
@@ -16,4 +17,5 @@ pub use settings::{BackedPort, Config, ConfigProblems, ExplicitUpstream, Plainte
 pub use state_dir::{StateDir, StateDirError};
 pub use subscription::{Subscription, SubscriptionError};
 pub use telemetry_stream::{TelemetryError, send_reports};
+pub use tracing::Tracing;
 pub use view::{View, ViewError};

@@ -20,4 +20,4 @@ pub(crate) use rollback::RolledBack;
 pub(crate) use service::ServiceEntry;
 pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};
 pub(crate) use shared::{ASK, ATTEMPTS, abreast, learn, tell};
-pub(crate) use world::{Encoded, Policy, World, from_wire, targets_of};
+pub(crate) use world::{Encoded, Policy, ServiceLabels, World, from_wire, targets_of};
