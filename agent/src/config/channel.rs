@@ -23,6 +23,9 @@ const ALIVE: Duration = Duration::from_secs(6);
 /// Time for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// Server name of every control plane.
+const HOST: &str = "control-plane.outrider-system";
+
 /// The control plane cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlPlaneError {
@@ -79,7 +82,8 @@ impl ControlPlane {
     /// # Errors
     /// When that fails.
     pub async fn connect(&self) -> Result<Channel, ControlPlaneError> {
-        self.open(control_plane_config(ControlPlaneTrust::Bundle(self.trust.clone()), Some(self.svids.clone()))?).await
+        let config = control_plane_config(ControlPlaneTrust::Bundle(self.trust.clone()), Some(self.svids.clone()))?;
+        self.open(config, self.trust.pin()).await
     }
 
     /// Connects as nobody, to a control plane that shows the root the token names.
@@ -87,14 +91,16 @@ impl ControlPlane {
     /// # Errors
     /// When that fails.
     pub async fn join(&self, token: &JoinToken) -> Result<Channel, ControlPlaneError> {
-        self.open(control_plane_config(ControlPlaneTrust::Pin(token.pin()), None)?).await
+        self.open(control_plane_config(ControlPlaneTrust::Pin(token.pin()), None)?, Some(token.pin())).await
     }
 
-    async fn open(&self, config: ClientConfig) -> Result<Channel, ControlPlaneError> {
+    /// `believed` is the key of a root that we believe: a control plane that changes its root shows a chain to that one.
+    async fn open(&self, config: ClientConfig, believed: Option<[u8; 32]>) -> Result<Channel, ControlPlaneError> {
         let config = Arc::new(config);
+        let name = believed.map_or_else(|| HOST.to_owned(), |pin| format!("{}.{HOST}", short(&pin)));
         let mut failure = None;
         for address in self.addresses.order(fastrand::usize(..), Instant::now()) {
-            match reach(&address, &config).await {
+            match reach(&address, &name, &config).await {
                 Ok(channel) => {
                     self.last.store(Arc::new(address));
                     return Ok(channel);
@@ -109,11 +115,11 @@ impl ControlPlane {
     }
 }
 
-async fn reach(address: &str, config: &Arc<ClientConfig>) -> Result<Channel, ControlPlaneError> {
+async fn reach(address: &str, name: &str, config: &Arc<ClientConfig>) -> Result<Channel, ControlPlaneError> {
     let wrong = || ControlPlaneError::Address(address.to_owned());
     let connector = TlsConnector::from(Arc::clone(config));
     // The identity in the certificate is what counts; the name is only there because TLS wants one.
-    let name = ServerName::try_from("control-plane.outrider-system").map_err(|_| wrong())?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| wrong())?;
     let host = address.to_owned();
     let dial = tower::service_fn(move |_: Uri| {
         let (connector, name, host) = (connector.clone(), name.clone(), host.clone());
@@ -135,4 +141,9 @@ async fn reach(address: &str, config: &Arc<ClientConfig>) -> Result<Channel, Con
             address: address.to_owned(),
             reason: outrider_runtime::tasks::chain(&error),
         })
+}
+
+/// The first half of a pin in hex: what fits in a label of a server name.
+fn short(pin: &[u8; 32]) -> String {
+    pin.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
