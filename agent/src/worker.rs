@@ -7,6 +7,7 @@ use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
+    capture::{self, Captured, Direction},
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
     identity::{Peer, Svids},
@@ -35,6 +36,8 @@ pub(crate) struct Sockets {
     pub(crate) upstreams: Vec<(ExplicitUpstream, TcpListener)>,
     /// Listeners for callers in plaintext.
     pub(crate) plaintext: Vec<(PlaintextPort, TcpListener)>,
+    /// Listeners for captured connections.
+    pub(crate) captured: Vec<(Direction, TcpListener)>,
 }
 
 /// What every worker shares.
@@ -42,6 +45,8 @@ pub(crate) struct Sockets {
 pub(crate) struct Shared {
     pub(crate) policies: Arc<PolicyBook>,
     pub(crate) directory: Arc<Directory>,
+    /// What captured connections need; none when there are none.
+    pub(crate) captured: Option<Arc<Captured>>,
     svids: Arc<Svids>,
     trust: Arc<Trust>,
     local: Arc<Vec<LocalPort>>,
@@ -75,6 +80,7 @@ impl Shared {
         Ok(Self {
             policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect(), trust.clone())),
             directory: Arc::default(),
+            captured: None,
             svids: svids.clone(),
             trust: trust.clone(),
             local: Arc::new(local),
@@ -154,7 +160,8 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 }
 
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
-    let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
+    let Sockets { mesh, outbound, upstreams, plaintext, captured } = sockets;
+    let capture = shared.captured;
     let (limits, pool, tasks) = (shared.limits.clone(), Rc::new(Pool::default()), Tasks::new());
     let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
     let observer =
@@ -200,6 +207,16 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         let away = move |address| away.turned_away(Side::Outbound, address);
         let outbound = listener::accept(socket, crowd, shared.drain.clone(), serve, away);
         tasks.spawn_local("outbound listener", outbound);
+    }
+    for (direction, socket) in captured {
+        let (worker, away, Some(capture)) = (worker.clone(), worker.clone(), capture.clone()) else { continue };
+        let callers = if direction.side() == Side::Inbound { Callers::Anybody } else { Callers::Program };
+        let serve = move |accepted| {
+            worker.spawn(direction.side(), capture::serve(worker.clone(), capture.clone(), direction, accepted));
+        };
+        let away = move |address| away.turned_away(direction.side(), address);
+        let captured = listener::accept(socket, (shared.crowd.clone(), callers), shared.drain.clone(), serve, away);
+        tasks.spawn_local("capture listener", captured);
     }
     let mut tick = tokio::time::interval(TICK);
     let mut pooled = (0, 0);
