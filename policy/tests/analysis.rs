@@ -144,7 +144,7 @@ fn a_limit_is_set_once_for_a_port() {
     );
     expect(&findings("  limits: { requests: 9, unit: Minute, ports: [5432] }\n", std::slice::from_ref(&other)), &[]);
     let aimed = "  targetRefs: [{ kind: Service, name: files }]\n  limits: { requests: 1, unit: Hour, ports: [8080, 9] }\n";
-    expect(&findings(aimed, &[other]), &["6:54 warning 9 is not a port of the services that the policy applies to"]);
+    expect(&findings(aimed, &[other]), &["6:52 warning 9 is not a port of the services that the policy applies to"]);
 }
 
 #[test]

@@ -139,7 +139,7 @@ mod tests {
             let mut through = 0;
             for _ in 0..5_000 {
                 // Whole milliseconds: as far as the clock of the runtime goes.
-                let pause = Duration::from_millis(fastrand::u64(0..=4000 / u64::from(requests)));
+                let pause = Duration::from_millis(fastrand::u64(0..=1500 / u64::from(requests)));
                 tokio::time::advance(pause).await;
                 clock.advance(pause);
                 let ours = ours.take(None).is_ok();

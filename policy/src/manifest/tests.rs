@@ -102,8 +102,10 @@ fn duplicates_are_refused() {
 
 #[test]
 fn a_limit_is_read_whole_or_not_at_all() {
-    let with = |limits: &str| errors(&GOOD.replacen("spec:\n", &format!("spec:\n  limits: {limits}\n"), 1));
-    assert!(with("{ requests: 5, unit: Second, burst: 2, key: Source, ports: [80] }").is_empty());
+    let text = |limits: &str| GOOD.replacen("spec:\n", &format!("spec:\n  limits: {limits}\n"), 1);
+    let with = |limits: &str| errors(&text(limits));
+    let whole = text("{ requests: 5, unit: Second, burst: 2, key: Source, ports: [80] }");
+    assert_eq!(parse("p.yaml", &whole).1, []);
     for (limits, message) in [
         ("{ requests: 5 }", "the field `unit` is missing"),
         ("{ requests: 0, unit: Second }", "`0` is not a whole number from 1 to 1000000"),
