@@ -1,12 +1,13 @@
 //! Workers: threads with a runtime of their own, which share what is immutable and own the rest.
 
-use std::{net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::TcpListener, rc::Rc, sync::Arc};
 
 use outrider_policy::Target;
 use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
+    alarm,
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort},
     http::Limits,
     identity::Svids,
@@ -17,9 +18,6 @@ use crate::{
     tls::{MeshAcceptor, MeshConnector, Trust},
     upstream::{Pool, Upstreams},
 };
-
-/// How often a worker tidies up.
-const TICK: Duration = Duration::from_millis(100);
 
 /// A worker's own sockets.
 #[derive(Debug)]
@@ -92,6 +90,8 @@ pub(crate) struct Worker {
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
     svids: Arc<Svids>,
+    /// The own certificate has ended, as of the last tick.
+    own_ended: Cell<bool>,
 }
 
 impl Worker {
@@ -102,16 +102,12 @@ impl Worker {
 
     /// Whether [`Worker::closing`] has ended.
     pub(crate) fn is_closing(&self, deadline: Instant) -> bool {
-        self.drain.is_stopping() || Instant::now() >= deadline || self.svids.valid().is_none()
+        self.drain.is_stopping() || alarm::instant() >= deadline || self.own_ended.get()
     }
 
     /// Ends when a connection whose peer's certificate ends at `deadline` should take no more requests.
     pub(crate) async fn closing(&self, deadline: Instant) {
-        let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());
-        tokio::select! {
-            () = self.drain.stopping() => {}
-            () = tokio::time::sleep_until(deadline.min(own)) => {}
-        }
+        alarm::until(deadline, || self.is_closing(deadline).then_some(())).await;
     }
 }
 
@@ -159,7 +155,9 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         drain: shared.drain.clone(),
         tasks: tasks.clone(),
         svids: shared.svids.clone(),
+        own_ended: Cell::new(false),
     });
+    let (mut drains, mut policies) = (false, worker.policies.changes());
     let most = limits.connections;
     let inbounds = plaintext.into_iter().map(|(port, socket)| (Some(port), socket)).chain([(None, mesh)]);
     for (port, socket) in inbounds {
@@ -177,12 +175,21 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         });
         tasks.spawn_local("outbound listener", outbound);
     }
-    let mut tick = tokio::time::interval(TICK);
+    let mut tick = tokio::time::interval(alarm::TICK);
     loop {
         tokio::select! {
             _ = tick.tick() => {
+                alarm::tick();
+                if worker.own_ended.replace(shared.svids.valid().is_none()) != worker.own_ended.get() {
+                    alarm::ring();
+                }
                 observer.log.flush();
                 pool.sweep(shared.svids.generation());
+            }
+            Ok(()) = policies.changed() => alarm::ring(),
+            () = shared.drain.stopping(), if !drains => {
+                drains = true;
+                alarm::ring();
             }
             failure = tasks.failure() => return Err(std::io::Error::other(failure)),
             () = shared.drain.forced() => break,
@@ -193,16 +200,12 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 }
 
 impl Worker {
-    /// Runs a connection on this worker; drain ends it by force at the deadline.
+    /// Runs a connection on this worker. It ends by force with the worker: at drain's deadline.
     fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
-        let drain = self.drain.clone();
         let metrics = self.observer.metrics.clone();
         self.tasks.spawn_scoped_local(async move {
             metrics.connections.inc();
-            tokio::select! {
-                () = connection => {}
-                () = drain.forced() => {}
-            }
+            connection.await;
             metrics.connections.dec();
         });
     }

@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::PolicyBook;
 use crate::{
+    alarm,
     http::RequestHead,
     identity::Peer,
     refusal::{Reason, Refusal},
@@ -128,21 +129,27 @@ impl Permit {
 
     /// Ends when the permit no longer holds: a change of policy denies what it allowed, or the peer's certificate ended.
     pub async fn revoked(&mut self) -> Refusal {
-        let deadline = self.peer.deadline();
-        loop {
-            tokio::select! {
-                changed = self.changes.changed() => if changed.is_err() {
-                    return Refusal::new(Reason::Draining, "the agent is going away");
-                },
-                () = tokio::time::sleep_until(deadline) => {
-                    return Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
-                }
+        // The worker wakes everybody when a policy has changed.
+        alarm::until(self.peer.deadline(), || self.ended()).await
+    }
+
+    /// Why it no longer holds, if it does not.
+    fn ended(&mut self) -> Option<Refusal> {
+        if Instant::now() >= self.peer.deadline() {
+            return Some(Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended"));
+        }
+        match self.changes.has_changed() {
+            Ok(false) => return None,
+            Ok(true) => self.changes.mark_unchanged(),
+            Err(_) => return Some(Refusal::new(Reason::Draining, "the agent is going away")),
+        }
+        match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
+            Ok(verdict) if verdict.effect() == Effect::Allow => {
+                self.verdict = verdict;
+                None
             }
-            match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
-                Ok(verdict) if verdict.effect() == Effect::Allow => self.verdict = verdict,
-                Ok(verdict) => return denial(Reason::PolicyRevoked, &verdict),
-                Err(refusal) => return Refusal::new(Reason::PolicyRevoked, refusal.detail()),
-            }
+            Ok(verdict) => Some(denial(Reason::PolicyRevoked, &verdict)),
+            Err(refusal) => Some(Refusal::new(Reason::PolicyRevoked, refusal.detail())),
         }
     }
 }
@@ -158,7 +165,7 @@ pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refu
     };
     let ended = async {
         match until {
-            Some(until) => tokio::time::sleep_until(until).await,
+            Some(until) => alarm::until(until, || (Instant::now() >= until).then_some(())).await,
             None => std::future::pending().await,
         }
     };
