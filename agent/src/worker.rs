@@ -8,13 +8,13 @@ use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
     alarm,
-    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort},
+    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
     identity::Svids,
     inbound, listener, outbound,
     policy::PolicyBook,
     route::{Directory, LocalPort},
-    telemetry::{AccessLog, Metrics, Observer, ReportQueue},
+    telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
     tls::{MeshAcceptor, MeshConnector, Trust},
     upstream::{Pool, Upstreams},
 };
@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     connector: MeshConnector,
     metrics: Metrics,
     reports: ReportQueue,
+    spans: SpanQueue,
+    tracing: Tracing,
     drain: Drain,
     tasks: Tasks,
 }
@@ -57,7 +59,7 @@ impl Shared {
         svids: &Arc<Svids>,
         trust: &Arc<Trust>,
         metrics: &Metrics,
-        reports: ReportQueue,
+        (reports, spans): (ReportQueue, SpanQueue),
         drain: &Drain,
         tasks: &Tasks,
     ) -> Result<Self, rustls::Error> {
@@ -71,6 +73,8 @@ impl Shared {
             connector: MeshConnector::new(svids.clone(), trust.clone())?,
             metrics: metrics.clone(),
             reports,
+            spans,
+            tracing: config.tracing.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
         })
@@ -136,8 +140,9 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
     let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
     let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
-    let observer =
-        Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
+    let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
+    let observer = Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone());
+    let observer = Rc::new(observer);
     let worker = Rc::new(Worker {
         policies: shared.policies,
         directory: shared.directory,
@@ -163,7 +168,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (port, socket) in inbounds {
         let worker = worker.clone();
         let inbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(inbound::serve(worker.clone(), accepted, port.clone()));
+            worker.spawn(Side::Inbound, inbound::serve(worker.clone(), accepted, port.clone()));
         });
         tasks.spawn_local("inbound listener", inbound);
     }
@@ -171,11 +176,12 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (fixed, socket) in outbounds {
         let worker = worker.clone();
         let outbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(outbound::serve(worker.clone(), accepted, fixed.clone()));
+            worker.spawn(Side::Outbound, outbound::serve(worker.clone(), accepted, fixed.clone()));
         });
         tasks.spawn_local("outbound listener", outbound);
     }
     let mut tick = tokio::time::interval(alarm::TICK);
+    let mut pooled = (0, 0);
     loop {
         tokio::select! {
             _ = tick.tick() => {
@@ -185,6 +191,10 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
                 }
                 observer.log.flush();
                 pool.sweep(shared.svids.generation());
+                let now = pool.count();
+                metrics.pooled.inc_by(now.0 - pooled.0);
+                metrics.shared.inc_by(now.1 - pooled.1);
+                pooled = now;
             }
             Ok(()) = policies.changed() => alarm::ring(),
             () = shared.drain.stopping(), if !drains => {
@@ -201,12 +211,12 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 
 impl Worker {
     /// Runs a connection on this worker. It ends by force with the worker: at drain's deadline.
-    fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
-        let metrics = self.observer.metrics.clone();
+    fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
+        let open = self.observer.metrics.connections(side).clone();
         self.tasks.spawn_scoped_local(async move {
-            metrics.connections.inc();
+            open.inc();
             connection.await;
-            metrics.connections.dec();
+            open.dec();
         });
     }
 }

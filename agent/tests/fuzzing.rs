@@ -98,7 +98,10 @@ proptest! {
             let at = at.index(bytes.len().max(1)).min(bytes.len());
             match edit {
                 0 => bytes.insert(at, byte),
-                1 => bytes[at.min(bytes.len() - 1)] = byte,
+                1 => {
+                    let last = bytes.len() - 1;
+                    bytes[at.min(last)] = byte;
+                }
                 2 if at > 0 => bytes.truncate(at),
                 _ => bytes.extend_from_within(at..),
             }

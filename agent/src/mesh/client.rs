@@ -253,7 +253,7 @@ impl Place {
 #[derive(Debug)]
 pub(super) enum Unsent {
     /// It broke off, or stopped arriving.
-    Source(String),
+    Source(Reason, String),
     /// The other side does not take it.
     Sink(Code),
 }
@@ -261,7 +261,7 @@ pub(super) enum Unsent {
 impl Pump {
     fn start(place: Rc<Place>, mut body: Body, stall: Duration) -> Self {
         Self(tokio::task::spawn_local(async move {
-            if let Err(Unsent::Source(reason)) = copy(&place, &mut body, stall, |_| {}).await {
+            if let Err(Unsent::Source(_, reason)) = copy(&place, &mut body, stall, |_| {}).await {
                 tracing::debug!(reason, "a request's body ended early");
                 place.fail(Code::Broken);
             }
@@ -272,7 +272,7 @@ impl Pump {
 /// Sends all of a body; `sent` hears of every piece.
 pub(super) async fn copy(place: &Place, body: &mut Body, stall: Duration, mut sent: impl FnMut(usize)) -> Result<(), Unsent> {
     loop {
-        let frame = body.frame().await.map_err(|error| Unsent::Source(error.to_string()))?;
+        let frame = body.frame().await.map_err(|error| Unsent::Source(Reason::UpstreamFailed, error.to_string()))?;
         let ends = match &frame {
             None | Some(Frame::Trailers(_)) => true,
             Some(Frame::Data(_)) => body.is_end(),
@@ -293,7 +293,7 @@ pub(super) async fn copy(place: &Place, body: &mut Body, stall: Duration, mut se
             Ok(Ok(())) if ends => return Ok(()),
             Ok(Ok(())) => {}
             Ok(Err(Gone(code))) => return Err(Unsent::Sink(code)),
-            Err(_) => return Err(Unsent::Source("the other side stopped reading".to_owned())),
+            Err(_) => return Err(Unsent::Source(Reason::SlowCaller, "the other side stopped reading".to_owned())),
         }
     }
 }

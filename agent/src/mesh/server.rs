@@ -142,8 +142,8 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
     let sent = std::future::poll_fn(|cx| place.link.poll_head(cx, &place.stream, ends, head));
     match within(stall, sent).await {
         Ok(Ok(())) => {}
-        Ok(Err(Gone(_))) => return record.broke("the caller went away"),
-        Err(_) => return record.broke("the caller stopped reading"),
+        Ok(Err(Gone(_))) => return record.broke(Reason::CallerGone, "the caller went away"),
+        Err(_) => return record.broke(Reason::SlowCaller, "the caller stopped reading"),
     }
     if let Some(tunnel) = tunnel {
         let near = SharedIo::new(Transport::Stream(Box::new(Duplex::new(place.clone(), None))));
@@ -165,11 +165,13 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
             record.refused(&refusal);
             place.fail(Code::Cancelled);
         }
-        Err(Err(Unsent::Source(reason))) => {
-            record.broke(reason);
+        Err(Err(Unsent::Source(reason, text))) => {
+            record.broke(reason, text);
             place.fail(Code::Broken);
         }
-        Err(Err(Unsent::Sink(code))) => record.broke(format!("the caller gave the request up: {}", code.as_str())),
+        Err(Err(Unsent::Sink(code))) => {
+            record.broke(Reason::CallerGone, format!("the caller gave the request up: {}", code.as_str()))
+        }
     }
 }
 
@@ -184,6 +186,6 @@ impl Place {
             state.wait(Waiter::Watcher, cx.waker());
             Poll::Pending
         })
-        .await;
+        .await
     }
 }

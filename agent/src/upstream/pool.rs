@@ -109,6 +109,13 @@ impl Pool {
         self.loads.borrow_mut().entry(key.clone()).or_default().clone()
     }
 
+    /// How many connections are idle, and how many are shared.
+    pub fn count(&self) -> (i64, i64) {
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let shared = self.http2.borrow().len() + self.mesh.borrow().len();
+        (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(shared))
+    }
+
     /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
     pub fn sweep(&self, generation: u64) {
         self.idle.borrow_mut().retain(|_, clients| {

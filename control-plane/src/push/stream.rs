@@ -89,7 +89,7 @@ impl Stream {
             serial: hello.serial,
             certificate_end: hello.certificate_end,
             last_seen: clock::now(),
-            commands: send,
+            commands: Some(send),
         };
         mesh.ask(|reply| Request::Join { agent: hello.agent, epoch, reply }).await.map_err(|error| refuse(&error))?;
         mesh.sessions.open(session);
@@ -273,7 +273,7 @@ fn refuse(error: &ChangeError) -> Status {
         ChangeError::AgentTaken(_) => Status::permission_denied(error.to_string()),
         ChangeError::TooManyAgents(_) | ChangeError::TooManyOfIdentity(..) => Status::resource_exhausted(error.to_string()),
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
-        ChangeError::Canary(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(_) | ChangeError::Stopping => Status::unavailable("the control plane cannot answer now"),
     }
 }

@@ -133,10 +133,14 @@ impl Publisher {
         let gone: Vec<Policy> = deletes.iter().filter_map(known).collect();
         let replaced: Vec<Policy> = puts.iter().filter_map(|put| known(&put.resource.name)).collect();
         let written = Written { puts: puts.iter().map(put).collect(), deletes: gone.iter().map(key).collect() };
-        let revision = self.store.write_policies(&written, call, uid, clock::now()).await?;
+        let revision = self.store.write_policies(&written, self.world.revision, (call, uid), clock::now()).await?;
         let puts: Vec<Policy> = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision)).collect();
         let touched: Vec<Policy> = puts.iter().chain(&replaced).chain(&gone).chain(also).cloned().collect();
-        self.world.change_policies(puts, &deletes, revision);
+        if self.is_next(Some(revision)) {
+            self.world.change_policies(puts, &deletes, revision);
+        } else {
+            self.follow().await;
+        }
         // Remembered before anybody can ask.
         self.remember(revision, &touched);
         self.show();

@@ -2,6 +2,7 @@
 
 mod dataplane;
 mod ground;
+mod identity;
 mod policy;
 mod process;
 mod report;
@@ -49,6 +50,8 @@ enum Name {
     Dataplane,
     /// Decisions by 10, 1000 and 10 000 rules, with and without CEL; how long they take to compile, and their memory
     Policy,
+    /// Leaves signed and issued, a change in force at up to 2000 agents, memory for each, and all of them coming back at once
+    Identity,
 }
 
 /// How to measure: the flags with their defaults filled in.
@@ -59,6 +62,7 @@ struct Plan {
     rounds: u32,
     only: Vec<String>,
     idle: u32,
+    quick: bool,
 }
 
 /// Names that choose workloads; the others choose contenders.
@@ -94,10 +98,12 @@ impl Bench {
             rounds: self.rounds.unwrap_or_else(|| default(5, 2)),
             only: self.only.clone(),
             idle: self.idle,
+            quick: self.quick,
         };
         let report = match self.name {
             Name::Dataplane => dataplane::run(&plan)?,
             Name::Policy => policy::run(&plan)?,
+            Name::Identity => identity::run(&plan)?,
         };
         report.print()?;
         match self.json {

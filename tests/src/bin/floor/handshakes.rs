@@ -102,9 +102,7 @@ impl Load {
                     match one(&dial, self.address, "connection: close\r\n").await {
                         Ok(_) => done.set(done.get() + 1),
                         Err(error) => {
-                            let mut failed = failed.borrow_mut();
-                            *failed = (failed.0 + 1, format!("{error:#}"));
-                            drop(failed);
+                            failed.replace_with(|(count, _)| (*count + 1, format!("{error:#}")));
                             tokio::time::sleep(Duration::from_millis(20)).await;
                         }
                     }

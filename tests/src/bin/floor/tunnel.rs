@@ -3,6 +3,7 @@
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
     net::{TcpListener, TcpStream},
+    task::JoinSet,
 };
 
 use crate::{End, Side, tls};
@@ -13,11 +14,13 @@ const BUFFER: usize = 16 << 10;
 pub(crate) async fn run(end: End) -> anyhow::Result<()> {
     let listener = TcpListener::bind(end.listen).await?;
     let (connector, acceptor) = (tls::client(&end.certificates, &[])?, tls::server(&end.certificates, &[])?);
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let Ok((near, _)) = listener.accept().await else { continue };
         let _ = near.set_nodelay(true);
         let (connector, acceptor) = (connector.clone(), acceptor.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let far = TcpStream::connect(end.connect);
             match end.side {
                 Side::Client => {
