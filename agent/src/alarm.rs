@@ -3,6 +3,7 @@
 
 use std::{
     cell::RefCell,
+    ops::ControlFlow,
     pin::pin,
     task::{Poll, Waker},
     time::Duration,
@@ -131,18 +132,19 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
     .await
 }
 
-/// Waits until `holds` gives something. Asked at first, whenever everybody is woken (`ring`), and at `deadline` at the latest.
-pub(crate) async fn until<T>(deadline: Instant, mut holds: impl FnMut() -> Option<T>) -> T {
+/// Waits until `holds` breaks with something. It is asked at first, whenever everybody is woken (`ring`), and at the latest at the
+/// time that it said.
+pub(crate) async fn until<T>(mut holds: impl FnMut() -> ControlFlow<T, Instant>) -> T {
     let (mut alarm, mut due, mut heard) = (Alarm::default(), 0, 0);
     std::future::poll_fn(|cx| {
         let (now, rings) = ALARMS.with_borrow(|alarms| (alarms.now, alarms.rings));
         // In between nothing can have changed.
         if due <= now || heard != rings {
-            if let Some(output) = holds() {
-                return Poll::Ready(output);
-            }
             heard = rings;
-            due = after(deadline.saturating_duration_since(instant()));
+            due = match holds() {
+                ControlFlow::Break(output) => return Poll::Ready(output),
+                ControlFlow::Continue(deadline) => after(deadline.saturating_duration_since(instant())),
+            };
         }
         alarm.set(due, cx.waker());
         Poll::Pending
@@ -176,7 +178,8 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_looks_again_when_everybody_is_woken() {
         let flag = std::cell::Cell::new(false);
-        let waiting = until(Instant::now() + Duration::from_secs(3600), || flag.get().then_some("seen"));
+        let later = Instant::now() + Duration::from_secs(3600);
+        let waiting = until(|| if flag.get() { ControlFlow::Break("seen") } else { ControlFlow::Continue(later) });
         let mut waiting = pin!(waiting);
         assert!(futures_util::poll!(&mut waiting).is_pending());
         flag.set(true);

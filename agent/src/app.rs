@@ -218,6 +218,7 @@ fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
                 service: backed.service.to_string(),
                 mesh_address: mesh_address.clone(),
                 ports: vec![port],
+                labels: config.labels.clone().into_iter().collect(),
             }),
         }
     }

@@ -1,21 +1,21 @@
 //! Workers: threads with a runtime of their own, which share what is immutable and own the rest.
 
-use std::{cell::Cell, net::TcpListener, rc::Rc, sync::Arc};
+use std::{cell::Cell, net::TcpListener, ops::ControlFlow, rc::Rc, sync::Arc};
 
 use outrider_policy::Target;
 use outrider_runtime::{Drain, Tasks};
-use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
+use tokio::{runtime::LocalOptions, sync::oneshot};
 
 use crate::{
     alarm,
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
-    identity::Svids,
+    identity::{Peer, Svids},
     inbound, listener, outbound,
     policy::PolicyBook,
     route::{Directory, LocalPort},
     telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
-    tls::{MeshAcceptor, MeshConnector, Trust},
+    tls::{MeshAcceptor, MeshConnector, Standing, Trust},
     upstream::{Pool, Upstreams},
 };
 
@@ -38,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) policies: Arc<PolicyBook>,
     pub(crate) directory: Arc<Directory>,
     svids: Arc<Svids>,
+    trust: Arc<Trust>,
     local: Arc<Vec<LocalPort>>,
     acceptor: MeshAcceptor,
     connector: MeshConnector,
@@ -65,9 +66,10 @@ impl Shared {
     ) -> Result<Self, rustls::Error> {
         let local = config.backed.iter().map(|port| LocalPort { program: port.program, protocol: port.protocol }).collect();
         Ok(Self {
-            policies: Arc::new(PolicyBook::new(config.backed.iter().map(target).collect())),
+            policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect(), trust.clone())),
             directory: Arc::default(),
             svids: svids.clone(),
+            trust: trust.clone(),
             local: Arc::new(local),
             acceptor: MeshAcceptor::new(svids.clone(), trust.clone())?,
             connector: MeshConnector::new(svids.clone(), trust.clone())?,
@@ -93,6 +95,7 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
+    pub(crate) trust: Arc<Trust>,
     svids: Arc<Svids>,
     /// The own certificate has ended, as of the last tick.
     own_ended: Cell<bool>,
@@ -105,18 +108,20 @@ impl Worker {
     }
 
     /// Whether [`Worker::closing`] has ended.
-    pub(crate) fn is_closing(&self, deadline: Instant) -> bool {
-        self.drain.is_stopping() || alarm::instant() >= deadline || self.own_ended.get()
+    pub(crate) fn is_closing(&self, peer: &Peer) -> bool {
+        let ended = alarm::instant() >= peer.deadline() || self.trust.standing(peer) != Standing::Good;
+        self.drain.is_stopping() || ended || self.own_ended.get()
     }
 
-    /// Ends when a connection whose peer's certificate ends at `deadline` should take no more requests.
-    pub(crate) async fn closing(&self, deadline: Instant) {
-        alarm::until(deadline, || self.is_closing(deadline).then_some(())).await;
+    /// Ends when a connection of this peer should take no more requests.
+    pub(crate) async fn closing(&self, peer: &Peer) {
+        alarm::until(|| if self.is_closing(peer) { ControlFlow::Break(()) } else { ControlFlow::Continue(peer.deadline()) })
+            .await;
     }
 }
 
-fn target(port: &BackedPort) -> Target {
-    Target { service: port.service.clone(), labels: Default::default(), port: port.port, protocol: port.protocol }
+fn target(config: &Config, port: &BackedPort) -> Target {
+    Target { service: port.service.clone(), labels: config.labels.clone(), port: port.port, protocol: port.protocol }
 }
 
 /// Starts a thread with a runtime of its own. It ends with drain; an error or a panic in it fails the agent.
@@ -159,6 +164,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         limits: limits.clone(),
         drain: shared.drain.clone(),
         tasks: tasks.clone(),
+        trust: shared.trust,
         svids: shared.svids.clone(),
         own_ended: Cell::new(false),
     });

@@ -24,6 +24,7 @@ use crate::{
         h1::{Framing, ParsedResponse, Switched},
     },
     refusal::{Reason, Refusal},
+    tls::Tenure,
     upstream::StreamLease,
 };
 
@@ -43,7 +44,7 @@ pub struct MeshClient {
 #[derive(Debug)]
 struct Shared {
     link: Rc<Link>,
-    usable_until: Instant,
+    tenure: Tenure,
 }
 
 impl Drop for Shared {
@@ -79,26 +80,27 @@ impl MeshClient {
     ///
     /// # Errors
     /// When `io` is not a TLS connection of which this is the only handle.
-    pub fn open(io: SharedIo, usable_until: Instant, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
+    pub fn open(io: SharedIo, tenure: Tenure, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
         let sealed = Sealed::new(io).ok_or_else(|| Refusal::new(Reason::ConnectFailed, "not a connection of our own"))?;
         let link = Rc::new(Link::default());
-        tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), usable_until, limits.clone()));
-        Ok(Self { shared: Rc::new(Shared { link, usable_until }) })
+        tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), tenure.clone(), limits.clone()));
+        Ok(Self { shared: Rc::new(Shared { link, tenure }) })
     }
 
     /// Whether another exchange may start on it.
     pub fn is_usable(&self) -> bool {
         let link = self.shared.link.state.borrow();
-        !link.leaving && !link.closed && Instant::now() < self.shared.usable_until
+        !link.leaving && !link.closed && !self.shared.tenure.is_over()
     }
 }
 
 /// Drives a connection until it has ended, or nobody uses it any more.
-async fn drive(mut driver: Driver, usable_until: Instant, limits: Limits) {
+async fn drive(mut driver: Driver, tenure: Tenure, limits: Limits) {
     let link = driver.link.clone();
     let mut timer = std::pin::pin!(tokio::time::sleep(SILENCE));
+    let mut ended = std::pin::pin!(tenure.ended());
     let (mut heard, mut idle_since) = (0_u64, None);
-    let ended = std::future::poll_fn(|cx| {
+    let end = std::future::poll_fn(|cx| {
         if let Poll::Ready(ended) = driver.poll(cx, &mut Role::Caller, &limits) {
             return Poll::Ready(Some(ended));
         }
@@ -108,11 +110,11 @@ async fn drive(mut driver: Driver, usable_until: Instant, limits: Limits) {
                 return Poll::Ready(None);
             }
         }
+        if ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
         while timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            if now >= usable_until {
-                return Poll::Ready(None);
-            }
             let mut state = link.state.borrow_mut();
             idle_since = Some(()).filter(|()| state.streams.is_empty()).map(|()| idle_since.unwrap_or(now));
             if idle_since.is_some_and(|since: Instant| now.duration_since(since) >= IDLE) {
@@ -134,15 +136,15 @@ async fn drive(mut driver: Driver, usable_until: Instant, limits: Limits) {
                 state.put(0, Kind::Ping, false, &word.to_be_bytes());
                 ANSWER
             };
-            timer.as_mut().reset(now + wait.min(usable_until.saturating_duration_since(now)));
+            timer.as_mut().reset(now + wait);
         }
         Poll::Pending
     })
     .await;
-    if let Some(super::driver::Ended::Broke(violation)) = &ended {
+    if let Some(super::driver::Ended::Broke(violation)) = &end {
         tracing::warn!(%violation, "another agent broke the mesh protocol");
         driver.leave(Code::Protocol);
-    } else if ended.is_none() {
+    } else if end.is_none() {
         driver.leave(Code::Done);
     }
     let farewell = std::future::poll_fn(|cx| driver.poll_end(cx));
@@ -184,21 +186,25 @@ pub async fn exchange(
     };
     let answer = match early {
         Some(answer) => answer,
-        None => within(limits.response_head, place.answer())
-            .await
-            .map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?,
+        None => tokio::select! {
+            biased;
+            answer = within(limits.response_head, place.answer()) => {
+                answer.map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?
+            }
+            refusal = client.shared.tenure.fallen() => return Err(refusal),
+        },
     };
     let parsed = match answer {
         Ok(parsed) => parsed,
         Err(Code::Refused) if without_body => return Ok(Exchange::Unsent(Body::Empty, failed(Code::Refused))),
         Err(code) => return Err(failed(code)),
     };
-    let until = Some(client.shared.usable_until);
+    let tenure = Some(client.shared.tenure.clone());
     let ParsedResponse { status, fields, framing, switches, .. } = parsed;
     if switches {
         let io = SharedIo::new(Transport::Stream(Box::new(Duplex::new(place, Some(lease)))));
         let switched = Some(Switched { io, already: bytes::BytesMut::new(), lease: None });
-        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, until, switched }));
+        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, tenure, switched }));
     }
     if head.upgrade.is_some() {
         // It stays HTTP: the request ends here.
@@ -214,7 +220,7 @@ pub async fn exchange(
         };
         Body::Mesh(BodyReader::new(place, length, Some(Upstream { _lease: lease, _pump: pump })))
     };
-    Ok(Exchange::Answered(Response { status, fields, body, until, switched: None }))
+    Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
 }
 
 fn failed(code: Code) -> Refusal {

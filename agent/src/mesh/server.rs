@@ -132,8 +132,8 @@ async fn stream(service: &impl Service, opened: Opened, stall: Duration) {
 
 /// Sends a response, for as long as it is permitted and there is somebody to take it.
 async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, stall: Duration) {
-    let Reply { response, mut permit, mut record, tunnel } = reply;
-    let (mut body, until) = (response.body, response.until);
+    let Reply { mut response, mut permit, mut record, tunnel } = reply;
+    let (mut body, tenure) = (response.body, response.tenure.take());
     let no_body = to_head || matches!(response.status, 204 | 304);
     let ends = tunnel.is_none() && (no_body || body.is_end());
     let length = body.length().filter(|_| !no_body && tunnel.is_none());
@@ -155,7 +155,7 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
     let outcome = tokio::select! {
         biased;
         copied = copy(place, &mut body, stall, |bytes| record.sent(bytes)) => copied.map_err(Err),
-        refusal = lapsed(permit.as_mut(), until) => Err(Ok(refusal)),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => Err(Ok(refusal)),
         // The program may be silent for long: it is told at once that nobody listens any more.
         code = place.given_up() => Err(Err(Unsent::Sink(code))),
     };

@@ -1,6 +1,6 @@
 //! A permit: somebody may do something, by this rule, for as long as the policy says so and the certificate lasts.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc};
+use std::{net::IpAddr, ops::ControlFlow, rc::Rc, sync::Arc};
 
 use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, MtlsMode, Target};
 use tokio::{sync::watch, time::Instant};
@@ -11,6 +11,7 @@ use crate::{
     http::RequestHead,
     identity::Peer,
     refusal::{Reason, Refusal},
+    tls::Tenure,
 };
 
 /// What a decision was, for records.
@@ -74,6 +75,9 @@ impl PolicyBook {
         }
         // Subscribed before the decision: a change in between is seen as a change.
         let changes = self.changes();
+        if let Some(refusal) = self.trust.refusal(peer) {
+            return Err(Denied { refusal, verdict: None });
+        }
         let verdict = self.decide(target, peer, head.map(|head| &**head));
         match verdict {
             Ok(verdict) if verdict.effect() == Effect::Allow => {
@@ -127,36 +131,40 @@ impl Permit {
         &self.peer
     }
 
-    /// Ends when the permit no longer holds: a change of policy denies what it allowed, or the peer's certificate ended.
+    /// Ends when the permit no longer holds: a change of policy denies what it allowed, the peer is no longer believed, or its
+    /// certificate ended.
     pub async fn revoked(&mut self) -> Refusal {
-        // The worker wakes everybody when a policy has changed.
-        alarm::until(self.peer.deadline(), || self.ended()).await
+        // The worker wakes everybody when a policy, or who is believed, has changed.
+        alarm::until(|| self.ended()).await
     }
 
-    /// Why it no longer holds, if it does not.
-    fn ended(&mut self) -> Option<Refusal> {
+    /// Why it no longer holds, or until when nothing has to be looked at.
+    fn ended(&mut self) -> ControlFlow<Refusal, Instant> {
+        if let Some(refusal) = self.book.trust.refusal(&self.peer) {
+            return ControlFlow::Break(refusal);
+        }
         if Instant::now() >= self.peer.deadline() {
-            return Some(Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended"));
+            return ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended"));
         }
         match self.changes.has_changed() {
-            Ok(false) => return None,
+            Ok(false) => return ControlFlow::Continue(self.book.trust.deadline(&self.peer)),
             Ok(true) => self.changes.mark_unchanged(),
-            Err(_) => return Some(Refusal::new(Reason::Draining, "the agent is going away")),
+            Err(_) => return ControlFlow::Break(Refusal::new(Reason::Draining, "the agent is going away")),
         }
         match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
             Ok(verdict) if verdict.effect() == Effect::Allow => {
                 self.verdict = verdict;
-                None
+                ControlFlow::Continue(self.book.trust.deadline(&self.peer))
             }
-            Ok(verdict) => Some(denial(Reason::PolicyRevoked, &verdict)),
-            Err(refusal) => Some(Refusal::new(Reason::PolicyRevoked, refusal.detail())),
+            Ok(verdict) => ControlFlow::Break(denial(Reason::PolicyRevoked, &verdict)),
+            Err(refusal) => ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, refusal.detail())),
         }
     }
 }
 
 /// Ends when a stream may not go on: its permit, where there is one, no longer holds, or the certificates of the connection
-/// that it comes from have ended.
-pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refusal {
+/// that it comes from have ended, or are no longer believed.
+pub async fn lapsed(permit: Option<&mut Permit>, tenure: Option<&Tenure>) -> Refusal {
     let revoked = async {
         match permit {
             Some(permit) => permit.revoked().await,
@@ -164,14 +172,14 @@ pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refu
         }
     };
     let ended = async {
-        match until {
-            Some(until) => alarm::until(until, || (Instant::now() >= until).then_some(())).await,
+        match tenure {
+            Some(tenure) => tenure.ended().await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         biased;
         refusal = revoked => refusal,
-        () = ended => Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"),
+        refusal = ended => refusal,
     }
 }

@@ -101,11 +101,11 @@ impl Upstreams {
             }
         };
         let (filled, way) = if connected.protocol == MeshProtocol::Mesh {
-            let client = MeshClient::open(connected.io, connected.usable_until, &self.limits, &self.tasks)?;
+            let client = MeshClient::open(connected.io, connected.tenure, &self.limits, &self.tasks)?;
             (MeshPlace::Open(client.clone(), generation), Way::Mesh(client, reached.clone(), true))
         } else {
             // The handshake was not in vain: the connection speaks HTTP/1.1.
-            self.pool.put(reached.clone(), H1Client::new(connected.io, connected.usable_until), generation);
+            self.pool.put(reached.clone(), H1Client::new(connected.io, connected.tenure), generation);
             (MeshPlace::HttpOnly(Instant::now()), Way::Http)
         };
         if reached == wanted {

@@ -144,8 +144,8 @@ async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
 /// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
 /// request may follow.
 async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
-    let Reply { response, mut permit, mut record, .. } = reply;
-    let until = response.until;
+    let Reply { mut response, mut permit, mut record, .. } = reply;
+    let tenure = response.tenure.take();
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
@@ -155,7 +155,7 @@ async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply
                 false
             }
         },
-        refusal = lapsed(permit.as_mut(), until) => {
+        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => {
             record.refused(&refusal);
             false
         }
