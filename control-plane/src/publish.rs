@@ -86,9 +86,9 @@ impl Publisher {
                 Request::Join { agent, epoch, reply } => joins.push((agent, epoch, reply)),
                 // Dropped when it is done: that is what a goodbye waits for.
                 Request::Leave { agent_id, epoch, goodbye, _done } => self.leave(&agent_id, epoch, goodbye).await,
-                Request::Apply { documents, dry_run, uid, reply } => {
+                Request::Apply { documents, unknown, dry_run, uid, reply } => {
                     // Nobody waits any more: what was stored stays stored.
-                    let _ = reply.send(abreast!(self, self.apply(&documents, dry_run, uid)));
+                    let _ = reply.send(abreast!(self, self.apply(&documents, unknown, dry_run, uid)));
                 }
                 Request::Canary { order, reply } => drop(reply.send(self.begin_canary(order).await)),
                 Request::Rollback { revision, dry_run, uid, reply } => {
