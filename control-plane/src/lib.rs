@@ -26,4 +26,4 @@ pub use app::{ControlPlane, Running, StartError};
 #[cfg(feature = "bench")]
 pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
-pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};
+pub use store::{Backend, DirError, KeyError, MigrateError, Moved, OpenError, Place, PostgresUrl, migrate};

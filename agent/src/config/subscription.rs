@@ -111,6 +111,7 @@ impl Subscription {
             };
             let Err(error) = outcome else { continue };
             before = None;
+            self.control_plane.turn_away();
             failures += 1;
             let pause = retry_after(failures, fastrand::f64());
             tracing::warn!(%error, retry_in = ?pause, "no stream from the control plane: the last good view stays in force");
@@ -139,7 +140,7 @@ impl Subscription {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: vec!["ServicePolicy/v1alpha1".to_owned(), "Service".to_owned(), "TrustBundle".to_owned()],
+            capabilities: ["ServicePolicy/v1alpha1", "Service", "TrustBundle", "Revocations"].map(str::to_owned).into(),
             services: self.services.clone(),
             known: self.view.known(),
             want: Some(want(&self.directory.wanted().borrow())),

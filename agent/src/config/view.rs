@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
-use outrider_proto::v1::{self as wire, KnownResource, Resource, ResourceKind, ServicePolicyBody, TrustBundle, Update};
+use outrider_proto::v1::{
+    self as wire, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update,
+};
 use prost::Message as _;
 
 use crate::{
@@ -87,10 +89,11 @@ impl View {
     /// # Errors
     /// When any part cannot be understood or enforced; what was in force before still is.
     pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
-        let (mut bundle, mut services, mut stored) = (None, Vec::new(), Vec::new());
+        let (mut bundle, mut revocations, mut services, mut stored) = (None, RevocationList::default(), Vec::new(), Vec::new());
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
+                Ok(ResourceKind::Revocations) => revocations = read::<RevocationList>(resource)?,
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
                 Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
@@ -107,10 +110,17 @@ impl View {
         if let Some(bundle) = &bundle {
             anchors(&Trust::default(), bundle)?;
         }
+        let revoke = |trust: &Trust| {
+            trust
+                .revoke(&revocations)
+                .map_err(|error| ViewError::Resource { name: "revocations".into(), reason: error.to_string() })
+        };
+        revoke(&Trust::default())?;
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
         if let Some(bundle) = &bundle {
             anchors(trust, bundle)?;
         }
+        revoke(trust)?;
         directory.replace(services);
         Ok(())
     }
@@ -166,7 +176,7 @@ mod tests {
 
     #[test]
     fn an_update_with_an_unusable_part_puts_nothing_in_force() {
-        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new()), Directory::default());
+        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new(), Arc::default()), Directory::default());
         let bundle = |roots: Vec<Vec<u8>>| TrustBundle { trust_domain: "mesh.internal".to_owned(), roots };
         let resource = |kind: ResourceKind, name: &str, body: Vec<u8>| Resource {
             kind: kind.into(),

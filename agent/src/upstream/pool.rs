@@ -84,7 +84,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, key: Key, client: H1Client, generation: u64) {
-        if !client.is_over() || Instant::now() >= client.usable_until {
+        if !client.is_over() || client.tenure.is_over() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -112,9 +112,8 @@ impl Pool {
     /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
     pub fn sweep(&self, generation: u64) {
         self.idle.borrow_mut().retain(|_, clients| {
-            clients.retain(|idle| {
-                idle.generation == generation && idle.since.elapsed() < IDLE_FOR && Instant::now() < idle.client.usable_until
-            });
+            clients
+                .retain(|idle| idle.generation == generation && idle.since.elapsed() < IDLE_FOR && !idle.client.tenure.is_over());
             !clients.is_empty()
         });
         self.http2.borrow_mut().retain(|key, slot| {

@@ -7,11 +7,12 @@ mod flip;
 mod laggard;
 mod policy;
 mod revision;
+mod revocation;
 mod service;
 
 pub(crate) use self::{
     agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
-    revision::Revision, service::Service,
+    revision::Revision, revocation::Revocation, service::Service,
 };
 
 /// A name in a list, for filters.
