@@ -6,7 +6,9 @@
 
 mod alarm;
 mod app;
+pub mod capture;
 pub mod config;
+pub mod dns;
 pub mod http;
 pub mod identity;
 mod inbound;
@@ -21,6 +23,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 mod worker;
+pub mod workload;
 
 pub use app::{Agent, StartError};
 pub use config::{Config, ConfigProblems, Settings, StateDir, StateDirError};
