@@ -80,7 +80,8 @@ impl Load {
         let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
         let control_plane = self.join.clone().context("neither `--certificates` nor `--join`")?;
         let token: JoinToken = self.token.as_deref().unwrap_or_default().parse().map_err(anyhow::Error::msg)?;
-        let channel = ControlPlane::new(control_plane, trust.clone(), svids.clone()).join(&token).await?;
+        let addresses = Arc::new(control_plane.parse().map_err(anyhow::Error::msg)?);
+        let channel = ControlPlane::new(addresses, trust.clone(), svids.clone()).join(&token).await?;
         let request = SigningRequest::new()?;
         let evidence = Some(Evidence::JoinToken(WireToken { token: token.as_str().to_owned() }));
         let call = IssueRequest { csr: request.csr.clone(), evidence, expected_identity: String::new() };
