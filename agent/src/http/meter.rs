@@ -3,6 +3,7 @@
 use tokio::time::{Duration, Instant};
 
 use super::{BodyError, Limits};
+use crate::alarm;
 
 /// Time before the rate of a body counts.
 const GRACE: Duration = Duration::from_secs(10);
@@ -16,13 +17,19 @@ pub struct Meter {
     /// Bytes a second; none for streams that may rest.
     rate: Option<usize>,
     time: Duration,
+    stall: Duration,
 }
 
 impl Meter {
     /// A meter that begins now. `may_rest` is for calls whose bodies are streams of messages.
     pub fn new(limits: &Limits, may_rest: bool) -> Self {
         let rate = Some(limits.body_rate).filter(|_| !may_rest);
-        Self { began: Instant::now(), taken: 0, most: limits.body_bytes, rate, time: limits.request }
+        Self { began: alarm::instant(), taken: 0, most: limits.body_bytes, rate, time: limits.request, stall: limits.stall }
+    }
+
+    /// How long an HTTP/1.1 caller may pause.
+    pub fn stall(&self) -> Duration {
+        self.stall
     }
 
     /// Takes some bytes.
@@ -34,7 +41,7 @@ impl Meter {
         if self.taken > self.most {
             return Err(BodyError::TooLarge);
         }
-        let elapsed = self.began.elapsed();
+        let elapsed = alarm::instant().saturating_duration_since(self.began);
         let seconds = usize::try_from(elapsed.saturating_sub(GRACE).as_secs()).unwrap_or(usize::MAX);
         match self.rate {
             Some(rate) if self.taken < rate.saturating_mul(seconds) => Err(BodyError::TooSlow("the body arrives too slowly")),

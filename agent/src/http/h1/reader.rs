@@ -16,6 +16,7 @@ use super::{
     head::head_end,
 };
 use crate::{
+    alarm::within,
     http::{
         Limits, Meter,
         io::SharedIo,
@@ -216,7 +217,11 @@ impl BodyReader {
         if self.is_end() {
             return Ok(None);
         }
-        let frame = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx)).await;
+        let next = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx));
+        let frame = match &self.meter {
+            Some(meter) => within(meter.stall(), next).await.unwrap_or(Err(BodyError::TooSlow("the body stopped arriving"))),
+            None => next.await,
+        };
         let frame = match (frame, &mut self.meter) {
             (Ok(Some(Frame::Data(data))), Some(meter)) => meter.take(data.len()).map(|()| Some(Frame::Data(data))),
             (frame, _) => frame,

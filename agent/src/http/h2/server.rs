@@ -9,6 +9,7 @@ use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use super::{BodyReader, WINDOW, as_map, flood::Guarded, is_connection_field};
 use crate::{
+    alarm,
     http::{
         Body, BodyError, Fields, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
         normalize::{Host, RequestParts, is_identity_claim},
@@ -97,7 +98,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
 async fn leaving(service: &impl Service, end: Instant) {
     tokio::select! {
         () = service.closing() => {}
-        () = tokio::time::sleep_until(end) => {}
+        () = alarm::at(end) => {}
     }
 }
 
