@@ -16,7 +16,13 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::{ca::ServerLeaf, peer::Peer};
+use crate::{
+    ca::ServerLeaf,
+    peer::{Peer, PeerError},
+};
+
+/// Whom a certificate names, of those that the door is for.
+pub(crate) type Names = fn(&CertificateDer<'_>, &TrustDomain) -> Result<Peer, PeerError>;
 
 /// Why the door cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +40,10 @@ pub(crate) fn server_config(
     leaf: Arc<ServerLeaf>,
     roots: &[CertificateDer<'static>],
     trust_domain: &TrustDomain,
+    names: Names,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier::new(roots, trust_domain, &provider)?;
+    let verifier = PeerVerifier::new(roots, trust_domain, names, &provider)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -54,12 +61,14 @@ pub(crate) fn server_config(
 struct PeerVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust_domain: TrustDomain,
+    names: Names,
 }
 
 impl PeerVerifier {
     fn new(
         roots: &[CertificateDer<'static>],
         trust_domain: &TrustDomain,
+        names: Names,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
@@ -68,7 +77,7 @@ impl PeerVerifier {
         }
         let chain =
             WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).allow_unauthenticated().build()?;
-        Ok(Self { chain, trust_domain: trust_domain.clone() })
+        Ok(Self { chain, trust_domain: trust_domain.clone(), names })
     }
 }
 
@@ -88,7 +97,7 @@ impl ClientCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let peer = Peer::read(end_entity, &self.trust_domain);
+        let peer = (self.names)(end_entity, &self.trust_domain);
         peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
         Ok(verified)
     }
