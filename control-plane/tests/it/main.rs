@@ -9,6 +9,8 @@ mod issuing;
 #[cfg(test)]
 mod operators;
 #[cfg(test)]
+mod remote_operators;
+#[cfg(test)]
 #[expect(dead_code, unreachable_pub, reason = "other tests use the rest of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
