@@ -93,7 +93,7 @@ impl Inbound {
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
         let mut added = Fields::default();
-        added.push(b"x-request-id", request.head.id.as_bytes());
+        record.onward(&mut added);
         if let Some(client_cert) = &self.client_cert {
             added.push(b"x-forwarded-client-cert", client_cert.as_bytes());
         }
@@ -139,10 +139,10 @@ impl Service for Inbound {
     }
 
     async fn closing(&self) {
-        self.worker.closing(self.peer.deadline()).await;
+        self.worker.closing(&self.peer).await;
     }
 
     fn is_closing(&self) -> bool {
-        self.worker.is_closing(self.peer.deadline())
+        self.worker.is_closing(&self.peer)
     }
 }

@@ -7,14 +7,14 @@ use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
-    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort},
+    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
-    identity::Svids,
+    identity::{Peer, Svids},
     inbound, listener, outbound,
     policy::PolicyBook,
     route::{Directory, LocalPort},
-    telemetry::{AccessLog, Metrics, Observer, ReportQueue},
-    tls::{MeshAcceptor, MeshConnector, Trust},
+    telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
+    tls::{MeshAcceptor, MeshConnector, Standing, Trust},
     upstream::{Pool, Upstreams},
 };
 
@@ -40,11 +40,14 @@ pub(crate) struct Shared {
     pub(crate) policies: Arc<PolicyBook>,
     pub(crate) directory: Arc<Directory>,
     svids: Arc<Svids>,
+    trust: Arc<Trust>,
     local: Arc<Vec<LocalPort>>,
     acceptor: MeshAcceptor,
     connector: MeshConnector,
     metrics: Metrics,
     reports: ReportQueue,
+    spans: SpanQueue,
+    tracing: Tracing,
     drain: Drain,
     tasks: Tasks,
 }
@@ -59,20 +62,23 @@ impl Shared {
         svids: &Arc<Svids>,
         trust: &Arc<Trust>,
         metrics: &Metrics,
-        reports: ReportQueue,
+        (reports, spans): (ReportQueue, SpanQueue),
         drain: &Drain,
         tasks: &Tasks,
     ) -> Result<Self, rustls::Error> {
         let local = config.backed.iter().map(|port| LocalPort { program: port.program, protocol: port.protocol }).collect();
         Ok(Self {
-            policies: Arc::new(PolicyBook::new(config.backed.iter().map(target).collect())),
+            policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect(), trust.clone())),
             directory: Arc::default(),
             svids: svids.clone(),
+            trust: trust.clone(),
             local: Arc::new(local),
             acceptor: MeshAcceptor::new(svids.clone(), trust.clone())?,
             connector: MeshConnector::new(svids.clone(), trust.clone())?,
             metrics: metrics.clone(),
             reports,
+            spans,
+            tracing: config.tracing.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
         })
@@ -91,6 +97,7 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
+    pub(crate) trust: Arc<Trust>,
     svids: Arc<Svids>,
 }
 
@@ -101,22 +108,24 @@ impl Worker {
     }
 
     /// Whether [`Worker::closing`] has ended.
-    pub(crate) fn is_closing(&self, deadline: Instant) -> bool {
-        self.drain.is_stopping() || Instant::now() >= deadline || self.svids.valid().is_none()
+    pub(crate) fn is_closing(&self, peer: &Peer) -> bool {
+        let ended = Instant::now() >= peer.deadline() || self.trust.standing(peer) != Standing::Good;
+        self.drain.is_stopping() || ended || self.svids.valid().is_none()
     }
 
-    /// Ends when a connection whose peer's certificate ends at `deadline` should take no more requests.
-    pub(crate) async fn closing(&self, deadline: Instant) {
+    /// Ends when a connection of this peer should take no more requests.
+    pub(crate) async fn closing(&self, peer: &Peer) {
         let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());
         tokio::select! {
             () = self.drain.stopping() => {}
-            () = tokio::time::sleep_until(deadline.min(own)) => {}
+            () = self.trust.unsettled(peer) => {}
+            () = tokio::time::sleep_until(peer.deadline().min(own)) => {}
         }
     }
 }
 
-fn target(port: &BackedPort) -> Target {
-    Target { service: port.service.clone(), labels: Default::default(), port: port.port, protocol: port.protocol }
+fn target(config: &Config, port: &BackedPort) -> Target {
+    Target { service: port.service.clone(), labels: config.labels.clone(), port: port.port, protocol: port.protocol }
 }
 
 /// Starts a thread with a runtime of its own. It ends with drain; an error or a panic in it fails the agent.
@@ -140,8 +149,9 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
     let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
     let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
-    let observer =
-        Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
+    let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
+    let observer = Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone());
+    let observer = Rc::new(observer);
     let worker = Rc::new(Worker {
         policies: shared.policies,
         directory: shared.directory,
@@ -158,6 +168,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         limits: limits.clone(),
         drain: shared.drain.clone(),
         tasks: tasks.clone(),
+        trust: shared.trust,
         svids: shared.svids.clone(),
     });
     let most = limits.connections;
@@ -165,7 +176,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (port, socket) in inbounds {
         let worker = worker.clone();
         let inbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(inbound::serve(worker.clone(), accepted, port.clone()));
+            worker.spawn(Side::Inbound, inbound::serve(worker.clone(), accepted, port.clone()));
         });
         tasks.spawn_local("inbound listener", inbound);
     }
@@ -173,16 +184,21 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (fixed, socket) in outbounds {
         let worker = worker.clone();
         let outbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(outbound::serve(worker.clone(), accepted, fixed.clone()));
+            worker.spawn(Side::Outbound, outbound::serve(worker.clone(), accepted, fixed.clone()));
         });
         tasks.spawn_local("outbound listener", outbound);
     }
     let mut tick = tokio::time::interval(TICK);
+    let mut pooled = (0, 0);
     loop {
         tokio::select! {
             _ = tick.tick() => {
                 observer.log.flush();
                 pool.sweep(shared.svids.generation());
+                let now = pool.count();
+                metrics.pooled.inc_by(now.0 - pooled.0);
+                metrics.shared.inc_by(now.1 - pooled.1);
+                pooled = now;
             }
             failure = tasks.failure() => return Err(std::io::Error::other(failure)),
             () = shared.drain.forced() => break,
@@ -194,16 +210,16 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 
 impl Worker {
     /// Runs a connection on this worker; drain ends it by force at the deadline.
-    fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+    fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
         let drain = self.drain.clone();
-        let metrics = self.observer.metrics.clone();
+        let open = self.observer.metrics.connections(side).clone();
         self.tasks.spawn_scoped_local(async move {
-            metrics.connections.inc();
+            open.inc();
             tokio::select! {
                 () = connection => {}
                 () = drain.forced() => {}
             }
-            metrics.connections.dec();
+            open.dec();
         });
     }
 }

@@ -25,6 +25,7 @@ mod progress;
 mod remote;
 mod replay;
 mod report;
+mod revoke;
 mod rollback;
 mod run;
 mod table;

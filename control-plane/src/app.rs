@@ -6,7 +6,7 @@ use outrider_policy::{SpiffeId, names::NameProblem};
 use outrider_proto::v1;
 use outrider_runtime::{Drain, Gate, Readiness, Tasks, health, unix_socket::SocketError};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -24,8 +24,8 @@ use crate::{
     peer::Peer,
     publish::{Mesh, Publisher},
     push::Publication,
-    registry::{World, learn, tell},
-    store::{Claim, DirError, OpenError, Redeem, Store},
+    registry::{Revocations, Revoked, World, learn, tell},
+    store::{Claim, DirError, OpenError, Redeem, Store, StoreError},
     upkeep,
 };
 
@@ -116,10 +116,13 @@ impl ControlPlane {
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone(), authority.root_pin());
         let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);
-        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), store: store.clone(), metrics };
+        let revocations = revocations(&store, &config).await.map_err(OpenError::from)?;
+        let (revoking, revoked) = watch::channel(Arc::new(revocations));
+        let revoked = Revoked::new(revoked);
+        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), revoked, store: store.clone(), metrics };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
-        let (publisher, mesh) = publisher(&issuance, config.endpoint_grace).await?;
+        let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;
         let running = doors.addresses(&config, readiness);
         let plane = Plane { issuance, jwt_keys, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
         tasks.spawn("publish", publisher.run(drain.clone()));
@@ -203,14 +206,23 @@ async fn own_leaf(issuance: &Issuance, now: i64) -> Result<Arc<ServerLeaf>, Star
     Ok(Arc::new(leaf))
 }
 
-async fn publisher(issuance: &Issuance, grace: Duration) -> Result<(Publisher, Mesh), OpenError> {
+async fn revocations(store: &Store, config: &Config) -> Result<Revocations, StoreError> {
+    Ok(Revocations::new(store.revocations().await?, config.trust_domain.as_str(), 0))
+}
+
+async fn publisher(
+    issuance: &Issuance,
+    revoking: watch::Sender<Arc<Revocations>>,
+    grace: Duration,
+) -> Result<(Publisher, Mesh), OpenError> {
     let (store, authority) = (&issuance.store, &issuance.authority);
     let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
     let (revision, policies, agents) = store.mesh().await?;
     let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
-    let world = World::load(revision, bundle, policies, agents)?;
+    let revocations = Arc::clone(&revoking.borrow());
+    let world = World::load(revision, bundle, revocations, policies, agents)?;
     issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
-    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), world, grace))
+    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), (world, revoking), grace))
 }
 
 /// What runs.
@@ -229,7 +241,8 @@ impl Plane {
         let (store, metrics) = (&issuance.store, &issuance.metrics);
         let authority = &issuance.authority;
         let tls = |names| {
-            let config = api::server_config(Arc::clone(&self.leaf), &authority.roots(), authority.trust_domain(), names);
+            let (roots, domain, revoked) = (authority.roots(), authority.trust_domain(), issuance.revoked.clone());
+            let config = api::server_config(Arc::clone(&self.leaf), &roots, domain, names, revoked);
             config.map(|config| TlsAcceptor::from(Arc::new(config))).map_err(ca_failed)
         };
         let domain = authority.trust_domain();
@@ -240,12 +253,13 @@ impl Plane {
             store: store.clone(),
             metrics: metrics.clone(),
             drain: drain.clone(),
+            revoked: issuance.revoked.clone(),
             jwt_bundle: self.jwt_keys.bundle(),
         };
         let agents = api::agents_router(
             Identities::new(issuance.clone(), Arc::clone(&self.jwt_keys)),
             Subscriptions { publication, tasks: tasks.clone() },
-            Reports::new(store.clone(), metrics.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
+            Reports::new(issuance.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
         );
         let stop = drain.clone();
         tasks.spawn("serve agents", async move {
@@ -253,7 +267,7 @@ impl Plane {
         });
         let roster = Roster::new(store.clone());
         tasks.spawn("operators", upkeep::look_at_operators(roster.clone(), drain.clone()));
-        let gate = GateLayer::new(roster.clone(), store.clone());
+        let gate = GateLayer::new(roster.clone(), issuance.revoked.clone(), store.clone());
         let operators = Operators {
             mesh: mesh.clone(),
             store: store.clone(),

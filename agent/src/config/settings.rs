@@ -1,15 +1,17 @@
 //! Settings: what the user wrote becomes what the program needs, or a list of everything that is wrong with it.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId};
+use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId, names};
 use outrider_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
 
+use super::tracing;
 use crate::{identity::JoinToken, telemetry::AccessLogTarget, workload::WorkloadSocket};
 
 /// Settings as flags, environment or a YAML file give them.
@@ -31,6 +33,9 @@ pub struct Settings {
     /// Port of a service that the program beside this agent backs, NAMESPACE/NAME:PORT[/tcp|http|http2|grpc][=HOST:PORT]; may be repeated
     #[arg(long, value_name = "SERVICE:PORT/PROTOCOL=ADDRESS")]
     pub service: Vec<String>,
+    /// Label of the program beside this agent, KEY=VALUE, for the `selector` of policies; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
     /// Local listener that leads to one port of a service, [HOST:]PORT=NAMESPACE/NAME[:PORT]; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
     pub upstream: Vec<String>,
@@ -67,6 +72,18 @@ pub struct Settings {
     /// Share of allowed requests that are reported to the control plane, 0 to 1; refusals and failures always are [default: 0.01]
     #[arg(long, env = "OUTRIDER_REPORT_ALLOWS", value_name = "SHARE")]
     pub report_allows: Option<f64>,
+    /// OpenTelemetry collector that gets spans by OTLP over gRPC, HOST:PORT: on loopback in plaintext, elsewhere with `--otlp-ca`
+    #[arg(long, env = "OUTRIDER_OTLP", value_name = "HOST:PORT")]
+    pub otlp: Option<String>,
+    /// Root certificates (PEM) that the collector's certificate chains to
+    #[arg(long, env = "OUTRIDER_OTLP_CA", value_name = "FILE", requires = "otlp")]
+    pub otlp_ca: Option<PathBuf>,
+    /// Share of requests that begin a trace here and are recorded as spans, 0 to 1 [default: 0.01]
+    #[arg(long, env = "OUTRIDER_TRACE_SAMPLE", value_name = "SHARE")]
+    pub trace_sample: Option<f64>,
+    /// Spans a second and worker that are recorded because a caller's trace asks for it [default: 100]
+    #[arg(long, env = "OUTRIDER_TRACE_ASKED", value_name = "N")]
+    pub trace_asked: Option<u32>,
     /// Seconds that work under way may take after SIGTERM [default: 30]
     #[arg(long, env = "OUTRIDER_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
@@ -126,6 +143,8 @@ pub struct Config {
     pub identity: Option<String>,
     /// Ports of own services.
     pub backed: Vec<BackedPort>,
+    /// Labels of the workload.
+    pub labels: BTreeMap<String, String>,
     /// Local listeners for services.
     pub upstreams: Vec<ExplicitUpstream>,
     /// Listeners for callers in plaintext.
@@ -148,6 +167,8 @@ pub struct Config {
     pub access_log: AccessLogTarget,
     /// Share of allowed requests to report.
     pub report_allows: f64,
+    /// Which requests are recorded as spans, and where those go.
+    pub tracing: tracing::Tracing,
     /// Time for work under way after SIGTERM.
     pub drain: Duration,
 }
@@ -184,6 +205,7 @@ impl TryFrom<Settings> for Config {
                 problems.0.push(format!("`--service`: port {} of `{}` is there twice", one.port, one.service));
             }
         }
+        let labels = problems.take(labels(&settings.label)).unwrap_or_default();
         let upstreams = settings.upstream.iter().filter_map(|text| problems.take(explicit_upstream(text))).collect();
         let read = |text: &String| plaintext_port(text, &backed);
         let plaintext = settings.plaintext.iter().filter_map(|text| problems.take(read(text))).collect();
@@ -192,6 +214,13 @@ impl TryFrom<Settings> for Config {
         if !(0.0..=1.0).contains(&report_allows) {
             problems.0.push(format!("`--report-allows` is `{report_allows}`: use a share between 0 and 1"));
         }
+        let tracing = tracing::Tracing::read(
+            settings.otlp.as_deref(),
+            settings.otlp_ca,
+            settings.trace_sample.unwrap_or(tracing::SHARE),
+            settings.trace_asked.unwrap_or(tracing::ASKED),
+        );
+        let tracing = problems.take(tracing);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = settings.workers.unwrap_or_else(|| processors.min(2));
         if !(1..=256).contains(&workers) {
@@ -199,7 +228,9 @@ impl TryFrom<Settings> for Config {
         }
         let access_log = settings.access_log.unwrap_or_default();
         let access_log = if access_log.is_empty() { AccessLogTarget::Stdout } else { access_log.parse().unwrap_or_default() };
-        let (Some(control_plane), Some(state_dir), true) = (control_plane, state_dir, problems.0.is_empty()) else {
+        let (Some(control_plane), Some(state_dir), Some(tracing), true) =
+            (control_plane, state_dir, tracing, problems.0.is_empty())
+        else {
             return Err(ConfigProblems(problems.0));
         };
         Ok(Self {
@@ -207,6 +238,7 @@ impl TryFrom<Settings> for Config {
             token,
             identity,
             backed,
+            labels,
             upstreams,
             plaintext,
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
@@ -218,6 +250,7 @@ impl TryFrom<Settings> for Config {
             workers,
             access_log,
             report_allows,
+            tracing,
             drain: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         })
     }
@@ -270,6 +303,21 @@ fn backed_port(text: &str) -> Result<BackedPort, String> {
     Ok(BackedPort { service: service.parse().map_err(|error| wrong(&format!("{error}")))?, port, protocol, program })
 }
 
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, String> {
+    if texts.len() > names::MAX_LABELS {
+        return Err(format!("`--label`: a program has at most {} labels", names::MAX_LABELS));
+    }
+    let mut labels = BTreeMap::new();
+    for text in texts {
+        let pair = text.split_once('=').filter(|(key, value)| names::is_label_pair(key, value));
+        let (key, value) = pair.ok_or_else(|| format!("`--label` is `{text}`: use KEY=VALUE, for example `app=orders`"))?;
+        if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(format!("`--label`: `{key}` is there twice"));
+        }
+    }
+    Ok(labels)
+}
+
 fn plaintext_port(text: &str, backed: &[BackedPort]) -> Result<PlaintextPort, String> {
     let wrong = |why: String| format!("`--plaintext` is `{text}`: {why}; use [HOST:]PORT=NAMESPACE/NAME:PORT");
     let (listen, target) = text.split_once('=').ok_or_else(|| wrong("no `=`".to_owned()))?;
@@ -300,6 +348,15 @@ fn explicit_upstream(text: &str) -> Result<ExplicitUpstream, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_pairs_and_each_is_given_once() {
+        let read = |texts: &[&str]| labels(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(read(&["app=orders", "tier="]).unwrap().len(), 2);
+        for texts in [&["app"][..], &["=a"], &["a=b c"], &["a=1", "a=2"]] {
+            assert!(read(texts).unwrap_err().contains("--label"), "{texts:?}");
+        }
+    }
 
     #[test]
     fn services_are_read_in_all_their_forms() {

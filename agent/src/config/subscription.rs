@@ -142,12 +142,9 @@ impl Subscription {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: vec![
-                "ServicePolicy/v1alpha1".to_owned(),
-                "Service".to_owned(),
-                "TrustBundle".to_owned(),
-                "JwtBundle".to_owned(),
-            ],
+            capabilities: ["ServicePolicy/v1alpha1", "Service", "TrustBundle", "Revocations", "JwtBundle"]
+                .map(str::to_owned)
+                .into(),
             services: self.services.clone(),
             known: self.view.known(),
             want: Some(want(&self.directory.wanted().borrow())),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
 use outrider_proto::v1::{
-    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, ServicePolicyBody, TrustBundle, Update,
+    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update,
 };
 use prost::Message as _;
 
@@ -96,10 +96,12 @@ impl View {
         directory: &Directory,
         jwt_keys: &JwtKeys,
     ) -> Result<(), ViewError> {
-        let (mut bundle, mut services, mut stored, mut keys) = (None, Vec::new(), Vec::new(), None);
+        let (mut bundle, mut revocations, mut services, mut stored) = (None, RevocationList::default(), Vec::new(), Vec::new());
+        let mut keys = None;
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
+                Ok(ResourceKind::Revocations) => revocations = read::<RevocationList>(resource)?,
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
                 Ok(ResourceKind::JwtBundle) => keys = Some(jwt_bundle(resource)?),
@@ -117,10 +119,17 @@ impl View {
         if let Some(bundle) = &bundle {
             anchors(&Trust::default(), bundle)?;
         }
+        let revoke = |trust: &Trust| {
+            trust
+                .revoke(&revocations)
+                .map_err(|error| ViewError::Resource { name: "revocations".into(), reason: error.to_string() })
+        };
+        revoke(&Trust::default())?;
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
         if let Some(bundle) = &bundle {
             anchors(trust, bundle)?;
         }
+        revoke(trust)?;
         directory.replace(services);
         // Checked when it was read.
         let _ = jwt_keys.replace(keys.as_ref());
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_update_with_an_unusable_part_puts_nothing_in_force() {
-        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new()), Directory::default());
+        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new(), Arc::default()), Directory::default());
         let bundle = |roots: Vec<Vec<u8>>| TrustBundle { trust_domain: "mesh.internal".to_owned(), roots };
         let resource = |kind: ResourceKind, name: &str, body: Vec<u8>| Resource {
             kind: kind.into(),

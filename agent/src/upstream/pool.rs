@@ -84,7 +84,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, key: Key, client: H1Client, generation: u64) {
-        if !client.is_over() || Instant::now() >= client.usable_until {
+        if !client.is_over() || client.tenure.is_over() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -103,12 +103,17 @@ impl Pool {
         self.loads.borrow_mut().entry(key.clone()).or_default().clone()
     }
 
+    /// How many connections are idle, and how many are shared.
+    pub fn count(&self) -> (i64, i64) {
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(self.http2.borrow().len()))
+    }
+
     /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
     pub fn sweep(&self, generation: u64) {
         self.idle.borrow_mut().retain(|_, clients| {
-            clients.retain(|idle| {
-                idle.generation == generation && idle.since.elapsed() < IDLE_FOR && Instant::now() < idle.client.usable_until
-            });
+            clients
+                .retain(|idle| idle.generation == generation && idle.since.elapsed() < IDLE_FOR && !idle.client.tenure.is_over());
             !clients.is_empty()
         });
         self.http2.borrow_mut().retain(|key, slot| {

@@ -20,7 +20,7 @@ use crate::{
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
     route::{Endpoint, Kind, Route},
-    tls::{MeshConnector, MeshProtocol},
+    tls::{MeshConnector, MeshProtocol, Tenure},
 };
 
 /// Endpoints tried when connecting fails.
@@ -44,7 +44,7 @@ pub struct Upstreams {
 struct Connected {
     io: SharedIo,
     peer: Option<Rc<Peer>>,
-    usable_until: Instant,
+    tenure: Tenure,
 }
 
 impl Upstreams {
@@ -67,13 +67,13 @@ impl Upstreams {
         if as_http2 { self.send_http2(route, request, added).await } else { self.send_http1(route, request, added).await }
     }
 
-    /// Opens an opaque connection along a route: the far end, who it is, and when its certificates end.
+    /// Opens an opaque connection along a route: the far end, who it is, and how long it may be used.
     ///
     /// # Errors
     /// `connect_failed`, `peer_identity`, `no_identity`.
-    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Instant>), Refusal> {
+    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Tenure>), Refusal> {
         let (connected, _) = self.connect_any(route, &self.candidates(route), MeshProtocol::Tcp).await?;
-        Ok((connected.io, connected.peer, Some(connected.usable_until)))
+        Ok((connected.io, connected.peer, Some(connected.tenure)))
     }
 
     async fn send_http1(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
@@ -100,7 +100,7 @@ impl Upstreams {
         }
         let (connected, key) = self.connect_any(route, &candidates, MeshProtocol::Http1).await?;
         let stream = StreamLease::take(&self.pool.load(&key));
-        Ok(Lease::new(self.pool.clone(), key, H1Client::new(connected.io, connected.usable_until), generation, false, stream))
+        Ok(Lease::new(self.pool.clone(), key, H1Client::new(connected.io, connected.tenure), generation, false, stream))
     }
 
     async fn send_http2(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
@@ -141,7 +141,7 @@ impl Upstreams {
         }
         let opened = async {
             let (connected, reached) = self.connect_any(route, &candidates, MeshProtocol::Http2).await?;
-            let client = H2Client::open(connected.io, connected.usable_until, &self.limits, &self.tasks).await?;
+            let client = H2Client::open(connected.io, connected.tenure, &self.limits, &self.tasks).await?;
             Ok((client, reached))
         };
         match opened.await {
@@ -205,8 +205,8 @@ impl Upstreams {
         let (service, port, endpoint) = match (route.kind(), endpoint) {
             (Kind::Local { program, .. }, _) => {
                 let stream = dial(*program).await?;
-                let usable_until = Instant::now() + std::time::Duration::from_secs(24 * 3600);
-                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, usable_until });
+                let tenure = Tenure::until(Instant::now() + std::time::Duration::from_secs(24 * 3600));
+                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, tenure });
             }
             (Kind::Mesh { service, port, .. }, Some(endpoint)) => (service, *port, endpoint),
             (Kind::Mesh { .. }, None) => return Err(Refusal::new(Reason::NoEndpoint, "no endpoint")),
@@ -215,8 +215,10 @@ impl Upstreams {
         let address = resolve(&endpoint.address).await?;
         let stream = dial(address).await?;
         let secured = self.connector.connect(stream, address, &service.name, port, protocol, &endpoint.identity).await?;
-        let usable_until = secured.peer.deadline().min(own.deadline());
-        Ok(Connected { io: secured.io, usable_until, peer: Some(Rc::new(secured.peer)) })
+        let peer = Rc::new(secured.peer);
+        let until = peer.deadline().min(own.deadline());
+        let tenure = Tenure::of(peer.clone(), self.connector.trust().clone(), until);
+        Ok(Connected { io: secured.io, tenure, peer: Some(peer) })
     }
 }
 

@@ -9,11 +9,12 @@ mod laggard;
 mod operator;
 mod policy;
 mod revision;
+mod revocation;
 mod service;
 
 pub(crate) use self::{
-    agent::Agent, audit::Audit, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, operator::Operator, policy::Policy,
-    revision::Revision, service::Service,
+    agent::Agent, audit::Audit, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard,
+    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -28,6 +28,8 @@ pub(crate) struct Answers {
     pub(crate) agents: Option<ListAgentsResponse>,
     pub(crate) decisions: Option<ListDecisionsResponse>,
     pub(crate) certificates: Option<ListCertificatesResponse>,
+    pub(crate) revoke: Option<Result<RevokeResponse, Status>>,
+    pub(crate) revocations: Option<ListRevocationsResponse>,
     pub(crate) explain: Option<Result<ExplainResponse, Status>>,
     pub(crate) token: Option<CreateTokenResponse>,
     pub(crate) status: Option<StatusResponse>,
@@ -169,6 +171,22 @@ impl Admin for Fake {
     type RotateCertificatesStream = Steps<RotationStatus>;
     type CanaryStream = Steps<CanaryStatus>;
 
+    async fn create_operator(&self, _: Request<v1::CreateOperatorRequest>) -> Result<Response<v1::CreateOperatorResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_operators(&self, _: Request<v1::ListOperatorsRequest>) -> Result<Response<v1::ListOperatorsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn remove_operator(&self, _: Request<v1::RemoveOperatorRequest>) -> Result<Response<v1::RemoveOperatorResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_audit(&self, _: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         self.answer(request, &self.answers.apply)
     }
@@ -226,6 +244,21 @@ impl Admin for Fake {
         request: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
         self.list(request, &self.answers.certificates)
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        self.answer(request, &self.answers.revoke)
+    }
+
+    async fn unrevoke(&self, request: Request<UnrevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        self.answer(request, &self.answers.revoke)
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<ListRevocationsResponse>, Status> {
+        self.list(request, &self.answers.revocations)
     }
 
     async fn rotate_certificates(

@@ -15,7 +15,7 @@ use crate::{
     attest::JoinTokens,
     ca::Authority,
     clock,
-    compile::{ExplainError, describe, explain, identity},
+    compile::{ExplainError, Recorded, describe, explain, identity},
     operators::{Logins, Note},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
@@ -200,8 +200,11 @@ impl Admin for Operators {
         match request.into_inner().subject {
             None => Err(Status::invalid_argument("name a call or a request id")),
             Some(v1::explain_request::Subject::Call(call)) => {
-                let explained = explain(&world, trust_domain, &call, None).map_err(|error| not_explained(&error))?;
-                Ok(Response::new(words::explained(explained, Vec::new())))
+                let answer = match explain(&world, trust_domain, &call, None) {
+                    Err(ExplainError::Refused(refused)) => words::unreadable(refused),
+                    explained => words::explained(explained.map_err(|error| not_explained(&error))?, Vec::new()),
+                };
+                Ok(Response::new(answer))
             }
             Some(v1::explain_request::Subject::RequestId(id)) => {
                 let records = self.store.decisions_of(&id).await.map_err(|error| unavailable("explain", &error))?;
@@ -215,8 +218,9 @@ impl Admin for Operators {
                     return Ok(Response::new(words::undecided(record.clone(), records)));
                 }
                 let (call, protocol) = describe(record);
+                let recorded = Recorded { record, protocol };
                 let mut explained =
-                    explain(&world, trust_domain, &call, Some(protocol)).map_err(|error| not_explained(&error))?;
+                    explain(&world, trust_domain, &call, Some(&recorded)).map_err(|error| not_explained(&error))?;
                 explained.notes.extend(words::since(record, &explained.explanation));
                 Ok(Response::new(words::explained(explained, records)))
             }
@@ -358,6 +362,25 @@ impl Admin for Operators {
         self.audit_log(request.into_inner()).await.map(Response::new)
     }
 
+    async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
+        let (uid, note) = (uid(&request), Note::of(&request));
+        note.subject(format!("{:?}", request.get_ref()));
+        self.revoked(request.into_inner(), uid).await.map(Response::new)
+    }
+
+    async fn unrevoke(&self, request: Request<v1::UnrevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
+        let (uid, note) = (uid(&request), Note::of(&request));
+        note.subject(format!("{:?}", request.get_ref()));
+        self.unrevoked(request.into_inner(), uid).await.map(Response::new)
+    }
+
+    async fn list_revocations(
+        &self,
+        _request: Request<v1::ListRevocationsRequest>,
+    ) -> Result<Response<v1::ListRevocationsResponse>, Status> {
+        Ok(Response::new(self.revocations()))
+    }
+
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let authorities = self.authority.describe();
         let mut warnings = words::ca_warnings(&authorities, clock::now());
@@ -463,7 +486,7 @@ fn changed(error: &ChangeError) -> Status {
 
 fn not_explained(error: &ExplainError) -> Status {
     match error {
-        ExplainError::Described(_) => Status::invalid_argument(error.to_string()),
+        ExplainError::Described(_) | ExplainError::Refused(_) => Status::invalid_argument(error.to_string()),
         ExplainError::Compile { .. } => Status::failed_precondition(error.to_string()),
     }
 }

@@ -10,6 +10,7 @@ mod socket;
 mod telemetry;
 mod tls;
 mod trial;
+mod trust;
 
 use outrider_proto::v1::{
     admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, operator_server::OperatorServer, telemetry_server::TelemetryServer,

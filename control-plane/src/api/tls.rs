@@ -19,6 +19,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::{
     ca::ServerLeaf,
     peer::{Peer, PeerError},
+    registry::Revoked,
 };
 
 /// Whom a certificate names, of those that the door is for.
@@ -41,9 +42,10 @@ pub(crate) fn server_config(
     roots: &[CertificateDer<'static>],
     trust_domain: &TrustDomain,
     names: Names,
+    revoked: Revoked,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier::new(roots, trust_domain, names, &provider)?;
+    let verifier = PeerVerifier::new(roots, trust_domain, (names, revoked), &provider)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -62,13 +64,14 @@ struct PeerVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust_domain: TrustDomain,
     names: Names,
+    revoked: Revoked,
 }
 
 impl PeerVerifier {
     fn new(
         roots: &[CertificateDer<'static>],
         trust_domain: &TrustDomain,
-        names: Names,
+        (names, revoked): (Names, Revoked),
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
@@ -77,7 +80,7 @@ impl PeerVerifier {
         }
         let chain =
             WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).allow_unauthenticated().build()?;
-        Ok(Self { chain, trust_domain: trust_domain.clone(), names })
+        Ok(Self { chain, trust_domain: trust_domain.clone(), names, revoked })
     }
 }
 
@@ -98,7 +101,10 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         let peer = (self.names)(end_entity, &self.trust_domain);
-        peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
+        let peer = peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
+        if self.revoked.holds(&peer) {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
         Ok(verified)
     }
 

@@ -1,4 +1,4 @@
-//! What one agent gets, and no more: the trust bundle, its own services' policies, the services it calls.
+//! What one agent gets, and no more: the trust bundle, who is revoked, its own services' policies, the services it calls.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +23,8 @@ pub(crate) struct Scope {
     pub(crate) targets: Arc<[Target]>,
     /// The services it calls.
     pub(crate) wants: BTreeSet<ServiceName>,
+    /// Whether it knows what revocations are.
+    pub(crate) takes_revocations: bool,
     /// Who it is: some agents get candidates.
     pub(crate) agent_id: String,
 }
@@ -33,7 +35,9 @@ pub(crate) fn view(world: &World, scope: &Scope) -> View {
         world.policies_for(&scope.agent_id).filter(|policy| policy.applies_to_any(&scope.targets)).map(|policy| &policy.resource);
     // A name that nobody knows is answered too: who asked need not wait in vain.
     let services = scope.wants.iter().map(|name| world.described(name));
+    let revocations = world.revocations.resource.as_ref().filter(|_| scope.takes_revocations);
     std::iter::once(&world.bundle)
+        .chain(revocations)
         .chain(policies)
         .cloned()
         .chain(services)

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     api::{Connection, Operator},
     clock,
+    registry::Revoked,
     store::{AuditRow, Store},
 };
 
@@ -64,13 +65,14 @@ struct Caller {
 #[derive(Clone, Debug)]
 pub(crate) struct GateLayer {
     roster: Roster,
+    revoked: Revoked,
     store: Store,
 }
 
 impl GateLayer {
     /// A gate for the operators of this roster.
-    pub(crate) fn new(roster: Roster, store: Store) -> Self {
-        Self { roster, store }
+    pub(crate) fn new(roster: Roster, revoked: Revoked, store: Store) -> Self {
+        Self { roster, revoked, store }
     }
 
     /// Who calls, and as what.
@@ -84,6 +86,9 @@ impl GateLayer {
         let (Some(connection), Some(peer), Some(name)) = (connection, peer, name) else {
             return Err(Status::unauthenticated("this call needs an operator's certificate: `outrider login`"));
         };
+        if self.revoked.holds(peer) {
+            return Err(Status::permission_denied("this operator's certificate was revoked"));
+        }
         let role = self.roster.role(&name).await.map_err(|error| {
             tracing::error!(error = outrider_runtime::tasks::chain(&error), "operator not looked up");
             Status::unavailable("the control plane cannot answer now")

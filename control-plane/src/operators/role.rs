@@ -73,6 +73,9 @@ const CALLS: &[Call] = &[
     call("ListAudit", Viewer, Looks),
     call("CreateToken", Admin, Changes),
     call("RotateCertificates", Admin, Changes),
+    call("Revoke", Admin, Changes),
+    call("Unrevoke", Admin, Changes),
+    call("ListRevocations", Viewer, Looks),
     call("CreateOperator", Admin, Changes),
     call("RemoveOperator", Admin, Changes),
 ];

@@ -20,6 +20,9 @@ pub(crate) struct Backing {
     pub(crate) mesh_address: String,
     /// What each port of the service speaks.
     pub(crate) ports: BTreeMap<u16, Protocol>,
+    /// The workload's labels.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// An agent.

@@ -15,6 +15,7 @@ mod operators;
 mod policies;
 mod postgres;
 mod replica;
+mod revocations;
 mod schema;
 mod sessions;
 mod sql;
@@ -44,6 +45,7 @@ pub(crate) use operators::{AuditRow, OperatorRow};
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;
+pub(crate) use revocations::{MAX_REVOCATIONS, RevocationRow};
 pub(crate) use sessions::SessionRow;
 pub(crate) use tokens::{TokenHash, TokenRow};
 

@@ -45,7 +45,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             accepted = connection.accept() => accepted,
             () = service.closing(), if !closing => {
                 closing = true;
-                deadline.as_mut().reset(Instant::now() + LINGER);
+                let idle = Rc::strong_count(&open) == 1;
+                deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
                 connection.graceful_shutdown();
                 continue;
             }
@@ -170,9 +171,9 @@ fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Reques
 /// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
 async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, stall: Duration) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let (mut body, until) = (response.body, response.until);
+    let (mut body, tenure) = (response.body, response.tenure);
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
-        record.broke("the response cannot be written in HTTP/2");
+        record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
         return Some(());
     };
@@ -188,14 +189,14 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
         Ok(_) if ends => return Some(()),
         Ok(stream) => stream,
         Err(error) => {
-            record.broke(error.to_string());
+            record.broke(Reason::CallerGone, error.to_string());
             return Some(());
         }
     };
     let outcome = tokio::select! {
         biased;
         copied = copy(&mut body, &mut stream, &mut record, stall) => copied.map_err(Err),
-        refusal = lapsed(permit.as_mut(), until) => Err(Ok(refusal)),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => Err(Ok(refusal)),
     };
     match outcome {
         Ok(()) => Some(()),
@@ -205,7 +206,7 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
             Some(())
         }
         Err(Err(broken)) => {
-            record.broke(broken.text);
+            record.broke(broken.reason, broken.text);
             stream.send_reset(h2::Reason::INTERNAL_ERROR);
             (!broken.by_caller).then_some(())
         }
@@ -215,16 +216,21 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
 /// Why a response's body was not sent whole.
 struct Broken {
     text: String,
+    reason: Reason,
     by_caller: bool,
 }
 
 impl Broken {
     fn upstream(error: impl ToString) -> Self {
-        Self { text: error.to_string(), by_caller: false }
+        Self { text: error.to_string(), reason: Reason::UpstreamFailed, by_caller: false }
     }
 
     fn caller(error: impl ToString) -> Self {
-        Self { text: error.to_string(), by_caller: true }
+        Self { text: error.to_string(), reason: Reason::CallerGone, by_caller: true }
+    }
+
+    fn slow() -> Self {
+        Self { text: "the caller stopped reading".to_owned(), reason: Reason::SlowCaller, by_caller: false }
     }
 }
 
@@ -242,7 +248,7 @@ async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Reco
             Some(Frame::Data(data)) => {
                 record.sent(data.len());
                 let sending = tokio::time::timeout(stall, send_data(stream, data, body.is_end()));
-                let sent = sending.await.map_err(|_| Broken::upstream("the caller stopped reading"))?;
+                let sent = sending.await.map_err(|_| Broken::slow())?;
                 if sent.map_err(Broken::caller)? {
                     return Ok(());
                 }
