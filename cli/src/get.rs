@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use outrider_proto::v1::{
-    ListAgentsRequest, ListAuditRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest, ListRevisionsRequest,
-    ListServicesRequest,
+    ListAgentsRequest, ListAuditRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest,
+    ListRevisionsRequest, ListServicesRequest,
 };
 
 use crate::{

@@ -13,7 +13,9 @@ use outrider_agent::{
     identity::SigningRequest,
     tls::{ControlPlaneTrust, Trust, control_plane_config},
 };
-use outrider_proto::v1::{LoginResponse, RenewLoginRequest, TrustBundle, admin_client::AdminClient, operator_client::OperatorClient};
+use outrider_proto::v1::{
+    LoginResponse, RenewLoginRequest, TrustBundle, admin_client::AdminClient, operator_client::OperatorClient,
+};
 use rustls::{
     ClientConfig,
     crypto::aws_lc_rs::sign::any_ecdsa_type,
@@ -105,7 +107,9 @@ pub(crate) async fn connect(path: &Path, name: &str) -> Result<Admin, Failure> {
     let contexts = Contexts::read(path)?;
     let mut context = contexts.find(name)?.clone();
     if now() >= context.expires {
-        return Err(Failure::Usage(format!("the certificate of context `{name}` has expired: log in again with `outrider login`")));
+        return Err(Failure::Usage(format!(
+            "the certificate of context `{name}` has expired: log in again with `outrider login`"
+        )));
     }
     let mut channel = dial(&context.control_plane, known(&context)).await?;
     if context.is_due(now())

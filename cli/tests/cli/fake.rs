@@ -171,19 +171,19 @@ impl Admin for Fake {
     type RotateCertificatesStream = Steps<RotationStatus>;
     type CanaryStream = Steps<CanaryStatus>;
 
-    async fn create_operator(&self, _: Request<v1::CreateOperatorRequest>) -> Result<Response<v1::CreateOperatorResponse>, Status> {
+    async fn create_operator(&self, _: Request<CreateOperatorRequest>) -> Result<Response<CreateOperatorResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_operators(&self, _: Request<v1::ListOperatorsRequest>) -> Result<Response<v1::ListOperatorsResponse>, Status> {
+    async fn list_operators(&self, _: Request<ListOperatorsRequest>) -> Result<Response<ListOperatorsResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn remove_operator(&self, _: Request<v1::RemoveOperatorRequest>) -> Result<Response<v1::RemoveOperatorResponse>, Status> {
+    async fn remove_operator(&self, _: Request<RemoveOperatorRequest>) -> Result<Response<RemoveOperatorResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn list_audit(&self, _: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditResponse>, Status> {
+    async fn list_audit(&self, _: Request<ListAuditRequest>) -> Result<Response<ListAuditResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

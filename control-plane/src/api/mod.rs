@@ -13,7 +13,8 @@ mod trial;
 mod trust;
 
 use outrider_proto::v1::{
-    admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, operator_server::OperatorServer, telemetry_server::TelemetryServer,
+    admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, operator_server::OperatorServer,
+    telemetry_server::TelemetryServer,
 };
 use std::time::Duration;
 use tonic::{Request, Status, transport::Server};

@@ -184,7 +184,8 @@ where
             let note = Note::default();
             if caller.role < call.role {
                 let (is, needs) = (caller.role.as_str(), call.role.as_str());
-                let status = Status::permission_denied(format!("`{}` needs the role {needs}, and this operator is {is}", call.name));
+                let status =
+                    Status::permission_denied(format!("`{}` needs the role {needs}, and this operator is {is}", call.name));
                 layer.log(call, caller, &note, Code::PermissionDenied).await;
                 return Ok(status.into_http());
             }

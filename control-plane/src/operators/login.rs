@@ -66,7 +66,13 @@ impl Logins {
         }
     }
 
-    async fn certify(&self, name: &OperatorName, role: &str, csr: &[u8], evidence: &'static str) -> Result<LoginResponse, Status> {
+    async fn certify(
+        &self,
+        name: &OperatorName,
+        role: &str,
+        csr: &[u8],
+        evidence: &'static str,
+    ) -> Result<LoginResponse, Status> {
         let (authority, now) = (&self.issuance.authority, clock::now());
         let identity = name.identity(authority.trust_domain());
         let identity = identity.ok_or_else(|| Status::unavailable("this name makes no identity"))?;

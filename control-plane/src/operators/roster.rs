@@ -22,7 +22,11 @@ impl FromStr for OperatorName {
             && text.bytes().all(inside)
             && ends.into_iter().all(|byte| byte.is_ascii_alphanumeric())
             && !text.contains("..");
-        if good { Ok(Self(text.to_owned())) } else { Err("a name is of lower-case letters, digits, `-` and `.`, at most 63".to_owned()) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("a name is of lower-case letters, digits, `-` and `.`, at most 63".to_owned())
+        }
     }
 }
 

@@ -102,10 +102,7 @@ impl Store {
         .bind(&row.origin)
         .run(&mut change)
         .await?;
-        sql("DELETE FROM audit_log WHERE seq <= (SELECT max(seq) FROM audit_log) - $1")
-            .bind(AUDIT_KEPT)
-            .run(&mut change)
-            .await?;
+        sql("DELETE FROM audit_log WHERE seq <= (SELECT max(seq) FROM audit_log) - $1").bind(AUDIT_KEPT).run(&mut change).await?;
         Ok(change.commit().await?)
     }
 

@@ -9,11 +9,11 @@ mod issuing;
 #[cfg(test)]
 mod operators;
 #[cfg(test)]
-mod remote_operators;
-#[cfg(test)]
 #[expect(dead_code, unreachable_pub, reason = "other tests use the rest of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
+#[cfg(test)]
+mod remote_operators;
 #[cfg(test)]
 mod replicas;
 #[cfg(test)]

@@ -72,7 +72,11 @@ async fn a_login_token_works_once_and_gives_a_certificate_that_names_the_operato
     assert_eq!((ann.answer.identity.as_str(), ann.answer.role.as_str()), ("spiffe://mesh.internal/operator/ann", "editor"));
     let again = login(&plane, &invited.token, csr(&key, |_| {})).await.unwrap_err();
     let unknown = login(&plane, &invited.token.replace("orl1.", "orl1.A"), csr(&key, |_| {})).await.unwrap_err();
-    assert_eq!((again.code(), again.message()), (Code::Unauthenticated, unknown.message()), "who holds no right secret learns nothing");
+    assert_eq!(
+        (again.code(), again.message()),
+        (Code::Unauthenticated, unknown.message()),
+        "who holds no right secret learns nothing"
+    );
     let token = invite(&plane, "carl", "viewer").await.unwrap().token;
     assert_eq!(login(&plane, &token, foreign).await.unwrap_err().code(), Code::InvalidArgument, "another operator's name");
     for (name, role) in [("Ann", "viewer"), ("a/b", "viewer"), ("", "viewer"), ("ann", "root"), ("ann", "")] {
@@ -84,8 +88,11 @@ async fn a_login_token_works_once_and_gives_a_certificate_that_names_the_operato
 #[tokio::test(flavor = "multi_thread")]
 async fn each_role_may_do_what_it_may_and_no_more_and_every_change_or_try_is_on_record() {
     let plane = plane().await;
-    let (viewer, editor, admin) =
-        (operator(&plane, "vera", "viewer").await, operator(&plane, "ed", "editor").await, operator(&plane, "ada", "admin").await);
+    let (viewer, editor, admin) = (
+        operator(&plane, "vera", "viewer").await,
+        operator(&plane, "ed", "editor").await,
+        operator(&plane, "ada", "admin").await,
+    );
     assert_eq!(apply(viewer.admin(&plane).await).await, Err(Code::PermissionDenied));
     let revision = apply(editor.admin(&plane).await).await.unwrap();
     assert!(viewer.admin(&plane).await.list_policies(v1::ListPoliciesRequest::default()).await.is_ok());
@@ -94,7 +101,8 @@ async fn each_role_may_do_what_it_may_and_no_more_and_every_change_or_try_is_on_
     assert!(refused.code() == Code::PermissionDenied && refused.message().contains("admin"), "{refused}");
     assert!(admin.admin(&plane).await.create_token(token()).await.is_ok());
     let entries = audit(&plane).await;
-    let short: Vec<_> = entries.iter().map(|one| (one.who.rsplit('/').next().unwrap(), one.call.as_str(), one.outcome.as_str())).collect();
+    let short: Vec<_> =
+        entries.iter().map(|one| (one.who.rsplit('/').next().unwrap(), one.call.as_str(), one.outcome.as_str())).collect();
     assert_eq!(
         &short[..4],
         [
