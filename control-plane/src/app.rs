@@ -240,7 +240,7 @@ impl Plane {
         let Self { issuance, mesh, tasks, drain, .. } = self;
         let (store, metrics) = (&issuance.store, &issuance.metrics);
         let authority = &issuance.authority;
-        let tls = |names| {
+        let tls = |names: api::Names| {
             let (roots, domain, revoked) = (authority.roots(), authority.trust_domain(), issuance.revoked.clone());
             let config = api::server_config(Arc::clone(&self.leaf), &roots, domain, names, revoked);
             config.map(|config| TlsAcceptor::from(Arc::new(config))).map_err(ca_failed)

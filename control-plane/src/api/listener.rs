@@ -87,6 +87,7 @@ pub(crate) struct Secured {
     stream: TlsStream<TcpStream>,
     connection: Connection,
     end: Option<End>,
+    ended: bool,
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
@@ -174,6 +175,7 @@ impl Door {
                 Some(peer) => self.entrance.end(peer),
                 None => Some(Box::pin(sleep(STRANGER))),
             },
+            ended: false,
             connection: Connection { peer: peer.map(Arc::new), address },
             _permits: (room, stranger),
         })
@@ -195,7 +197,11 @@ impl Connected for Secured {
 
 impl AsyncRead for Secured {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+        // An end that has come is not asked again.
+        if !self.ended && self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+            self.ended = true;
+        }
+        if self.ended {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "this connection has lasted long enough")));
         }
         Pin::new(&mut self.stream).poll_read(context, buffer)

@@ -25,7 +25,7 @@ pub(crate) use identity::Identities;
 pub(crate) use listener::{Connection, Entrance, accept};
 pub(crate) use socket::{Operator, bind, operators};
 pub(crate) use telemetry::Reports;
-pub(crate) use tls::server_config;
+pub(crate) use tls::{Names, server_config};
 
 use crate::{operators::GateLayer, peer::Peer};
 

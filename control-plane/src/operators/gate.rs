@@ -9,7 +9,7 @@ use std::{
 use tonic::{
     Code, Status,
     body::Body,
-    codegen::http::{Request, Response},
+    codegen::http::{Extensions, Request, Response},
 };
 use tower::{Layer, Service};
 
@@ -76,11 +76,11 @@ impl GateLayer {
     }
 
     /// Who calls, and as what.
-    async fn caller<B>(&self, request: &Request<B>) -> Result<Caller, Status> {
-        if let Some(Operator { uid }) = request.extensions().get::<Operator>() {
+    async fn caller(&self, extensions: &Extensions) -> Result<Caller, Status> {
+        if let Some(Operator { uid }) = extensions.get::<Operator>() {
             return Ok(Caller { who: format!("uid {uid}"), role: Role::Admin, origin: "unix socket".to_owned() });
         }
-        let connection = request.extensions().get::<Connection>();
+        let connection = extensions.get::<Connection>();
         let peer = connection.and_then(|connection| connection.peer.as_deref());
         let name = peer.filter(|peer| clock::now() < peer.not_after).and_then(|peer| OperatorName::of(&peer.identity));
         let (Some(connection), Some(peer), Some(name)) = (connection, peer, name) else {
@@ -177,7 +177,7 @@ where
             let Some(call) = path.strip_prefix("/outrider.v1.Admin/").and_then(find) else {
                 return Ok(Status::unimplemented("there is no such call").into_http());
             };
-            let caller = match layer.caller(&request).await {
+            let caller = match layer.caller(request.extensions()).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
