@@ -12,7 +12,7 @@ use crate::{
     failure::{Exit, Failure},
     get, import, login, operator,
     output::{Console, Format},
-    remote, replay, rollback, run, test, tied, token, up,
+    remote, replay, rollback, run, store, test, tied, token, up,
 };
 
 /// Outrider, a zero-trust mesh: an agent beside every service, mutual TLS, and a policy for every request.
@@ -69,6 +69,8 @@ enum Command {
     Login(login::Login),
     /// List, choose and remove contexts
     Context(context::Choice),
+    /// Move the store of a control plane to another database
+    Store(store::Store),
     /// Look over the control plane, its agents and their certificates
     Check(check::Check),
     /// Run a whole mesh on this machine and show what it does
@@ -99,6 +101,7 @@ impl Args {
             Command::Operator(verb) => verb.run(&socket, console).await,
             Command::Login(verb) => verb.run(&socket, console).await,
             Command::Context(verb) => verb.run(console),
+            Command::Store(verb) => verb.run(console).await,
             Command::Check(verb) => verb.run(&socket, console).await,
             Command::Up(verb) => verb.run(&socket, console).await,
             Command::Run(verb) => verb.run(&socket, console).await,

@@ -28,4 +28,4 @@ pub use app::{ControlPlane, Running, StartError};
 pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
 pub use outrider_runtime::unix_socket::SocketError;
-pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};
+pub use store::{Backend, DirError, KeyError, MigrateError, Moved, OpenError, Place, PostgresUrl, migrate};

@@ -19,6 +19,7 @@ mod postgres;
 mod process;
 mod python;
 mod raw;
+mod space;
 
 pub use backend::{Backend, Seen};
 pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
@@ -31,6 +32,7 @@ pub use postgres::{Cluster, Disk};
 pub use process::Process;
 pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
+pub use space::{Space, Spaces};
 
 /// Waits until something holds.
 ///

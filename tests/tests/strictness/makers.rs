@@ -18,7 +18,7 @@ pub(super) enum Verdict {
     /// It is refused, and the record says so in these words.
     Refused(&'static str),
 }
-use Verdict::{Good, Refused};
+pub(super) use Verdict::{Good, Refused};
 
 pub(super) const NO_ID: Verdict = Refused("is not a workload's SPIFFE ID");
 pub(super) const FOREIGN: Verdict = Refused("of another trust domain");
