@@ -154,6 +154,7 @@ impl<S> Service<Request<Body>> for Gate<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
+    S::Error: Send,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -163,7 +164,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Answer<S::Error> {
+    fn call(&mut self, request: Request<Body>) -> Answer<S::Error> {
         // The one that was asked whether it is ready is the one that is called.
         let waiting = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, waiting);
@@ -177,7 +178,8 @@ where
             let Some(call) = path.strip_prefix("/outrider.v1.Admin/").and_then(find) else {
                 return Ok(Status::unimplemented("there is no such call").into_http());
             };
-            let caller = match layer.caller(request.extensions()).await {
+            let (mut parts, body) = request.into_parts();
+            let caller = match layer.caller(&parts.extensions).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
@@ -189,8 +191,8 @@ where
                 layer.log(call, caller, &note, Code::PermissionDenied).await;
                 return Ok(status.into_http());
             }
-            request.extensions_mut().insert(note.clone());
-            let answer = inner.call(request).await;
+            parts.extensions.insert(note.clone());
+            let answer = inner.call(Request::from_parts(parts, body)).await;
             if let Ok(response) = &answer {
                 let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
                 layer.log(call, caller, &note, code).await;
