@@ -52,7 +52,7 @@ async fn operator(plane: &Plane, name: &str, role: &str) -> Ann {
 
 async fn apply(mut admin: AdminClient<Channel>) -> Result<u64, Code> {
     let manifests = vec![v1::Manifest { source: "t.yaml".into(), yaml: policy("shop/orders", "orders") }];
-    let answer = admin.apply(v1::ApplyRequest { manifests, dry_run: false }).await;
+    let answer = admin.apply(v1::ApplyRequest { manifests, dry_run: false, allow_unknown_services: true }).await;
     answer.map(|answer| answer.into_inner().revision).map_err(|status| status.code())
 }
 
