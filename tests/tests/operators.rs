@@ -38,7 +38,7 @@ async fn an_operator_logs_in_works_with_the_role_and_is_out_when_removed() -> Ou
 
     let yaml = home.path().join("policy.yaml");
     std::fs::write(&yaml, allow("all", "shop/orders", "[shop/web]", "[GET]", "[\"/{rest=**}\"]"))?;
-    let applied = outrider(home.path(), &["apply", "-f", &yaml.display().to_string()]);
+    let applied = outrider(home.path(), &["apply", "-f", &yaml.display().to_string(), "--allow-unknown-services"]);
     assert!(applied.status.success(), "{}", text(&applied));
     let refused = outrider(home.path(), &["token", "create", "--identity", "shop/web"]);
     assert!(refused.status.code() == Some(1) && text(&refused).contains("admin"), "{}", text(&refused));
