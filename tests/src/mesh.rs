@@ -41,7 +41,10 @@ pub struct Mesh {
     pub control_plane: Process,
     /// Where agents connect.
     pub address: SocketAddr,
+    /// Other replicas on the same store, which agents are told of too.
+    pub others: Vec<SocketAddr>,
     options: MeshOptions,
+    flags: Vec<String>,
     health: u16,
 }
 
@@ -85,19 +88,26 @@ pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) 
 impl Mesh {
     /// Starts a control plane and waits until it answers.
     pub async fn start(options: MeshOptions) -> Self {
+        Self::start_with(options, &[]).await
+    }
+
+    /// Starts a control plane with more flags and waits until it answers.
+    pub async fn start_with(options: MeshOptions, flags: &[&str]) -> Self {
         let dir = directory();
         let (port, health) = (free_port(), free_port());
-        let control_plane = Self::spawn(dir.path(), port, health, &options);
-        let mesh = Self { dir, control_plane, address: loopback(port), options, health };
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let control_plane = Self::spawn(dir.path(), port, health, &options, &flags);
+        let mesh = Self { dir, control_plane, address: loopback(port), others: Vec::new(), options, flags, health };
         mesh.ready().await;
         mesh
     }
 
-    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions) -> Process {
+    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions, flags: &[String]) -> Process {
         let mut command = Command::new(program("outrider-control-plane"));
         command
             .args(["--state-dir", &dir.join("control-plane").display().to_string()])
             .args(["--listen", &loopback(port).to_string(), "--health-listen", &loopback(health).to_string()])
+            .args(flags)
             .env_remove("OUTRIDER_ADMIN_SOCKET");
         if let Some(ttl) = options.leaf_ttl {
             command.args(["--leaf-ttl", ttl]);
@@ -107,7 +117,7 @@ impl Mesh {
 
     /// Starts the control plane again, on the same address and directory.
     pub async fn restart_control_plane(&mut self) {
-        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options);
+        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options, &self.flags);
         self.ready().await;
     }
 
@@ -175,6 +185,16 @@ impl Mesh {
         self.agent_named(identity, &identity.replace('/', "-"), options).await
     }
 
+    fn addresses(&self) -> String {
+        let all: Vec<String> = std::iter::once(&self.address).chain(&self.others).map(ToString::to_string).collect();
+        all.join(",")
+    }
+
+    /// Where health and metrics of the control plane are served.
+    pub fn health(&self) -> SocketAddr {
+        loopback(self.health)
+    }
+
     async fn agent_named(&self, identity: &str, name: &str, options: AgentOptions) -> AgentProcess {
         let backed: Vec<&str> =
             options.services.iter().filter_map(|service| service.split_once(':')).map(|(name, _)| name).collect();
@@ -182,7 +202,7 @@ impl Mesh {
         let state_dir = self.dir.path().join("agents").join(name);
         let (outbound, mesh, health) = (loopback(free_port()), loopback(free_port()), loopback(free_port()));
         let mut arguments: Vec<String> = [
-            ("--control-plane", self.address.to_string()),
+            ("--control-plane", self.addresses()),
             ("--token", token),
             ("--identity", identity.to_owned()),
             ("--state-dir", state_dir.display().to_string()),
