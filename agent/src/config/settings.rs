@@ -13,7 +13,12 @@ use outrider_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
 
 use super::{Addresses, tracing};
-use crate::{identity::JoinToken, telemetry::AccessLogTarget};
+use crate::{
+    capture::{Capture, CaptureSettings},
+    identity::JoinToken,
+    telemetry::AccessLogTarget,
+    workload::WorkloadSocket,
+};
 
 /// Settings as flags, environment or a YAML file give them.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
@@ -43,6 +48,9 @@ pub struct Settings {
     /// Listener that takes callers in plaintext to a port of an own service whose policy is Permissive, [HOST:]PORT=NAMESPACE/NAME:PORT; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
     pub plaintext: Vec<String>,
+    /// Transparent capture
+    #[command(flatten)]
+    pub capture: CaptureSettings,
     /// Where the program beside this agent finds the mesh as an HTTP proxy [default: 127.0.0.1:15101]
     #[arg(long, env = "OUTRIDER_OUTBOUND", value_name = "ADDRESS")]
     pub outbound: Option<SocketAddr>,
@@ -58,6 +66,12 @@ pub struct Settings {
     /// Private directory for key, certificate and the last good configuration
     #[arg(long, env = "OUTRIDER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Unix socket of the SPIFFE Workload API for the program beside this agent, or `off` [default: workload.sock in the state directory]
+    #[arg(long, env = "OUTRIDER_WORKLOAD_SOCKET", value_name = "PATH")]
+    pub workload_socket: Option<PathBuf>,
+    /// User id that may ask on that socket beside the agent's own and root; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub workload_user: Vec<u32>,
     /// Worker threads [default: processors, at most 2]
     #[arg(long, env = "OUTRIDER_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -144,6 +158,8 @@ pub struct Config {
     pub upstreams: Vec<ExplicitUpstream>,
     /// Listeners for callers in plaintext.
     pub plaintext: Vec<PlaintextPort>,
+    /// Transparent capture, if any.
+    pub capture: Option<Capture>,
     /// HTTP proxy for the own program.
     pub outbound: SocketAddr,
     /// Mesh listener.
@@ -154,6 +170,8 @@ pub struct Config {
     pub health: SocketAddr,
     /// Private directory.
     pub state_dir: PathBuf,
+    /// Where programs ask for identities; none when that is off.
+    pub workload: Option<WorkloadSocket>,
     /// Worker threads.
     pub workers: usize,
     /// Access log.
@@ -202,6 +220,10 @@ impl TryFrom<Settings> for Config {
         let upstreams = settings.upstream.iter().filter_map(|text| problems.take(explicit_upstream(text))).collect();
         let read = |text: &String| plaintext_port(text, &backed);
         let plaintext = settings.plaintext.iter().filter_map(|text| problems.take(read(text))).collect();
+        let capture = settings.capture.check().unwrap_or_else(|wrong| {
+            problems.0.extend(wrong);
+            None
+        });
         let advertise = settings.advertise.and_then(|text| problems.take(host_port("--advertise", text)));
         let report_allows = settings.report_allows.unwrap_or(0.01);
         if !(0.0..=1.0).contains(&report_allows) {
@@ -234,10 +256,12 @@ impl TryFrom<Settings> for Config {
             labels,
             upstreams,
             plaintext,
+            capture,
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
             mesh: settings.mesh.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 15108))),
             advertise,
             health: settings.health.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15120))),
+            workload: workload(settings.workload_socket, settings.workload_user, &state_dir),
             state_dir,
             workers,
             access_log,
@@ -245,6 +269,15 @@ impl TryFrom<Settings> for Config {
             tracing,
             drain: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         })
+    }
+}
+
+fn workload(path: Option<PathBuf>, users: Vec<u32>, state_dir: &Path) -> Option<WorkloadSocket> {
+    match path {
+        Some(off) if off.as_os_str() == "off" => None,
+        Some(path) => Some(WorkloadSocket { path, users, is_required: true }),
+        // A place of its own choice that others could reach would surprise; the state directory is private, its path may be too long.
+        None => Some(WorkloadSocket { path: state_dir.join("workload.sock"), is_required: !users.is_empty(), users }),
     }
 }
 
