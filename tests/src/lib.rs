@@ -18,6 +18,7 @@ mod mesh;
 mod postgres;
 mod process;
 mod raw;
+pub mod soak;
 mod space;
 
 pub use backend::{Backend, Seen};

@@ -5,6 +5,7 @@ mod bench;
 mod command;
 mod lint;
 mod setup;
+mod soak;
 mod suite;
 
 use std::{io::Write as _, process::ExitCode};
@@ -30,6 +31,8 @@ enum Chore {
     Test(suite::Suite),
     /// Measure, beside `direct` in the same run
     Bench(bench::Bench),
+    /// Run for long what the tests do in short
+    Soak(soak::Soak),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(),
         Chore::Test(suite) => suite.run(),
         Chore::Bench(bench) => bench.run(),
+        Chore::Soak(soak) => soak.run(),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
