@@ -232,7 +232,7 @@ async fn when_postgres_fails_over_to_a_standby_nothing_acknowledged_is_lost_and_
     let mut revisions = Vec::new();
     for number in 0..5 {
         let yaml = allow(&format!("before-{number}"), "shop/orders", "[shop/web]", "[POST]", "[\"/{rest=**}\"]");
-        let request = v1::ApplyRequest { manifests: vec![v1::Manifest { source: "t".into(), yaml }], dry_run: false };
+        let request = v1::ApplyRequest { manifests: vec![v1::Manifest { source: "t".into(), yaml }], ..Default::default() };
         revisions.push(one.admin().await.apply(request).await?.into_inner().revision);
     }
     primary.crash();
