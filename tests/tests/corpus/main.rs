@@ -32,6 +32,9 @@ spec:
     rules: [{ name: anybody, action: Allow, from: [{ anonymous: true }] }]
 ";
 
+/// How long nothing comes before a connection is given up.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// A request as a program saw it, or as the log has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
@@ -72,7 +75,7 @@ impl Scene {
 
     /// Says all of it, each on a connection of its own.
     async fn say(&self, corpus: Vec<Raw>) {
-        let turns = Arc::new(Semaphore::new(8));
+        let turns = Arc::new(Semaphore::new(48));
         let mut running = JoinSet::new();
         for raw in corpus {
             running.spawn(say(self.plain, raw, turns.clone()));
@@ -92,8 +95,8 @@ impl Scene {
             .collect()
     }
 
-    /// What the program saw is what the log says.
-    async fn compare(&self, seen: Vec<(String, Line)>, least: usize) {
+    /// What the program saw is what the log says. Paths of `unread` are those that the program does not understand.
+    async fn compare(&self, seen: Vec<(String, Line)>, unread: &[&str]) {
         let sent_on = self.sent_on().await;
         let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
         for (id, line) in &seen {
@@ -105,14 +108,16 @@ impl Scene {
             }
         }
         assert!(counted.values().all(|count| *count == 1), "a request was seen twice: {counted:?}");
-        let unseen: Vec<_> = sent_on.iter().filter(|(id, _)| !counted.contains_key(id.as_str())).collect();
+        let unseen =
+            sent_on.iter().filter(|(id, line)| !counted.contains_key(id.as_str()) && !unread.contains(&line.path.as_str()));
+        let unseen: Vec<_> = unseen.collect();
         assert!(unseen.is_empty(), "answered, but never seen: {unseen:?}");
         let logged: Vec<String> =
             self.orders.access_log().await.iter().filter_map(|line| Some(line.get("id")?.as_str()?.to_owned())).collect();
         for (id, line) in &seen {
             assert!(logged.contains(id), "seen, but not in the log: {id} {line:?}");
         }
-        assert!(sent_on.len() >= least, "only {} requests were sent on", sent_on.len());
+        assert!(sent_on.len() >= 60, "only {} requests were sent on", sent_on.len());
     }
 }
 
@@ -122,8 +127,10 @@ async fn say(address: SocketAddr, raw: Raw, turns: Arc<Semaphore>) {
     let mut stream = TcpStream::connect(address).await.expect("the agent accepts");
     // The agent may close before it has taken all of it.
     let _ = stream.write_all(&raw.bytes).await;
-    let _ = stream.shutdown().await;
     let mut answer = Vec::new();
+    // Who ends its side is gone, and what it asked for with it: so only when nothing more comes.
+    while matches!(tokio::time::timeout(SILENCE, stream.read_buf(&mut answer)).await, Ok(Ok(1..))) {}
+    let _ = stream.shutdown().await;
     let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
     assert!(ended.is_ok(), "left open after {}", raw.what);
     let text = String::from_utf8_lossy(&answer);
@@ -150,7 +157,7 @@ async fn what_a_program_sees_is_what_the_log_says_for_every_request_of_the_corpu
     let seen = backend.seen();
     let seen =
         seen.iter().map(|one| (first(one, "x-request-id"), Line::new(&one.method, &one.target, &first(one, "host")))).collect();
-    scene.compare(seen, 60).await;
+    scene.compare(seen, &[]).await;
     Ok(())
 }
 
@@ -191,7 +198,8 @@ async fn nginx_sees_what_the_log_says() -> Outcome {
     serving(address).await;
     let scene = Scene::set(address).await;
     scene.say(raw::all()).await;
-    scene.compare(lines(&fs::read_to_string(dir.path().join("seen.log"))?), 60).await;
+    // It does not read `OPTIONS *` at all, and logs nothing of it.
+    scene.compare(lines(&fs::read_to_string(dir.path().join("seen.log"))?), &["*"]).await;
     Ok(())
 }
 

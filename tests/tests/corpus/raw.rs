@@ -10,8 +10,54 @@ pub(crate) struct Raw {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// A request that is hidden where a body should be. Nobody may ever see it as a request.
-pub(crate) const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
+/// What follows a request: the next one where it is clear that the body is over, else one that is hidden in what may be a body,
+/// and that nobody may ever see as a request.
+fn next(fields: &str) -> String {
+    let path = if is_doubtful(fields) { "/hidden" } else { "/next" };
+    format!("GET {path} HTTP/1.1\r\nhost: orders.shop\r\n\r\n")
+}
+
+/// A request that is a whole body.
+const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
+
+/// Whether two readers could find the end of the body in different places.
+fn is_doubtful(fields: &str) -> bool {
+    const SIGNS: [&str; 26] = [
+        ",",
+        "identity",
+        "gzip",
+        "cow",
+        "xchunk",
+        "chunkedx",
+        "chunke\r",
+        "\"",
+        "'",
+        ";",
+        "\u{b}",
+        "\0",
+        "+",
+        "-5",
+        "0x",
+        "five",
+        "e0",
+        ".0",
+        "\n ",
+        " :",
+        "\t:",
+        "_",
+        "18446",
+        "99999",
+        "42949",
+        "expect: 200",
+    ];
+    let framings = fields
+        .to_ascii_lowercase()
+        .split("\r\n")
+        .filter(|line| line.contains("content-length:") || line.contains("transfer-encoding:"))
+        .count();
+    let bare = fields.replace("\r\n", "").contains(['\r', '\n']);
+    framings > 1 || bare || fields.starts_with(' ') || SIGNS.iter().any(|sign| fields.contains(sign))
+}
 
 const TARGETS: [&str; 66] = [
     "/",
@@ -341,8 +387,8 @@ pub(crate) fn all() -> Vec<Raw> {
     for fields in FRAMINGS {
         let head = request("POST /a HTTP/1.1", fields);
         // For who reads the length, the body; for who reads chunks, a body; for who reads neither, a request.
-        add(format!("framing {fields:?}, hidden"), format!("{head}0\r\n\r\n{HIDDEN}").into_bytes());
-        add(format!("framing {fields:?}, hello"), format!("{head}hello{HIDDEN}").into_bytes());
+        add(format!("framing {fields:?}, chunked"), format!("{head}0\r\n\r\n{}", next(fields)).into_bytes());
+        add(format!("framing {fields:?}, by length"), format!("{head}hello{}", next(fields)).into_bytes());
     }
     for chunks in CHUNKS {
         let head = request("POST /a HTTP/1.1", "transfer-encoding: chunked\r\n");
@@ -355,7 +401,8 @@ pub(crate) fn all() -> Vec<Raw> {
     for fields in SWITCHES {
         add(
             format!("switch {fields:?}"),
-            format!("{}{HIDDEN}", request("GET /a HTTP/1.1", &format!("{fields}content-length: 43\r\n"))).into_bytes(),
+            format!("{}{HIDDEN}", request("GET /a HTTP/1.1", &format!("{fields}content-length: {}\r\n", HIDDEN.len())))
+                .into_bytes(),
         );
         add(format!("switch {fields:?} without body"), request("GET /a HTTP/1.1", fields).into_bytes());
     }
