@@ -1,6 +1,8 @@
 //! More than five hundred raw requests, at an agent, in front of programs that record what they saw: the program sees exactly the
 //! requests that the agent's log says were sent on, each as the log has it, and never one that was hidden in another's body.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
 mod raw;
 
 use std::{
