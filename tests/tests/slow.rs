@@ -43,13 +43,17 @@ impl Scene {
     }
 }
 
-/// A program that answers every request with more than any buffer holds.
+/// A program that answers every GET, those for /large with more than any buffer holds.
 async fn large(listener: TcpListener) {
     let mut connections = JoinSet::new();
     while let Ok((mut stream, _)) = listener.accept().await {
         connections.spawn(async move {
             let mut head = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut head).await {
+                // Of an upload the whole is waited for.
+                if !head[..count].starts_with(b"GET") {
+                    continue;
+                }
                 let small = !head[..count].starts_with(b"GET /large");
                 let length = if small { 2 } else { 64 << 20 };
                 let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").as_bytes()).await;
@@ -122,11 +126,7 @@ async fn a_thousand_slow_heads_bodies_and_readers_are_gone_in_30_s_and_a_neighbo
     let reasons = |reason: &str| format!("outrider_agent_requests_total{{side=\"inbound\",outcome=\"{reason}\"");
     let (heads, others) =
         (scene.orders.metric(&reasons("head_timeout")).await, scene.orders.metric(&reasons("slow_caller")).await);
-    assert!(
-        heads > 400.0 && others > 500.0,
-        "{heads} heads, {others} others: {}",
-        outrider_tests::get(scene.orders.health, "/metrics").await?.body_text()
-    );
+    assert!(heads > 400.0 && others > 500.0, "{heads} heads, {others} others");
     Ok(())
 }
 
