@@ -73,7 +73,7 @@ impl Outbound {
         let route = self.route(&request, record).await?;
         let mut added = Fields::default();
         added.push(b"x-request-id", request.head.id.as_bytes());
-        self.worker.upstreams.send(&route, request, &added).await
+        self.worker.upstreams.send(&route, request, &added, record.trail()).await
     }
 
     /// CONNECT to a port that carries opaque bytes.

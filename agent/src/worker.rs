@@ -15,7 +15,7 @@ use crate::{
     route::{Directory, LocalPort},
     telemetry::{AccessLog, Metrics, Observer, ReportQueue},
     tls::{MeshAcceptor, MeshConnector, Trust},
-    upstream::{Pool, Upstreams},
+    upstream::{Behind, Bounds, Pool, Upstreams},
 };
 
 /// How often a worker tidies up.
@@ -47,6 +47,9 @@ pub(crate) struct Shared {
     reports: ReportQueue,
     drain: Drain,
     tasks: Tasks,
+    zone: Option<Box<str>>,
+    bounds: Bounds,
+    behind: Behind,
 }
 
 impl Shared {
@@ -75,6 +78,9 @@ impl Shared {
             reports,
             drain: drain.clone(),
             tasks: tasks.clone(),
+            zone: config.zone.clone(),
+            bounds: config.bounds,
+            behind: Behind::default(),
         })
     }
 }
@@ -139,20 +145,25 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
     let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
-    let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
+    let (limits, tasks) = (Limits::default(), Tasks::new());
     let observer =
         Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
     let worker = Rc::new(Worker {
         policies: shared.policies,
-        directory: shared.directory,
+        directory: shared.directory.clone(),
         local: shared.local,
         acceptor: shared.acceptor,
         upstreams: Upstreams {
             connector: shared.connector,
             svids: shared.svids.clone(),
             limits: limits.clone(),
+            bounds: shared.bounds,
+            zone: shared.zone,
             tasks: tasks.clone(),
-            pool: pool.clone(),
+            pool: Rc::new(Pool::default()),
+            directory: shared.directory,
+            behind: shared.behind,
+            fleets: Default::default(),
         },
         observer: observer.clone(),
         limits: limits.clone(),
@@ -182,7 +193,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         tokio::select! {
             _ = tick.tick() => {
                 observer.log.flush();
-                pool.sweep(shared.svids.generation());
+                worker.upstreams.tend();
             }
             failure = tasks.failure() => return Err(std::io::Error::other(failure)),
             () = shared.drain.forced() => break,

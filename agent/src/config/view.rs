@@ -146,7 +146,8 @@ fn service(resource: &Resource) -> Result<ServiceEntry, ViewError> {
         let identity = endpoint.identity.parse().map_err(|error| wrong(format!("{error}")))?;
         let ports = endpoint.ports.iter().map(|port| u16::try_from(*port).map_err(|_| wrong(format!("port {port}"))));
         let ports = ports.collect::<Result<_, _>>()?;
-        endpoints.push(Endpoint { address: endpoint.mesh_address, identity, ports });
+        let zone = Some(endpoint.zone).filter(|zone| !zone.is_empty()).map(String::into_boxed_str);
+        endpoints.push(Endpoint { address: endpoint.mesh_address, identity, ports, zone });
     }
     Ok(ServiceEntry { name, ports, endpoints })
 }

@@ -31,7 +31,7 @@ pub struct ServiceEntry {
 }
 
 /// An agent that backs a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// `host:port` of its mesh listener.
     pub address: String,
@@ -39,6 +39,8 @@ pub struct Endpoint {
     pub identity: SpiffeId,
     /// Ports of the service that it serves; empty for all of them.
     pub ports: Vec<u16>,
+    /// Where it is, if its agent says so.
+    pub zone: Option<Box<str>>,
 }
 
 impl ServiceEntry {
@@ -157,6 +159,11 @@ impl Directory {
         let answer = tokio::time::timeout(PATIENCE, answer).await;
         let unanswered = || Refusal::new(Reason::UnknownService, format!("the control plane did not describe `{name}` in time"));
         answer.unwrap_or_else(|_| Err(unanswered()))
+    }
+
+    /// A service as it is known now; nothing is asked.
+    pub fn current(&self, name: &ServiceName) -> Option<Arc<ServiceEntry>> {
+        self.services.load().get(name).cloned()
     }
 
     /// What the control plane said of a name, if anything.
@@ -324,6 +331,7 @@ mod tests {
             address: address.to_owned(),
             identity: "spiffe://td/ns/shop/sa/files".parse().unwrap(),
             ports: ports.to_vec(),
+            zone: None,
         };
         let endpoints = vec![endpoint("a", &[80]), endpoint("b", &[80, 81]), endpoint("c", &[])];
         let service = Arc::new(ServiceEntry { endpoints, ..service(&[(80, Protocol::Http), (81, Protocol::Http)]) });

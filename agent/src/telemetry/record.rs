@@ -16,6 +16,7 @@ use crate::{
     identity::{Peer, Svids},
     policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
+    upstream::Trail,
 };
 
 /// Which agent of a call speaks.
@@ -66,6 +67,7 @@ pub struct Record {
     refusal: Option<Refusal>,
     broke: Option<String>,
     sent: u64,
+    trail: Trail,
 }
 
 impl Record {
@@ -85,6 +87,7 @@ impl Record {
             refusal: None,
             broke: None,
             sent: 0,
+            trail: Trail::default(),
         }
     }
 
@@ -130,6 +133,16 @@ impl Record {
             self.verdict(verdict);
         }
         denied.refusal
+    }
+
+    /// Whether the answer goes to another agent of the mesh.
+    pub fn is_for_an_agent(&self) -> bool {
+        self.side == Side::Inbound && self.peer.as_ref().is_some_and(|peer| peer.id().is_some())
+    }
+
+    /// Where to note how a call goes.
+    pub fn trail(&mut self) -> &mut Trail {
+        &mut self.trail
     }
 
     /// Status sent to the caller.
@@ -217,6 +230,10 @@ impl Record {
             line.text("reason", "broke_off");
         }
         line.text("detail", self.detail());
+        if self.trail.tries != 0 {
+            line.number("attempts", u64::from(self.trail.tries));
+            line.text("endpoint", &self.trail.endpoint);
+        }
         line.number("bytes", self.sent);
         line.number("micros", micros);
         if let Some(peer) = &self.peer {

@@ -103,11 +103,14 @@ impl Pool {
         self.loads.borrow_mut().entry(key.clone()).or_default().clone()
     }
 
-    /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
-    pub fn sweep(&self, generation: u64) {
-        self.idle.borrow_mut().retain(|_, clients| {
+    /// Closes what has been idle for long, is of an older generation or does not lead anywhere any more, and forgets
+    /// destinations that nobody uses.
+    pub fn sweep(&self, generation: u64, leads_somewhere: impl Fn(&Key) -> bool) {
+        self.idle.borrow_mut().retain(|key, clients| {
+            let leads_somewhere = leads_somewhere(key);
             clients.retain(|idle| {
-                idle.generation == generation && idle.since.elapsed() < IDLE_FOR && Instant::now() < idle.client.usable_until
+                let fresh = idle.generation == generation && idle.since.elapsed() < IDLE_FOR;
+                leads_somewhere && fresh && Instant::now() < idle.client.usable_until
             });
             !clients.is_empty()
         });
@@ -117,7 +120,7 @@ impl Pool {
                 true,
                 |place| matches!(&*place, Http2Place::Open(client, made) if *made == generation && client.is_usable()),
             );
-            busy || fresh
+            busy || (fresh && leads_somewhere(key))
         });
         self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
     }

@@ -107,7 +107,12 @@ fn backing(wire: &v1::ServiceBacking) -> Result<Backing, String> {
             return Err(format!("service `{service}` declares port {number} twice"));
         }
     }
-    Ok(Backing { service, mesh_address: address(&wire.mesh_address)?, ports })
+    let zone_ok = wire.zone.len() <= 63
+        && wire.zone.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    if !zone_ok {
+        return Err(format!("service `{service}`: the zone is not up to 63 letters, digits, `-`, `.` and `_`"));
+    }
+    Ok(Backing { service, mesh_address: address(&wire.mesh_address)?, ports, zone: wire.zone.clone() })
 }
 
 /// `host:port` of bounded length and printable characters: other agents connect there and logs show it.
