@@ -71,6 +71,8 @@ reasons! {
     PolicyRevoked = "policy_revoked", Policy, 403;
     /// No such service, or no such port of it.
     UnknownService = "unknown_service", Caller, 404;
+    /// Routes are attached to the service, and none of them is for this request.
+    NoRoute = "no_route", Caller, 404;
     /// The service's port does not speak what the caller wants to speak.
     ProtocolMismatch = "protocol_mismatch", Caller, 400;
     /// The service has no endpoint.

@@ -92,7 +92,7 @@ pub(crate) struct Worker {
     pub(crate) directory: Arc<Directory>,
     pub(crate) local: Arc<Vec<LocalPort>>,
     pub(crate) acceptor: MeshAcceptor,
-    pub(crate) upstreams: Upstreams,
+    pub(crate) upstreams: Rc<Upstreams>,
     pub(crate) observer: Rc<Observer>,
     pub(crate) limits: Limits,
     pub(crate) drain: Drain,
@@ -153,7 +153,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         directory: shared.directory.clone(),
         local: shared.local,
         acceptor: shared.acceptor,
-        upstreams: Upstreams {
+        upstreams: Rc::new(Upstreams {
             connector: shared.connector,
             svids: shared.svids.clone(),
             limits: limits.clone(),
@@ -164,7 +164,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
             directory: shared.directory,
             behind: shared.behind,
             fleets: Default::default(),
-        },
+        }),
         observer: observer.clone(),
         limits: limits.clone(),
         drain: shared.drain.clone(),

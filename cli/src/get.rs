@@ -2,7 +2,7 @@
 
 use outrider_proto::v1::{
     ListAgentsRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest, ListRevisionsRequest,
-    ListServicesRequest,
+    ListRoutesRequest, ListServicesRequest,
 };
 
 use crate::{
@@ -11,10 +11,10 @@ use crate::{
     names,
     output::Console,
     table::Row,
-    view::{Agent, Certificate, Decision, Named, Policy, Revision, Service},
+    view::{Agent, Certificate, Decision, Named, Policy, Revision, Route, Service},
 };
 
-/// List policies, revisions, services, agents, decisions or certificates.
+/// List policies, routes, revisions, services, agents, decisions or certificates.
 ///
 /// With -o json or -o yaml the answer is always an array, also when one NAME is asked for.
 #[derive(Debug, clap::Args)]
@@ -54,7 +54,10 @@ enum What {
     /// Stored policies and where they are in force
     #[value(aliases = ["policy", "servicepolicy", "servicepolicies"])]
     Policies,
-    /// Revisions at which policies changed: what there is to go back to
+    /// Stored routes, `HTTPRoute` and `GRPCRoute`, and where they are in force
+    #[value(aliases = ["route", "httproute", "httproutes", "grpcroute", "grpcroutes"])]
+    Routes,
+    /// Revisions at which policies or routes changed: what there is to go back to
     #[value(alias = "revision")]
     Revisions,
     /// Services and who backs them
@@ -81,6 +84,10 @@ impl Get {
             What::Policies => {
                 let list = admin.list_policies(ListPoliciesRequest { namespace }).await?.into_inner();
                 self.show::<_, Policy>(list.policies, "no policies: every call is denied (`outrider apply -f FILE`)", console)
+            }
+            What::Routes => {
+                let list = admin.list_routes(ListRoutesRequest { namespace }).await?.into_inner();
+                self.show::<_, Route>(list.routes, "no routes: requests go to the service that they name", console)
             }
             What::Revisions => {
                 let list = admin.list_revisions(ListRevisionsRequest { limit: self.limit }).await?.into_inner();

@@ -172,7 +172,8 @@ async fn publisher(issuance: &Issuance, grace: Duration) -> Result<(Publisher, M
     let (store, authority) = (&issuance.store, &issuance.authority);
     let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
     let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
-    let world = World::load(store.revision().await?, bundle, store.policies().await?, store.agents().await?)?;
+    let (policies, ages) = (store.policies().await?, store.policy_ages().await?);
+    let world = World::load(store.revision().await?, bundle, policies, &ages, store.agents().await?)?;
     issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
     Ok(Publisher::new(store.clone(), issuance.metrics.clone(), world, grace))
 }

@@ -16,6 +16,7 @@ mod frames;
 mod mesh;
 mod process;
 mod raw;
+mod relay;
 
 pub use backend::{Backend, Seen};
 pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
@@ -25,6 +26,7 @@ pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_heade
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use process::Process;
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
+pub use relay::Relay;
 
 /// Waits until something holds.
 ///

@@ -139,7 +139,9 @@ impl Subscription {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: vec!["ServicePolicy/v1alpha1".to_owned(), "Service".to_owned(), "TrustBundle".to_owned()],
+            capabilities: ["ServicePolicy/v1alpha1", "HTTPRoute/v1", "GRPCRoute/v1", "Service", "TrustBundle"]
+                .map(str::to_owned)
+                .to_vec(),
             services: self.services.clone(),
             known: self.view.known(),
             want: Some(want(&self.directory.wanted().borrow())),

@@ -1,15 +1,18 @@
 //! The agent's view of the mesh: what the control plane sent, checked whole before any of it counts.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
-use outrider_proto::v1::{self as wire, KnownResource, Resource, ResourceKind, ServicePolicyBody, TrustBundle, Update};
+use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, route::StoredRoute};
+use outrider_proto::v1::{self as wire, KnownResource, Resource, ResourceKind, RouteBody, ServicePolicyBody, TrustBundle, Update};
 use prost::Message as _;
 
 use crate::{
     policy::PolicyBook,
-    route::{Directory, Endpoint, ServiceEntry},
+    route::{Directory, Endpoint, ServiceEntry, ServiceRoutes},
     tls::{Trust, TrustError},
 };
 
@@ -87,12 +90,13 @@ impl View {
     /// # Errors
     /// When any part cannot be understood or enforced; what was in force before still is.
     pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
-        let (mut bundle, mut services, mut stored) = (None, Vec::new(), Vec::new());
+        let (mut bundle, mut services, mut stored, mut routes) = (None, Vec::new(), Vec::new(), Vec::new());
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
+                Ok(ResourceKind::Route) => routes.push(route(resource)?),
                 Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
             }
         }
@@ -107,11 +111,13 @@ impl View {
         if let Some(bundle) = &bundle {
             anchors(&Trust::default(), bundle)?;
         }
+        let backends = routes.iter().flat_map(|stored| stored.route.backends().collect::<Vec<_>>()).collect();
+        let routes = tables(&routes)?;
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
         if let Some(bundle) = &bundle {
             anchors(trust, bundle)?;
         }
-        directory.replace(services);
+        directory.replace_all(services, routes, backends);
         Ok(())
     }
 }
@@ -127,6 +133,26 @@ fn policy(resource: &Resource) -> Result<StoredPolicy, ViewError> {
     // Unknown fields are errors in the policy's own types: a reading that leaves something out would be a weaker one.
     let policy: ServicePolicy = serde_json::from_str(&body.json).map_err(|error| wrong(error.to_string()))?;
     Ok(StoredPolicy { policy: Arc::new(policy), revision: resource.revision })
+}
+
+fn route(resource: &Resource) -> Result<StoredRoute, ViewError> {
+    let wrong = |reason: String| ViewError::Resource { name: resource.name.clone(), reason };
+    let body: RouteBody = read(resource)?;
+    let route = outrider_policy::route::Route::from_json(&body.json).map_err(wrong)?;
+    Ok(StoredRoute { route: Arc::new(route), created: body.created })
+}
+
+/// The routes of each service that they attach to.
+fn tables(routes: &[StoredRoute]) -> Result<HashMap<ServiceName, Arc<ServiceRoutes>>, ViewError> {
+    let parents: BTreeSet<ServiceName> = routes.iter().flat_map(|stored| stored.route.parents().collect::<Vec<_>>()).collect();
+    let table = |parent: ServiceName| {
+        let own: Vec<StoredRoute> =
+            routes.iter().filter(|stored| stored.route.parents().any(|each| each == parent)).cloned().collect();
+        let table = ServiceRoutes::new(&parent, &own);
+        let table = table.map_err(|reason| ViewError::Resource { name: parent.to_string(), reason })?;
+        Ok((parent, Arc::new(table)))
+    };
+    parents.into_iter().map(table).collect()
 }
 
 fn service(resource: &Resource) -> Result<ServiceEntry, ViewError> {

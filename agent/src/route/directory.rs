@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use outrider_policy::{Protocol, ServiceName, SpiffeId};
 use tokio::{sync::watch, time::Instant};
 
+use super::ServiceRoutes;
 use crate::refusal::{Reason, Refusal};
 
 /// Services an agent may ask for.
@@ -72,6 +73,7 @@ impl ServiceEntry {
 #[derive(Debug)]
 pub struct Directory {
     services: ArcSwap<HashMap<ServiceName, Arc<ServiceEntry>>>,
+    routes: ArcSwap<HashMap<ServiceName, Arc<ServiceRoutes>>>,
     changed: watch::Sender<u64>,
     wanted: watch::Sender<BTreeSet<ServiceName>>,
     asked: Mutex<HashMap<ServiceName, Asked>>,
@@ -108,6 +110,7 @@ impl Default for Directory {
     fn default() -> Self {
         Self {
             services: ArcSwap::default(),
+            routes: ArcSwap::default(),
             changed: watch::Sender::new(0),
             wanted: watch::Sender::new(BTreeSet::new()),
             asked: Mutex::default(),
@@ -116,7 +119,30 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Replaces all that is known.
+    /// Replaces all that is known: services, and the routes to them with what these lead to.
+    pub fn replace_all(
+        &self,
+        services: Vec<ServiceEntry>,
+        routes: HashMap<ServiceName, Arc<ServiceRoutes>>,
+        backends: BTreeSet<ServiceName>,
+    ) {
+        // Routes first: a service that is new must not be called past its routes.
+        self.routes.store(Arc::new(routes));
+        self.replace(services);
+        self.wanted.send_if_modified(|wanted| {
+            let before = wanted.len();
+            let missing: Vec<ServiceName> = backends.into_iter().filter(|name| !wanted.contains(name)).collect();
+            wanted.extend(missing.into_iter().take(MOST.saturating_sub(before)));
+            wanted.len() != before
+        });
+    }
+
+    /// The routes to a service.
+    pub fn routes(&self, name: &ServiceName) -> Option<Arc<ServiceRoutes>> {
+        self.routes.load().get(name).cloned()
+    }
+
+    /// Replaces all that is known of services.
     pub fn replace(&self, services: Vec<ServiceEntry>) {
         let map: HashMap<_, _> = services.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect();
         // What was in a snapshot is wanted again; what does not exist only when somebody calls it.

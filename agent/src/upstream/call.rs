@@ -2,13 +2,14 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
     Upstreams,
     breaker::Held,
+    deadline,
     fleet::{Chosen, Fleet},
     lease::StreamLease,
     outlier::Outcome,
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     http::{Body, Fields, Frame, Request, RequestHead, Response, Version},
     refusal::{Reason, Refusal},
-    route::ServiceEntry,
+    route::{self, Plan, ServiceEntry},
 };
 
 /// Bodies up to this size may be kept to be sent again, where a route wants retries.
@@ -47,6 +48,32 @@ impl Drop for Unfinished<'_> {
 }
 
 impl Upstreams {
+    /// Calls a service as a route says.
+    pub(super) async fn call_by(
+        self: &Rc<Self>,
+        plan: &Plan,
+        (service, port): (&Arc<ServiceEntry>, u16),
+        request: Request,
+        added: &Fields,
+        trail: &mut Trail,
+    ) -> Result<Response, Refusal> {
+        let mut body = request.body;
+        if !plan.mirrors.is_empty() {
+            match whole(body, self.limits.stall).await? {
+                Ok(bytes) => {
+                    self.mirror(&plan.mirrors, &bytes, added);
+                    body = if bytes.is_empty() { Body::Empty } else { Body::Full(bytes) };
+                }
+                // What is large, or has no length, is not copied.
+                Err(streaming) => body = streaming,
+            }
+        }
+        let request = Request { head: plan.head.clone(), body };
+        let mut response = self.call(service, port, &plan.rule.sending, request, added, trail).await?;
+        plan.rule.response.iter().for_each(|changes| route::change(&mut response.fields, changes));
+        Ok(response)
+    }
+
     /// Calls a port of a service.
     pub(super) async fn call(
         &self,
@@ -61,11 +88,22 @@ impl Upstreams {
         let held = fleet.requests.begin(self.bounds.requests, "requests are under way at this service");
         let held = Rc::new(held.inspect_err(|_| self.behind.failed())?);
         let mut unfinished = Unfinished { upstreams: self, over: false };
-        let tries = self.tries(&fleet, &held, sending, request, added, trail);
-        let outcome = match sending.timeout {
+        let given = deadline::given(&request.head);
+        let timeout = sending.timeout.into_iter().chain(given).min();
+        let mut added = added.clone();
+        let mut request = request;
+        if let Some(left) = timeout.filter(|_| given.is_some()) {
+            let mut head = RequestHead::clone(&request.head);
+            head.fields.retain(|name| name != deadline::FIELD.as_bytes());
+            request.head = Rc::new(head);
+            deadline::pass_on(&mut added, left);
+        }
+        let tries = self.tries(&fleet, &held, sending, request, &added, trail);
+        let outcome = match timeout {
             None => tries.await,
             Some(timeout) => tokio::time::timeout(timeout, tries).await.unwrap_or_else(|_| {
-                Err(Refusal::new(Reason::UpstreamTimeout, format!("no response within the {timeout:?} of the route")))
+                let whose = if given == Some(timeout) { "the caller's deadline" } else { "the route" };
+                Err(Refusal::new(Reason::UpstreamTimeout, format!("no response within the {timeout:?} of {whose}")))
             }),
         };
         unfinished.over = outcome.as_ref().is_ok_and(|response| response.status < 500);
@@ -152,8 +190,11 @@ impl Upstreams {
         let now = self.now();
         match &outcome {
             Ok(response) => {
-                chosen.answered(now, began.elapsed());
                 let own_fault = response.status >= 500 && response.fields.single(retry::FIELD) != Some(retry::FURTHER_DOWN);
+                // Failing is quick: it must not look like a quick endpoint.
+                if !own_fault {
+                    chosen.answered(now, began.elapsed());
+                }
                 fleet.note(chosen, if own_fault { Outcome::Failed } else { Outcome::Served }, now);
             }
             Err(failure) if failure.is_endpoints() => {
@@ -167,10 +208,27 @@ impl Upstreams {
     }
 }
 
+/// All of a small body; the body itself when it is larger, or nobody knows how long it is.
+async fn whole(mut body: Body, stall: Duration) -> Result<Result<Bytes, Body>, Refusal> {
+    if body.length().is_none_or(|length| length > REPLAYED) {
+        return Ok(Err(body));
+    }
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(stall, body.frame()).await;
+        let frame = frame.map_err(|_| Refusal::new(Reason::Malformed, "the body stopped arriving"))?;
+        match frame.map_err(|error| Refusal::caused(Reason::Malformed, &error))? {
+            Some(Frame::Data(data)) => whole.extend_from_slice(&data),
+            // Trailers of a request end here: they are sent with bodies that stream.
+            Some(Frame::Trailers(_)) | None => return Ok(Ok(whole.freeze())),
+        }
+    }
+}
+
 /// A body that may have to be sent again.
 enum Replay {
     /// All of it is here.
-    Whole(bytes::Bytes),
+    Whole(Bytes),
     /// It comes as it comes, and goes once.
     Once(Option<Body>),
 }
@@ -179,23 +237,15 @@ impl Replay {
     /// Reads a small body whole where it may be wanted again.
     async fn new(body: Body, sending: &Sending, head: &RequestHead, stall: Duration) -> Result<Self, Refusal> {
         if body.is_end() {
-            return Ok(Self::Whole(bytes::Bytes::new()));
+            return Ok(Self::Whole(Bytes::new()));
         }
-        let small = body.length().is_some_and(|length| length <= REPLAYED) && head.upgrade.is_none();
-        if !small || sending.codes.is_empty() {
+        if head.upgrade.is_some() || sending.codes.is_empty() {
             return Ok(Self::Once(Some(body)));
         }
-        let mut body = body;
-        let mut whole = BytesMut::new();
-        loop {
-            let frame = tokio::time::timeout(stall, body.frame()).await;
-            let frame = frame.map_err(|_| Refusal::new(Reason::Malformed, "the body stopped arriving"))?;
-            match frame.map_err(|error| Refusal::caused(Reason::Malformed, &error))? {
-                Some(Frame::Data(data)) => whole.extend_from_slice(&data),
-                // Trailers of a request end here: they are sent with bodies that stream.
-                Some(Frame::Trailers(_)) | None => return Ok(Self::Whole(whole.freeze())),
-            }
-        }
+        Ok(match whole(body, stall).await? {
+            Ok(bytes) => Self::Whole(bytes),
+            Err(streaming) => Self::Once(Some(streaming)),
+        })
     }
 
     fn take(&mut self) -> Option<Body> {

@@ -147,12 +147,14 @@ pub struct Fleets {
     known: RefCell<HashMap<(ServiceName, u16), Rc<Fleet>>>,
     /// Requests that wait for a connection.
     pub(super) connecting: Gauge,
+    /// Copies of requests under way.
+    pub(super) copies: Gauge,
     began: Instant,
 }
 
 impl Default for Fleets {
     fn default() -> Self {
-        Self { known: RefCell::default(), connecting: Gauge::default(), began: Instant::now() }
+        Self { known: RefCell::default(), connecting: Gauge::default(), copies: Gauge::default(), began: Instant::now() }
     }
 }
 

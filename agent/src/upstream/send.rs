@@ -25,7 +25,7 @@ use crate::{
     },
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
-    route::{Directory, Endpoint, Kind, Route},
+    route::{AnswerParts, Directory, Endpoint, Kind, Route},
     tls::{MeshConnector, MeshProtocol},
 };
 
@@ -69,7 +69,13 @@ impl Upstreams {
     /// # Errors
     /// `connect_failed`, `peer_identity`, `upstream_failed`, `upstream_timeout`, `protocol_mismatch`, `no_identity`,
     /// `no_endpoint`, `overloaded`.
-    pub async fn send(&self, route: &Route, request: Request, added: &Fields, trail: &mut Trail) -> Result<Response, Refusal> {
+    pub async fn send(
+        self: &Rc<Self>,
+        route: &Route,
+        request: Request,
+        added: &Fields,
+        trail: &mut Trail,
+    ) -> Result<Response, Refusal> {
         match route.kind() {
             Kind::Local { program, protocol } => {
                 let Request { head, body } = request;
@@ -85,8 +91,15 @@ impl Upstreams {
                 Reason::ProtocolMismatch,
                 "the port carries opaque bytes: use CONNECT or an explicit upstream",
             )),
-            Kind::Mesh { service, port, .. } => {
+            Kind::Mesh { service, port, plan: None, .. } => {
                 self.call(service, *port, &Sending::default(), request, added, trail).await
+            }
+            Kind::Mesh { service, port, plan: Some(plan), .. } => {
+                self.call_by(plan, (service, *port), request, added, trail).await
+            }
+            Kind::Answer(answer) => {
+                let (status, fields) = AnswerParts::clone(answer);
+                Ok(Response { status, fields, body: Body::Empty, until: None, switched: None })
             }
         }
     }
@@ -96,7 +109,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// As [`Upstreams::send`].
-    pub async fn serve(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
+    pub async fn serve(self: &Rc<Self>, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
         let before = self.behind.count();
         let mut response = self.send(route, request, added, &mut Trail::default()).await?;
         response.fields.retain(|name| name != FIELD.as_bytes());
@@ -114,6 +127,7 @@ impl Upstreams {
         let connected = match route.kind() {
             Kind::Local { program, .. } => self.connect(&Key::Program(*program), None, MeshProtocol::Tcp).await?,
             Kind::Mesh { service, port, .. } => self.connect_any(&self.fleet(service, *port)).await?,
+            Kind::Answer(_) => return Err(Refusal::new(Reason::ProtocolMismatch, "a route answers, and nothing can be opened")),
         };
         Ok((connected.io, connected.peer, Some(connected.usable_until)))
     }

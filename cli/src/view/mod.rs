@@ -7,11 +7,12 @@ mod flip;
 mod laggard;
 mod policy;
 mod revision;
+mod route;
 mod service;
 
 pub(crate) use self::{
     agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
-    revision::Revision, service::Service,
+    revision::Revision, route::Route, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -1,13 +1,16 @@
 //! Policies as stored, and the audit trail of those who changed them.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Sqlite, Transaction};
 
 use super::{Store, StoreError, next_revision, signed};
 
-/// A policy.
+/// A policy, or a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyRow {
     pub(crate) namespace: String,
+    /// Of a route with its kind: `HTTPRoute/name`.
     pub(crate) name: String,
     /// The resource as JSON.
     pub(crate) json: String,
@@ -50,6 +53,19 @@ impl Store {
             revision: revision.unsigned_abs(),
         };
         Ok(rows.into_iter().map(row).collect())
+    }
+
+    /// The revision at which each policy was created, or created again after it had been deleted.
+    pub(crate) async fn policy_ages(&self) -> Result<BTreeMap<(String, String), u64>, StoreError> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT namespace, name, min(revision) FROM policy_history AS one WHERE revision >
+             (SELECT coalesce(max(revision), 0) FROM policy_history
+              WHERE namespace = one.namespace AND name = one.name AND json IS NULL)
+             GROUP BY namespace, name",
+        )
+        .fetch_all(self.readers())
+        .await?;
+        Ok(rows.into_iter().map(|(namespace, name, revision)| ((namespace, name), revision.unsigned_abs())).collect())
     }
 
     /// Writes all of it in one transaction with one new revision, which is returned once it is durable.
