@@ -64,7 +64,7 @@ impl Finding {
 /// The findings as text for people, each with the line of its file.
 pub(crate) fn render(findings: &[Finding], manifests: &[Manifest], look: Look) -> String {
     let theme = if look.colours { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(110);
+    let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(110).without_primary_span_start();
     let mut text = String::new();
     for (index, finding) in findings.iter().enumerate() {
         if index > 0 {
@@ -100,8 +100,8 @@ struct Report {
 impl Report {
     fn new(finding: &Finding, manifests: &[Manifest]) -> Self {
         let place = manifests.iter().find(|one| one.source == finding.source).and_then(|one| {
-            let span = span(&one.yaml, finding.line, finding.column)?;
-            Some((NamedSource::new(&one.source, visible(&one.yaml)), span))
+            let (text, span) = excerpt(&one.yaml, finding.line, finding.column)?;
+            Some((NamedSource::new(format!("{}:{}:{}", printable(&one.source), finding.line, finding.column), text), span))
         });
         // Without a snippet the report would not say which file it is about.
         let message = printable(&finding.message);
@@ -146,23 +146,51 @@ impl Diagnostic for Report {
     }
 }
 
-/// The word at a position, in bytes. `None` when the file has no such line.
-fn span(text: &str, line: u32, column: u32) -> Option<SourceSpan> {
+/// Most characters of a line that are shown: a file can be one line of megabytes.
+const WIDTH: usize = 120;
+/// Those of them before the place that is meant.
+const BEFORE: usize = 40;
+
+/// The lines around a position, behind as many empty ones as stand before them, and the word there in bytes. `None` when
+/// the file has no such line.
+fn excerpt(text: &str, line: u32, column: u32) -> Option<(String, SourceSpan)> {
     let index = (line as usize).checked_sub(1)?;
-    let found = text.split_inclusive('\n').nth(index)?;
-    let before: usize = text.split_inclusive('\n').take(index).map(str::len).sum();
-    let skip = (column as usize).saturating_sub(1);
-    let offset = found.char_indices().nth(skip).map_or(found.trim_end().len(), |(offset, _)| offset);
-    let rest = found.get(offset..).unwrap_or_default();
-    let word = rest.find(|letter: char| letter.is_whitespace() || matches!(letter, ':' | ',' | ']' | '}')).unwrap_or(rest.len());
-    Some((before + offset, word).into())
+    let mut lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).skip(index.saturating_sub(1));
+    let mut shown = "\n".repeat(index.saturating_sub(1));
+    if index > 0 {
+        shown.push_str(&window(lines.next()?, 0));
+        shown.push('\n');
+    }
+    let meant = lines.next()?;
+    if meant.is_empty() && lines.clone().next().is_none() {
+        // what follows the last line break is no line
+        return None;
+    }
+    let column = (column as usize).saturating_sub(1).min(meant.trim_end().chars().count());
+    let skipped = if meant.chars().nth(WIDTH).is_some() { column.saturating_sub(BEFORE) } else { 0 };
+    let cut = window(meant, skipped);
+    let place = column - skipped + usize::from(skipped > 0);
+    let offset = cut.char_indices().nth(place).map_or(cut.trim_end().len(), |(offset, _)| offset);
+    let rest = cut.get(offset..).unwrap_or_default();
+    let ends = |letter: char| letter.is_whitespace() || matches!(letter, ':' | ',' | ']' | '}' | '…');
+    let span = (shown.len() + offset, rest.find(ends).unwrap_or(rest.len())).into();
+    shown.push_str(&cut);
+    if let Some(after) = lines.next() {
+        shown.push('\n');
+        shown.push_str(&window(after, 0));
+    }
+    Some((shown, span))
 }
 
-/// The file without characters that drive a terminal, byte for byte as long as before.
-fn visible(text: &str) -> String {
-    text.chars()
-        .map(|letter| if letter.is_ascii_control() && !matches!(letter, '\n' | '\r' | '\t') { ' ' } else { letter })
-        .collect()
+/// What is shown of a line from a character on, without characters that drive a terminal.
+fn window(line: &str, skipped: usize) -> String {
+    let mut rest = line.chars().skip(skipped);
+    let mut shown = if skipped > 0 { "…".to_owned() } else { String::new() };
+    shown.extend(rest.by_ref().take(WIDTH).map(|letter| if letter.is_control() && letter != '\t' { ' ' } else { letter }));
+    if rest.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -200,6 +228,18 @@ mod tests {
         assert!(text.contains("p.yaml:99:1: unknown field"), "{text}");
         assert!(render(&[finding(0, 0)], &manifests(), Look::default()).contains("p.yaml: unknown field"));
         assert!(render(&[finding(1, 500)], &manifests(), Look::default()).contains("kind: ServicePolicy"));
+    }
+
+    #[test]
+    fn of_a_line_of_megabytes_the_place_that_is_meant_is_shown() {
+        let yaml =
+            format!("kind: ServicePolicy\n# {}\nto: [{}{{ pathes: [/a] }}]\n", "-".repeat(2_000_000), " {},".repeat(500_000));
+        let manifests = vec![Manifest { source: "p.yaml".into(), yaml }];
+        let text = render(&[finding(3, 6 + 4 * 500_000 + 2)], &manifests, Look::default());
+        assert!(text.len() < 2000, "{} bytes", text.len());
+        for part in ["p.yaml:3:2000008", "…}, {}, {},", "{ pathes: [/a] }]", " ──────\n", "# ---"] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
     }
 
     #[test]

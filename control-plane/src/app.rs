@@ -43,6 +43,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// Another process is this replica.
+    #[error("another control plane runs as replica `{0}` on this store: choose another name with `--replica`")]
+    Twin(String),
     /// The CA.
     #[error("{0}")]
     Ca(String),
@@ -94,9 +97,12 @@ impl ControlPlane {
         let gates = Gates { store: readiness.gate("store"), ca: readiness.gate("ca"), listener: readiness.gate("listener") };
         let claim = Claim::new(&config.state_dir)?;
         let doors = Doors::open(&config).await?;
-        let (store, kek) = Store::open(&claim, &config.trust_domain, &config.key).await?;
+        let replica = claim.replica(config.replica.as_deref())?;
+        let (store, kek) = Store::open_as(&claim, &config.store, replica, &config.trust_domain, &config.key).await?;
         gates.store.open();
-        let (metrics, registry) = Metrics::new();
+        let (metrics, mut registry) = Metrics::new();
+        store.register(&mut registry);
+        enter(&store, &config, &doors).await?;
         let now = clock::now();
         let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
@@ -114,6 +120,12 @@ impl ControlPlane {
         plane.close_at_end(store, claim, gates);
         Ok(running)
     }
+}
+
+/// Takes its place among the replicas on the store.
+async fn enter(store: &Store, config: &Config, doors: &Doors) -> Result<(), StartError> {
+    let entered = store.heartbeat(&doors.advertised(config)).await.map_err(OpenError::from)?;
+    if entered { Ok(()) } else { Err(StartError::Twin(store.replica().to_owned())) }
 }
 
 /// Open gates, held until the end.
@@ -139,9 +151,13 @@ impl Doors {
         Ok(Self { agents, health, operators, addresses: (address, health_address) })
     }
 
+    fn advertised(&self, config: &Config) -> String {
+        config.advertise.clone().unwrap_or_else(|| self.addresses.0.to_string())
+    }
+
     fn addresses(&self, config: &Config, readiness: Readiness) -> Running {
         let (address, health) = self.addresses;
-        let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
+        let advertise = self.advertised(config);
         Running { address, advertise, health, admin_socket: config.admin_socket.clone(), readiness }
     }
 }
@@ -171,9 +187,10 @@ async fn own_leaf(issuance: &Issuance, now: i64) -> Result<Arc<ServerLeaf>, Star
 async fn publisher(issuance: &Issuance, grace: Duration) -> Result<(Publisher, Mesh), OpenError> {
     let (store, authority) = (&issuance.store, &issuance.authority);
     let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
+    let (revision, policies, agents) = store.mesh().await?;
     let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
-    let (policies, ages) = (store.policies().await?, store.policy_ages().await?);
-    let world = World::load(store.revision().await?, bundle, policies, &ages, store.agents().await?)?;
+    let ages = store.policy_ages().await?;
+    let world = World::load(revision, bundle, policies, &ages, agents)?;
     issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
     Ok(Publisher::new(store.clone(), issuance.metrics.clone(), world, grace))
 }
@@ -224,6 +241,8 @@ impl Plane {
         });
         tasks.spawn("health", health::serve(doors.health, running.readiness.clone(), Arc::new(registry), drain.clone()));
         tasks.spawn("renew", upkeep::renew(issuance.clone(), Arc::clone(&self.leaf), drain.clone()));
+        let live = upkeep::live(store.clone(), metrics.clone(), running.advertise.clone(), drain.clone());
+        tasks.spawn("live", live);
         tasks.spawn("prune", upkeep::prune(issuance.clone(), drain.clone()));
         Ok(())
     }
@@ -237,9 +256,17 @@ impl Plane {
             drain.stopping().await;
             // Streams end by themselves; calls under way get their time.
             let _ = tokio::time::timeout(CLOSE, self.mesh.closed()).await;
+            leave(&store).await;
             let closed = store.close().await;
             drop((gates, claim, hold));
             closed
         });
+    }
+}
+
+/// Leaves the replicas on the store: nobody waits for one that went in good order.
+async fn leave(store: &Store) {
+    if let Err(error) = store.farewell().await {
+        tracing::warn!(error = outrider_runtime::tasks::chain(&error), "left without a farewell");
     }
 }

@@ -13,6 +13,8 @@ use outrider_policy::identity::TrustDomain;
 use outrider_runtime::telemetry::Format;
 use zeroize::Zeroizing;
 
+use crate::store::{Backend, PostgresUrl, is_replica_id};
+
 /// Shortest leaf lifetime: shorter ones cannot be renewed in time.
 const LEAF_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest leaf lifetime.
@@ -49,6 +51,18 @@ pub struct Raw {
     /// base64) takes its place [default: key in the state directory]
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Where the store is: `sqlite`, a file in the state directory, or `postgres://USER:PASSWORD@HOST/DATABASE`, which several
+    /// replicas may share; several hosts with commas between them are tried in turn. Give a URL with a password in the
+    /// environment variable OUTRIDER_STORE or in --store-file, where nobody else reads it [default: sqlite]
+    #[arg(long, value_name = "WHERE")]
+    pub store: Option<String>,
+    /// File that holds what --store would say
+    #[arg(long, value_name = "FILE")]
+    pub store_file: Option<PathBuf>,
+    /// Name of this replica among those on one store: letters, digits, `-`, `_` and `.` [default: one that is made at the first
+    /// start and kept in the state directory]
+    #[arg(long, value_name = "NAME")]
+    pub replica: Option<String>,
     /// How long an endpoint outlives a broken stream of its agent [default: 15s]
     #[arg(long, value_name = "TIME")]
     pub endpoint_grace: Option<String>,
@@ -65,6 +79,8 @@ pub struct Raw {
 pub struct Environment {
     /// `OUTRIDER_KEY`.
     pub key: Option<Zeroizing<String>>,
+    /// `OUTRIDER_STORE`.
+    pub store: Option<Zeroizing<String>>,
     /// `XDG_STATE_HOME`.
     pub xdg_state_home: Option<PathBuf>,
     /// `HOME`.
@@ -78,6 +94,7 @@ impl Environment {
         let path = |name: &str| std::env::var(name).ok().filter(|value| value.starts_with('/')).map(PathBuf::from);
         Self {
             key: std::env::var("OUTRIDER_KEY").ok().map(Zeroizing::new),
+            store: std::env::var("OUTRIDER_STORE").ok().map(Zeroizing::new),
             xdg_state_home: path("XDG_STATE_HOME"),
             home: path("HOME"),
         }
@@ -126,6 +143,10 @@ pub struct Config {
     pub leaf_ttl: Duration,
     /// The key that encrypts CA keys.
     pub key: KeySource,
+    /// Which database the store is in.
+    pub store: Backend,
+    /// Name of this replica; one that is kept in the state directory when absent.
+    pub replica: Option<String>,
     /// How long an endpoint outlives a broken stream.
     pub endpoint_grace: Duration,
     /// Log filter.
@@ -170,6 +191,10 @@ impl Raw {
         let advertise = wrong.advertise(self.advertise);
         let endpoint_grace = wrong.time("endpoint-grace", self.endpoint_grace.as_deref(), Duration::from_secs(15));
         let key = wrong.key(environment, self.key_file, &state_dir);
+        let store = wrong.store(environment, self.store, self.store_file);
+        if self.replica.as_deref().is_some_and(|name| !is_replica_id(name)) {
+            wrong.say("`--replica` must be 1 to 63 letters, digits, `-`, `_` and `.`".to_owned());
+        }
         let (Ok(trust_domain), true) = (trust_domain, wrong.0.is_empty()) else { return Err(ConfigErrors(wrong.0)) };
         Ok(Config {
             listen,
@@ -179,6 +204,8 @@ impl Raw {
             trust_domain,
             leaf_ttl,
             key,
+            store,
+            replica: self.replica,
             endpoint_grace,
             log: self.log.unwrap_or_else(|| "info".to_owned()),
             log_format,
@@ -221,6 +248,35 @@ impl Wrong {
             self.say(format!("`--advertise`: `{value}` is not HOST:PORT"));
         }
         Some(value)
+    }
+
+    /// Nothing of a URL is repeated: it holds a password.
+    fn store(&mut self, environment: &Environment, flag: Option<String>, file: Option<PathBuf>) -> Backend {
+        let text = match (flag, file, &environment.store) {
+            (None, None, None) => return Backend::Sqlite,
+            (Some(text), None, None) => Zeroizing::new(text),
+            (None, None, Some(text)) => text.clone(),
+            (None, Some(path), None) => match std::fs::read_to_string(&path) {
+                Ok(text) => Zeroizing::new(text),
+                Err(error) => {
+                    self.say(format!("`--store-file`: `{}`: {error}", path.display()));
+                    return Backend::Sqlite;
+                }
+            },
+            _ => {
+                self.say("more than one of `--store`, `--store-file` and OUTRIDER_STORE is set: use one".to_owned());
+                return Backend::Sqlite;
+            }
+        };
+        if text.trim() == "sqlite" {
+            return Backend::Sqlite;
+        }
+        let url = PostgresUrl::parse(&text).map(Backend::Postgres);
+        self.checked(
+            "store",
+            url.map_err(|error| format!("is neither `sqlite` nor an address of PostgreSQL: it {error}")),
+            Backend::Sqlite,
+        )
     }
 
     fn key(&mut self, environment: &Environment, file: Option<PathBuf>, state_dir: &Path) -> KeySource {

@@ -112,6 +112,7 @@ impl Issuance {
             issuer: leaf.issuer.clone(),
             agent_id: String::new(),
             replaced_by: None,
+            replica: self.store.replica().to_owned(),
         };
         let recorded = self.store.issued(&row, &attested.redeem, now).await;
         if matches!(&recorded, Err(error) if !matches!(error, StoreError::TokenUsed)) {

@@ -24,4 +24,4 @@ mod upkeep;
 pub use api::SocketError;
 pub use app::{ControlPlane, Running, StartError};
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
-pub use store::{DirError, KeyError, OpenError};
+pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};

@@ -28,6 +28,9 @@ pub(crate) struct Metrics {
     pub(crate) decisions: Counter,
     pub(crate) dropped: Counter,
     refused: Family<Labels<1>, Counter>,
+    /// Replicas that live, this one among them.
+    pub(crate) replicas: Gauge,
+    leases: Family<Labels<1>, Gauge>,
     pub(crate) handshakes_failed: Counter,
     pub(crate) leaf_ends: Gauge,
     pub(crate) issuing_ends: Gauge,
@@ -49,6 +52,8 @@ impl Metrics {
             decisions: Counter::default(),
             dropped: Counter::default(),
             refused: Family::default(),
+            replicas: Gauge::default(),
+            leases: Family::default(),
             handshakes_failed: Counter::default(),
             leaf_ends: Gauge::default(),
             issuing_ends: Gauge::default(),
@@ -67,6 +72,8 @@ impl Metrics {
         registry.register("decisions", "Decision records stored", m.decisions);
         registry.register("decisions_dropped", "Decision records that agents had to drop", m.dropped);
         registry.register("decisions_refused", "Decision records that were not taken, by reason", m.refused);
+        registry.register("replicas_live", "Replicas on this store that live", m.replicas);
+        registry.register("lease_held", "1 while this replica holds the lease of a single task", m.leases);
         registry.register("handshakes_failed", "TLS handshakes that failed", m.handshakes_failed);
         registry.register("certificate_end_seconds", "End of the control plane's own leaf, Unix seconds", m.leaf_ends);
         registry.register("issuing_ca_end_seconds", "End of the issuing CA, Unix seconds", m.issuing_ends);
@@ -76,6 +83,11 @@ impl Metrics {
     /// Counts records that were not taken.
     pub(crate) fn records_refused(&self, reason: &'static str, count: u64) {
         self.refused.get_or_create(&[("reason", reason)]).inc_by(count);
+    }
+
+    /// Notes whether this replica holds a lease.
+    pub(crate) fn lease_held(&self, name: &'static str, held: bool) {
+        self.leases.get_or_create(&[("lease", name)]).set(held.into());
     }
 
     /// Counts a request for a leaf.

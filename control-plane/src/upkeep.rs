@@ -10,11 +10,14 @@ use crate::{
     ca::{Authority, CaError, ServerLeaf},
     clock,
     issue::Issuance,
-    store::{DECISIONS_BYTES, DECISIONS_KEPT, Redeem, StoreError},
+    metrics::Metrics,
+    store::{DECISIONS_BYTES, DECISIONS_KEPT, Lease, Redeem, Store, StoreError},
 };
 
 /// How often renewal points are looked at: the shortest leaf lives two seconds.
 const RENEWAL: Duration = Duration::from_millis(250);
+/// How often a replica says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the store is pruned.
 const PRUNE: Duration = Duration::from_secs(10);
 /// Certificates and agents are kept this long after their end.
@@ -59,25 +62,70 @@ fn set_ends(authority: &Authority, metrics: &crate::metrics::Metrics) {
     }
 }
 
-/// Keeps the store small.
-pub(crate) async fn prune(issuance: Issuance, drain: Drain) -> Result<(), std::convert::Infallible> {
-    let mut tick = interval(PRUNE);
+/// Says that this replica lives, and looks after the way to the store.
+pub(crate) async fn live(store: Store, metrics: Metrics, address: String, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut failing = false;
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = drain.stopping() => return Ok(()),
         }
-        if let Err(error) = prune_once(&issuance).await {
-            issuance.metrics.store_errors.inc();
-            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "store not pruned, trying again");
+        let said = live_once(&store, &metrics, &address).await;
+        if let Err(error) = &said {
+            if !failing {
+                tracing::error!(error = outrider_runtime::tasks::chain(error), "the store does not answer, trying again");
+            }
+            store.follow().await;
+        } else if failing {
+            tracing::info!("the store answers again");
         }
+        failing = said.is_err();
     }
 }
 
-async fn prune_once(issuance: &Issuance) -> Result<(), StoreError> {
-    let before = clock::now() - KEPT;
-    issuance.store.prune_decisions(DECISIONS_KEPT, DECISIONS_BYTES).await?;
-    issuance.store.prune_certificates(before).await?;
-    issuance.store.prune_agents(before).await?;
+async fn live_once(store: &Store, metrics: &Metrics, address: &str) -> Result<(), StoreError> {
+    if !store.heartbeat(address).await? {
+        tracing::error!(replica = store.replica(), "another control plane runs under the name of this replica");
+    }
+    let live = store.replicas().await?.iter().filter(|replica| replica.is_live()).count();
+    metrics.replicas.set(i64::try_from(live).unwrap_or(i64::MAX));
     Ok(())
+}
+
+/// Keeps the store small.
+pub(crate) async fn prune(issuance: Issuance, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(PRUNE);
+    let mut held = None;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.stopping() => break,
+        }
+        match prune_once(&issuance).await {
+            Ok(lease) => held = lease,
+            Err(error) => {
+                issuance.metrics.store_errors.inc();
+                tracing::warn!(error = outrider_runtime::tasks::chain(&error), "store not pruned, trying again");
+            }
+        }
+    }
+    if let Some(lease) = held {
+        // Another replica need not wait for its end. When this fails, it waits.
+        drop(issuance.store.release_lease(lease).await);
+    }
+    Ok(())
+}
+
+async fn prune_once(issuance: &Issuance) -> Result<Option<Lease>, StoreError> {
+    // Of several replicas one does it.
+    let lease = issuance.store.take_lease("prune", 3 * PRUNE).await?;
+    issuance.metrics.lease_held("prune", lease.is_some());
+    let Some(lease) = lease else { return Ok(None) };
+    let before = clock::now() - KEPT;
+    issuance.store.prune_decisions(&lease, DECISIONS_KEPT, DECISIONS_BYTES).await?;
+    issuance.store.prune_certificates(&lease, before).await?;
+    issuance.store.prune_agents(&lease, before).await?;
+    Ok(Some(lease))
 }

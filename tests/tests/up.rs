@@ -37,6 +37,10 @@ async fn the_tour_passes_again_and_also_when_the_control_plane_was_made_anew() -
         for part in ["200 OK", "403 Forbidden", "201 Created", "0 lost", "All of it was as it should be."] {
             assert!(text.contains(part), "{round}: no `{part}` in {text}");
         }
+        // What an earlier tour allowed is out of force before the first call.
+        let decided = |what: &str| text.split_once(what).and_then(|(_, rest)| rest.split(['(', ')']).nth(1)).map(str::to_owned);
+        let (passed, refused) = (decided("by    rule"), decided("policy_denied: no rule allows it"));
+        assert!(passed.is_some() && passed == refused, "{round}: {passed:?}, then {refused:?} in {text}");
         if round == "again" {
             fs::remove_dir_all(state.join("control-plane"))?;
         }

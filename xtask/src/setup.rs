@@ -13,11 +13,12 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
     Need { program: "nginx", package: "nginx", why: "the service behind an agent" },
     Need { program: "curl", package: "curl", why: "a client that nobody here wrote" },
     Need { program: "wrk", package: "wrk", why: "HTTP/1.1 load" },
     Need { program: "h2load", package: "nghttp2-client", why: "HTTP/2 load" },
+    Need { program: "pg_ctlcluster", package: "postgresql", why: "a store that several control planes share" },
     Need { program: "/usr/share/tomcat10/bin/catalina.sh", package: "tomcat10", why: "a server that reads paths its own way" },
 ];
 

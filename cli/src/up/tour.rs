@@ -63,7 +63,9 @@ pub(super) async fn run(mesh: &Mesh, console: &Console) -> Result<(), Failure> {
     let mut admin = mesh.admin.clone();
     identities(mesh, &mut admin, console).await?;
     // What an earlier tour added is taken back, so that the tour is the same each time. Other policies stay.
-    delete(&mut admin, "shop/orders-write").await?;
+    if let Some(revision) = delete(&mut admin, "shop/orders-write").await? {
+        in_force(&mut admin, revision).await?;
+    }
     apply(&mut admin, "orders-read.yaml", READS).await?;
     passes(mesh, &mut admin, console).await?;
     refused(mesh, &mut admin, console).await?;
@@ -185,13 +187,19 @@ async fn apply(admin: &mut Admin, source: &str, yaml: &str) -> Result<u64, Failu
     if let Some(finding) = severe {
         return Err(wrong(format!("{source}:{}: {}", finding.line, finding.message)));
     }
+    in_force(admin, applied.revision).await?;
+    Ok(applied.revision)
+}
+
+/// Waits until a revision is in force at every agent concerned.
+async fn in_force(admin: &mut Admin, revision: u64) -> Result<(), Failure> {
     let rollout = async {
-        let mut progress = admin.watch_rollout(WatchRolloutRequest { revision: applied.revision }).await?.into_inner();
+        let mut progress = admin.watch_rollout(WatchRolloutRequest { revision }).await?.into_inner();
         while let Some(status) = progress.message().await? {
             if status.done {
                 return match status.laggards.first() {
                     Some(laggard) => Err(wrong(format!("{} has not the policy: {}", laggard.identity, laggard.reason))),
-                    None => Ok(applied.revision),
+                    None => Ok(()),
                 };
             }
         }
@@ -200,10 +208,11 @@ async fn apply(admin: &mut Admin, source: &str, yaml: &str) -> Result<u64, Failu
     tokio::time::timeout(PATIENCE, rollout).await.map_err(|_| wrong("a policy did not come into force in time"))?
 }
 
-async fn delete(admin: &mut Admin, name: &str) -> Result<(), Failure> {
+/// Deletes a policy; tells the revision of the change, if it was there.
+async fn delete(admin: &mut Admin, name: &str) -> Result<Option<u64>, Failure> {
     match admin.delete(DeleteRequest { kind: "ServicePolicy".to_owned(), names: vec![name.to_owned()] }).await {
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::NotFound => Ok(()),
+        Ok(deleted) => Ok(Some(deleted.into_inner().revision)),
+        Err(status) if status.code() == Code::NotFound => Ok(None),
         Err(status) => Err(status.into()),
     }
 }

@@ -418,7 +418,7 @@ fn uid<T>(request: &Request<T>) -> u32 {
 fn changed(error: &ChangeError) -> Status {
     match error {
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
-        ChangeError::Canary(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(error) => unavailable("change", error),
         _ => Status::unavailable(error.to_string()),
     }

@@ -105,9 +105,9 @@ impl Authority {
         let root = match store.ca(Role::Root, &kek).await? {
             Some(row) => Signer::load(row)?,
             None => {
-                let (row, signer) = Signer::make_root(&trust_domain, now)?;
-                store.put_ca(&row, &kek, now).await?;
-                signer
+                let (row, _) = Signer::make_root(&trust_domain, now)?;
+                // Another replica may have been first.
+                Signer::load(store.found_ca(row, &kek, now).await?)?
             }
         };
         let issuing = match store.ca(Role::Issuing, &kek).await? {

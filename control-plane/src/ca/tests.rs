@@ -36,10 +36,7 @@ async fn the_issuing_ca_is_renewed_at_half_of_its_life_under_another_name_and_it
     let second = authority.describe();
     assert_eq!(first[0], second[0], "the root stays");
     assert_ne!((&first[1].common_name, first[1].spki), (&second[1].common_name, second[1].spki));
-    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM ca_keys WHERE role = 'issuing' AND sealed_key IS NOT NULL")
-        .fetch_one(store.readers())
-        .await
-        .unwrap();
+    let keys = store.count("SELECT count(*) FROM ca_keys WHERE role = 'issuing' AND sealed_key IS NOT NULL").await;
     assert_eq!(keys, 1);
 }
 

@@ -278,7 +278,7 @@ fn refuse(error: &ChangeError) -> Status {
         ChangeError::AgentTaken(_) => Status::permission_denied(error.to_string()),
         ChangeError::TooManyAgents(_) | ChangeError::TooManyOfIdentity(..) => Status::resource_exhausted(error.to_string()),
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
-        ChangeError::Canary(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(_) | ChangeError::Stopping => Status::unavailable("the control plane cannot answer now"),
     }
 }

@@ -127,6 +127,7 @@ impl Publisher {
     /// Begins a canary. The receiver tells how it goes, to its end.
     pub(crate) async fn begin_canary(&mut self, order: CanaryOrder) -> Result<watch::Receiver<CanaryState>, ChangeError> {
         self.refuse_during_canary()?;
+        self.refuse_beside_others().await?;
         let (manifests, diagnostics) = self.world.check(&order.documents);
         let compared = if is_broken(&diagnostics) { Compared::default() } else { self.world.compare(&manifests)? };
         let Compared { changes, puts, .. } = compared;
@@ -152,6 +153,17 @@ impl Publisher {
         self.canary = Some(Keeper { canary, order, started: Instant::now(), watching: None, state: tell });
         self.show();
         Ok(told)
+    }
+
+    /// Agents of other replicas would not get the candidates.
+    async fn refuse_beside_others(&self) -> Result<(), ChangeError> {
+        if !self.store.is_shared() {
+            return Ok(());
+        }
+        match self.store.replicas().await?.iter().filter(|replica| replica.is_live()).count() {
+            0 | 1 => Ok(()),
+            live => Err(ChangeError::Replicas(live)),
+        }
     }
 
     /// Connected agents that the candidates, or the policies they replace, apply to.

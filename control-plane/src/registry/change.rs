@@ -43,6 +43,9 @@ pub(crate) enum ChangeError {
     /// Candidates are being tried.
     #[error("a canary (revision {0}) is under way: wait for its end, or end it with `outrider rollback`")]
     Canary(u64),
+    /// What one replica alone can do.
+    #[error("a canary lives in one control plane, and {0} run on this store: apply without `--canary`, or stop the others first")]
+    Replicas(usize),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use outrider_policy::{identity::SpiffeId, names::ServiceName, protocol::Protocol};
 
-use super::{Store, StoreError, next_revision, signed};
+use super::{
+    Lease, Store, StoreError, next_revision, signed,
+    sql::{Change, sql},
+};
 
 /// A service as one agent backs it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -38,22 +41,6 @@ pub(crate) struct AgentRow {
 }
 
 impl Store {
-    /// All agents.
-    pub(crate) async fn agents(&self) -> Result<Vec<AgentRow>, StoreError> {
-        let rows: Vec<(String, String, String, String, bool, i64, i64)> =
-            sqlx::query_as("SELECT id, identity, version, backings, present, last_seen, revision FROM agents ORDER BY id")
-                .fetch_all(self.readers())
-                .await?;
-        let corrupt = |reason: String| StoreError::Corrupt { table: "agents", reason };
-        rows.into_iter()
-            .map(|(id, identity, version, backings, present, last_seen, revision)| {
-                let identity = SpiffeId::new(&identity).map_err(|error| corrupt(error.to_string()))?;
-                let backings = serde_json::from_str(&backings).map_err(|error| corrupt(error.to_string()))?;
-                Ok(AgentRow { id, identity, version, backings, present, last_seen, revision: revision.unsigned_abs() })
-            })
-            .collect()
-    }
-
     /// Writes agents in one transaction. With `endpoints` their endpoints changed: they get one new revision.
     pub(crate) async fn put_agents(&self, agents: &mut [AgentRow], endpoints: bool) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
@@ -62,8 +49,9 @@ impl Store {
             agent.revision = revision.unwrap_or(agent.revision);
             let backings = serde_json::to_string(&agent.backings)
                 .map_err(|error| StoreError::Corrupt { table: "agents", reason: error.to_string() })?;
-            sqlx::query(
-                "INSERT INTO agents (id, identity, version, backings, present, last_seen, revision) VALUES (?, ?, ?, ?, ?, ?, ?)
+            sql(
+                "INSERT INTO agents (id, identity, version, backings, present, last_seen, revision)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)
                  ON CONFLICT (id) DO UPDATE SET identity = excluded.identity, version = excluded.version,
                  backings = excluded.backings, present = excluded.present, last_seen = excluded.last_seen, revision = excluded.revision",
             )
@@ -74,7 +62,7 @@ impl Store {
             .bind(agent.present)
             .bind(agent.last_seen)
             .bind(signed(agent.revision))
-            .execute(&mut *change)
+            .run(&mut change)
             .await?;
         }
         change.commit().await?;
@@ -85,15 +73,32 @@ impl Store {
     pub(crate) async fn forget_agents(&self, ids: &BTreeSet<String>) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         for id in ids {
-            sqlx::query("DELETE FROM agents WHERE id = ?").bind(id).execute(&mut *change).await?;
+            sql("DELETE FROM agents WHERE id = $1").bind(id).run(&mut change).await?;
         }
         Ok(change.commit().await?)
     }
 
     /// Forgets agents that left before `before`.
-    pub(crate) async fn prune_agents(&self, before: i64) -> Result<u64, StoreError> {
-        let pruned =
-            sqlx::query("DELETE FROM agents WHERE present = 0 AND last_seen < ?").bind(before).execute(&self.writer).await?;
-        Ok(pruned.rows_affected())
+    pub(crate) async fn prune_agents(&self, lease: &Lease, before: i64) -> Result<u64, StoreError> {
+        let mut change = self.begin_under(lease).await?;
+        let pruned = sql("DELETE FROM agents WHERE present = 0 AND last_seen < $1").bind(before).run(&mut change).await?;
+        change.commit().await?;
+        Ok(pruned)
     }
+}
+
+/// All agents.
+pub(super) async fn all(moment: &mut Change) -> Result<Vec<AgentRow>, StoreError> {
+    let rows: Vec<Columns> =
+        sql("SELECT id, identity, version, backings, present, last_seen, revision FROM agents ORDER BY id").all(moment).await?;
+    rows.into_iter().map(agent).collect()
+}
+
+type Columns = (String, String, String, String, i64, i64, i64);
+
+fn agent((id, identity, version, backings, present, last_seen, revision): Columns) -> Result<AgentRow, StoreError> {
+    let corrupt = |reason: String| StoreError::Corrupt { table: "agents", reason };
+    let identity = SpiffeId::new(&identity).map_err(|error| corrupt(error.to_string()))?;
+    let backings = serde_json::from_str(&backings).map_err(|error| corrupt(error.to_string()))?;
+    Ok(AgentRow { id, identity, version, backings, present: present != 0, last_seen, revision: revision.unsigned_abs() })
 }

@@ -1,6 +1,9 @@
 //! Decisions that agents reported: a ring that keeps denials longest.
 
-use super::{Store, StoreError};
+use super::{
+    Lease, Store, StoreError,
+    sql::{composed, sql},
+};
 
 /// Most decisions kept.
 pub(crate) const DECISIONS_KEPT: i64 = 100_000;
@@ -23,12 +26,12 @@ impl Store {
     pub(crate) async fn put_decisions(&self, batch: &[DecisionRow]) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         for row in batch {
-            sqlx::query("INSERT INTO decisions (request_id, destination, denied, record) VALUES (?, ?, ?, ?)")
+            sql("INSERT INTO decisions (request_id, destination, denied, record) VALUES ($1, $2, $3, $4)")
                 .bind(&row.request_id)
                 .bind(&row.destination)
                 .bind(row.denied)
                 .bind(&row.record)
-                .execute(&mut *change)
+                .run(&mut change)
                 .await?;
         }
         Ok(change.commit().await?)
@@ -36,7 +39,7 @@ impl Store {
 
     /// Shortens the ring to `kept` records of `bytes` together: the oldest allows go first, then the oldest refusals of
     /// callers that got no further than the handshake, then the oldest denials.
-    pub(crate) async fn prune_decisions(&self, kept: i64, bytes: i64) -> Result<u64, StoreError> {
+    pub(crate) async fn prune_decisions(&self, lease: &Lease, kept: i64, bytes: i64) -> Result<u64, StoreError> {
         let (mut count, mut size) = self.decisions_size().await?;
         let mut pruned = 0;
         for class in ["denied = 0", "denied = 1 AND destination = ''", "denied = 1"] {
@@ -44,50 +47,47 @@ impl Store {
                 break;
             }
             // As many of the oldest as are too many, or hold as many bytes as are too many.
-            let sql = format!(
+            let text = format!(
                 "DELETE FROM decisions WHERE seq IN (SELECT seq FROM
                  (SELECT seq, row_number() OVER (ORDER BY seq) AS place,
                   sum(length(record)) OVER (ORDER BY seq) - length(record) AS older FROM decisions WHERE {class}) AS class
-                 WHERE place <= ? OR older < ?)"
+                 WHERE place <= $1 OR older < $2)"
             );
-            let gone = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(count - kept).bind(size - bytes).execute(&self.writer).await?;
-            pruned += gone.rows_affected();
+            let mut change = self.begin_under(lease).await?;
+            pruned += composed(text).bind(count - kept).bind(size - bytes).run(&mut change).await?;
+            change.commit().await?;
             (count, size) = self.decisions_size().await?;
         }
         Ok(pruned)
     }
 
     async fn decisions_size(&self) -> Result<(i64, i64), StoreError> {
-        let size = sqlx::query_as("SELECT count(*), coalesce(sum(length(record)), 0) FROM decisions");
-        Ok(size.fetch_one(self.readers()).await?)
+        Ok(sql("SELECT count(*), coalesce(sum(length(record)), 0) FROM decisions").one(self.readers()).await?)
     }
 
     /// The newest decisions, newest first: encoded `DecisionRecord`s.
     pub(crate) async fn decisions(&self, limit: u32, denied_only: bool, destination: &str) -> Result<Vec<Vec<u8>>, StoreError> {
-        let rows: Vec<(Vec<u8>,)> = sqlx::query_as(
-            "SELECT record FROM decisions WHERE (NOT ? OR denied) AND (? = '' OR destination = ?) ORDER BY seq DESC LIMIT ?",
-        )
-        .bind(denied_only)
-        .bind(destination)
-        .bind(destination)
-        .bind(limit)
-        .fetch_all(self.readers())
-        .await?;
+        let rows: Vec<(Vec<u8>,)> =
+            sql("SELECT record FROM decisions WHERE denied >= $1 AND ($2 = '' OR destination = $2) ORDER BY seq DESC LIMIT $3")
+                .bind(denied_only)
+                .bind(destination)
+                .bind(limit)
+                .all(self.readers())
+                .await?;
         Ok(rows.into_iter().map(|(record,)| record).collect())
     }
 
     /// A page of the decisions about known services, newest first: place and encoded `DecisionRecord`. Begins below `before`.
     pub(crate) async fn decisions_before(&self, before: i64, limit: u32) -> Result<Vec<(i64, Vec<u8>)>, StoreError> {
-        let page =
-            sqlx::query_as("SELECT seq, record FROM decisions WHERE seq < ? AND destination <> '' ORDER BY seq DESC LIMIT ?");
-        Ok(page.bind(before).bind(limit).fetch_all(self.readers()).await?)
+        let page = sql("SELECT seq, record FROM decisions WHERE seq < $1 AND destination <> '' ORDER BY seq DESC LIMIT $2");
+        Ok(page.bind(before).bind(limit).all(self.readers()).await?)
     }
 
     /// What was reported about one request: encoded `DecisionRecord`s, oldest first.
     pub(crate) async fn decisions_of(&self, request_id: &str) -> Result<Vec<Vec<u8>>, StoreError> {
-        let rows: Vec<(Vec<u8>,)> = sqlx::query_as("SELECT record FROM decisions WHERE request_id = ? ORDER BY seq LIMIT 16")
+        let rows: Vec<(Vec<u8>,)> = sql("SELECT record FROM decisions WHERE request_id = $1 ORDER BY seq LIMIT 16")
             .bind(request_id)
-            .fetch_all(self.readers())
+            .all(self.readers())
             .await?;
         Ok(rows.into_iter().map(|(record,)| record).collect())
     }

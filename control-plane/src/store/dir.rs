@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Replica;
+
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
@@ -68,6 +70,33 @@ impl Claim {
         self.path.join(name)
     }
 
+    /// This replica: under the name `chosen`, or under an id that was made at the first start and is kept.
+    ///
+    /// # Errors
+    /// When the id cannot be read or written.
+    pub(crate) fn replica(&self, chosen: Option<&str>) -> Result<Replica, DirError> {
+        let own = self.id()?;
+        Ok(Replica::starting(chosen.unwrap_or(&own), &own))
+    }
+
+    /// Of this directory: made once.
+    fn id(&self) -> Result<String, DirError> {
+        let file = self.file("replica-id");
+        let unusable = |reason| DirError::Unusable { path: file.clone(), reason };
+        let kept = match std::fs::read_to_string(&file) {
+            Ok(text) => text.trim().to_owned(),
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(reason) => return Err(unusable(reason)),
+        };
+        if is_replica_id(&kept) {
+            return Ok(kept);
+        }
+        let made = uuid::Uuid::now_v7().to_string();
+        let mut written = private(OpenOptions::new().create(true).truncate(true)).open(&file).map_err(unusable)?;
+        io::Write::write_all(&mut written, made.as_bytes()).and_then(|()| written.sync_all()).map_err(unusable)?;
+        Ok(made)
+    }
+
     /// Makes a file of mode 0600 if it is not there, so that whoever opens it next does not choose its mode.
     pub(crate) fn touch(&self, name: &str) -> Result<PathBuf, DirError> {
         let file = self.file(name);
@@ -76,6 +105,11 @@ impl Claim {
         set.map_err(|reason| DirError::Unusable { path: self.path.clone(), reason })?;
         Ok(file)
     }
+}
+
+/// Whether a text can be the id of a replica: 1 to 63 letters, digits, `-`, `_` and `.`.
+pub(crate) fn is_replica_id(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {

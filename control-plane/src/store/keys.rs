@@ -16,7 +16,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use outrider_policy::identity::TrustDomain;
 use zeroize::Zeroizing;
 
-use super::{Store, StoreError};
+use super::{
+    Store, StoreError,
+    sql::{Change, sql},
+};
 use crate::config::{KeySource, parse_key};
 
 /// Sealed in every store, to tell a wrong key from a damaged row.
@@ -26,7 +29,7 @@ const KNOWN: &[u8] = b"outrider key check";
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file is not there, though it must have been.
-    #[error("key file `{}` is missing, but the store holds CA keys encrypted with it: restore it, or name it with `--key-file`", .0.display())]
+    #[error("key file `{}` is missing, but the store holds CA keys encrypted with it: restore it, or name it with `--key-file` (all replicas on one store use the same key)", .0.display())]
     Missing(PathBuf),
     /// The file cannot be read or made.
     #[error("cannot use key file `{}`: {reason}", path.display())]
@@ -53,7 +56,9 @@ pub enum KeyError {
         mode: u32,
     },
     /// The store was written with another key.
-    #[error("the key does not decrypt the store: it is not the key that the store was made with")]
+    #[error(
+        "the key does not decrypt the store: it is not the key that the store was made with (all replicas on one store use the same key)"
+    )]
     Wrong,
     /// The key is right and the row does not open.
     #[error("the {what} in the store does not decrypt: the store was tampered with or damaged (restore it from a backup)")]
@@ -194,13 +199,13 @@ fn seal_name(role: Role, id: &str) -> String {
 }
 
 impl Store {
-    /// The newest CA of a role that still has its key.
+    /// The newest CA of a role that still has its key: the root is everybody's, the issuing CA is this replica's own.
     pub(crate) async fn ca(&self, role: Role, kek: &Kek) -> Result<Option<CaRow>, StoreError> {
-        let row: Option<(String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
-            "SELECT id, certificate, sealed_key FROM ca_keys WHERE role = ? AND sealed_key IS NOT NULL ORDER BY created DESC LIMIT 1",
-        )
+        let row: Option<(String, Vec<u8>, Vec<u8>)> = sql("SELECT id, certificate, sealed_key FROM ca_keys
+             WHERE role = $1 AND replica = $2 AND sealed_key IS NOT NULL ORDER BY created DESC, id LIMIT 1")
         .bind(role.as_str())
-        .fetch_optional(self.readers())
+        .bind(self.owner(role))
+        .first(&self.writer)
         .await?;
         let Some((id, certificate, sealed)) = row else { return Ok(None) };
         let tampered = || KeyError::Tampered { what: format!("key of the {} CA", role.as_str()) };
@@ -208,19 +213,58 @@ impl Store {
         Ok(Some(CaRow { id, role, certificate, key }))
     }
 
-    /// Stores a CA; it takes the place of those of its role, whose keys are erased.
+    /// Stores a CA; it takes the place of those of its role and, for an issuing CA, of this replica, whose keys are erased.
     pub(crate) async fn put_ca(&self, ca: &CaRow, kek: &Kek, now: i64) -> Result<(), StoreError> {
-        let sealed = kek.seal(&seal_name(ca.role, &ca.id), &ca.key)?;
         let mut change = self.begin().await?;
-        sqlx::query("UPDATE ca_keys SET sealed_key = NULL WHERE role = ?").bind(ca.role.as_str()).execute(&mut *change).await?;
-        sqlx::query("INSERT INTO ca_keys (id, role, certificate, sealed_key, created) VALUES (?, ?, ?, ?, ?)")
+        sql("UPDATE ca_keys SET sealed_key = NULL WHERE role = $1 AND replica = $2")
+            .bind(ca.role.as_str())
+            .bind(self.owner(ca.role))
+            .run(&mut change)
+            .await?;
+        self.insert_ca(&mut change, ca, kek, now).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Stores a CA unless there is one of its role already, and returns the one that is there then: of several replicas that
+    /// start at once, one makes the root.
+    pub(crate) async fn found_ca(&self, ca: CaRow, kek: &Kek, now: i64) -> Result<CaRow, StoreError> {
+        let mut change = self.begin().await?;
+        // Whoever holds this row is alone.
+        sql("UPDATE mesh SET id = id WHERE id = 1").run(&mut change).await?;
+        let there: Option<(i64,)> =
+            sql("SELECT created FROM ca_keys WHERE role = $1 AND replica = $2 AND sealed_key IS NOT NULL")
+                .bind(ca.role.as_str())
+                .bind(self.owner(ca.role))
+                .first(&mut change)
+                .await?;
+        if there.is_none() {
+            self.insert_ca(&mut change, &ca, kek, now).await?;
+            change.commit().await?;
+            return Ok(ca);
+        }
+        drop(change);
+        Ok(self.ca(ca.role, kek).await?.unwrap_or(ca))
+    }
+
+    async fn insert_ca(&self, change: &mut Change, ca: &CaRow, kek: &Kek, now: i64) -> Result<(), StoreError> {
+        let sealed = kek.seal(&seal_name(ca.role, &ca.id), &ca.key)?;
+        sql("INSERT INTO ca_keys (id, role, certificate, sealed_key, created, replica) VALUES ($1, $2, $3, $4, $5, $6)")
             .bind(&ca.id)
             .bind(ca.role.as_str())
             .bind(&ca.certificate)
             .bind(sealed)
             .bind(now)
-            .execute(&mut *change)
+            .bind(self.owner(ca.role))
+            .run(change)
             .await?;
-        Ok(change.commit().await?)
+        Ok(())
+    }
+
+    /// Whose a CA is: empty for what all replicas share.
+    fn owner(&self, role: Role) -> &str {
+        match role {
+            Role::Root => "",
+            Role::Issuing => self.replica(),
+        }
     }
 }

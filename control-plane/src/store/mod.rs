@@ -1,33 +1,54 @@
-//! What must survive: one SQLite file. Every change is one transaction, and what was acknowledged is on the disk.
+//! What must survive: one SQLite file, or a PostgreSQL database that several replicas share. Every change is one transaction,
+//! and what was acknowledged is on the disk.
 
 mod agents;
 mod certificates;
 mod decisions;
 mod dir;
+mod issuing;
 mod keys;
+mod leases;
 mod open;
 mod policies;
+mod postgres;
+mod replica;
+mod schema;
+mod sql;
+mod sqlite;
 mod tokens;
 
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
+
+use issuing::Pending;
+use sql::{Change, Health, Pool, sql};
 
 pub(crate) use agents::{AgentRow, Backing};
 pub(crate) use certificates::{CertificateRow, Redeem};
 pub(crate) use decisions::{DECISIONS_BYTES, DECISIONS_KEPT, DecisionRow};
-pub(crate) use dir::Claim;
 pub use dir::DirError;
+pub(crate) use dir::{Claim, is_replica_id};
 pub use keys::KeyError;
 pub(crate) use keys::{CaRow, Kek, Role};
-pub use open::OpenError;
+pub(crate) use leases::Lease;
+pub use open::{Backend, OpenError};
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
+pub use postgres::PostgresUrl;
+pub(crate) use replica::Replica;
 pub(crate) use tokens::{TokenHash, TokenRow};
 
 /// The store. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
-    /// One connection: SQLite has one writer at a time, and waiting in our queue is fairer than in its busy loop.
-    writer: SqlitePool,
-    readers: SqlitePool,
+    /// SQLite has one writer at a time, and waiting in our queue is fairer than in its busy loop: one connection.
+    writer: Pool,
+    readers: Pool,
+    issuances: mpsc::Sender<Pending>,
+    replica: Arc<Replica>,
+    /// Where it is, when it is a PostgreSQL database.
+    url: Option<PostgresUrl>,
 }
 
 /// The store did not do what was asked.
@@ -53,34 +74,77 @@ pub(crate) enum StoreError {
     /// A one-time token was redeemed by somebody else in the meantime.
     #[error("the join token has been used")]
     TokenUsed,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// A single task lost its lease to another replica.
+    #[error("the lease `{0}` has passed on to another replica")]
+    Fenced(&'static str),
 }
 
 impl Store {
     /// Begins a change. Dropped without commit it never happened.
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    async fn begin(&self) -> Result<Change, StoreError> {
+        Ok(self.writer.begin().await?)
+    }
+
+    /// The pool that reads.
+    fn readers(&self) -> &Pool {
+        &self.readers
+    }
+
+    /// Id of this replica.
+    pub(crate) fn replica(&self) -> &str {
+        &self.replica.id
+    }
+
+    /// The mesh at one moment: its revision, policies and agents.
+    pub(crate) async fn mesh(&self) -> Result<(u64, Vec<PolicyRow>, Vec<AgentRow>), StoreError> {
+        let mut moment = self.readers().snapshot().await?;
+        let (revision,): (i64,) = sql("SELECT revision FROM mesh WHERE id = 1").one(&mut moment).await?;
+        let policies = policies::all(&mut moment).await?;
+        let agents = agents::all(&mut moment).await?;
+        Ok((revision.unsigned_abs(), policies, agents))
+    }
+
+    /// Shows how the database does.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let Health { seconds, errors } = self.writer.health.clone();
+        registry.register("store_seconds", "Time of one statement or commit of the store", seconds);
+        registry.register("store_statements_failed", "Statements and commits of the store that failed", errors);
     }
 
     /// The revision of the last change that agents can see.
+    #[cfg(test)]
     pub(crate) async fn revision(&self) -> Result<u64, StoreError> {
-        let (revision,): (i64,) = sqlx::query_as("SELECT revision FROM mesh WHERE id = 1").fetch_one(&self.readers).await?;
+        let (revision,): (i64,) = sql("SELECT revision FROM mesh WHERE id = 1").one(self.readers()).await?;
         Ok(revision.unsigned_abs())
     }
 
-    /// Writes everything to the main file and lets go of it.
+    /// The same store in the hands of another replica.
+    #[cfg(test)]
+    pub(crate) fn as_replica(&self, id: &str) -> Self {
+        Self { replica: Replica::starting(id, "elsewhere").into(), ..self.clone() }
+    }
+
+    /// What a query that counts says.
+    #[cfg(test)]
+    pub(crate) async fn count(&self, text: &'static str) -> i64 {
+        sql(text).one::<(i64,)>(&self.writer).await.unwrap().0
+    }
+
+    /// Lets go of the database, in a state that the next one finds whole.
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
         self.readers.close().await;
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.writer).await?;
+        self.writer.settle().await?;
         self.writer.close().await;
         Ok(())
     }
 }
 
-/// Takes the next revision within a change.
-async fn next_revision(change: &mut Transaction<'static, Sqlite>) -> Result<u64, StoreError> {
-    let (revision,): (i64,) = sqlx::query_as("UPDATE mesh SET revision = revision + 1 WHERE id = 1 RETURNING revision")
-        .fetch_one(&mut **change)
-        .await?;
+/// Takes the next revision within a change. The row is held to its end: revisions are committed in their order.
+async fn next_revision(change: &mut Change) -> Result<u64, StoreError> {
+    let (revision,): (i64,) = sql("UPDATE mesh SET revision = revision + 1 WHERE id = 1 RETURNING revision").one(change).await?;
     Ok(revision.unsigned_abs())
 }
 

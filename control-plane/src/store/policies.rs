@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Sqlite, Transaction};
-
-use super::{Store, StoreError, next_revision, signed};
+use super::{
+    Store, StoreError, next_revision, signed,
+    sql::{Change, sql},
+};
 
 /// A policy, or a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,31 +41,15 @@ pub(crate) struct RevisionRow {
 }
 
 impl Store {
-    /// All policies.
-    pub(crate) async fn policies(&self) -> Result<Vec<PolicyRow>, StoreError> {
-        let rows: Vec<(String, String, String, i64)> =
-            sqlx::query_as("SELECT namespace, name, json, revision FROM policies ORDER BY namespace, name")
-                .fetch_all(self.readers())
-                .await?;
-        let row = |(namespace, name, json, revision): (_, _, _, i64)| PolicyRow {
-            namespace,
-            name,
-            json,
-            revision: revision.unsigned_abs(),
-        };
-        Ok(rows.into_iter().map(row).collect())
-    }
-
     /// The revision at which each policy was created, or created again after it had been deleted.
     pub(crate) async fn policy_ages(&self) -> Result<BTreeMap<(String, String), u64>, StoreError> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(
-            "SELECT namespace, name, min(revision) FROM policy_history AS one WHERE revision >
+        let rows: Vec<(String, String, i64)> =
+            sql("SELECT namespace, name, min(revision) FROM policy_history AS one WHERE revision >
              (SELECT coalesce(max(revision), 0) FROM policy_history
               WHERE namespace = one.namespace AND name = one.name AND json IS NULL)
-             GROUP BY namespace, name",
-        )
-        .fetch_all(self.readers())
-        .await?;
+             GROUP BY namespace, name")
+            .all(self.readers())
+            .await?;
         Ok(rows.into_iter().map(|(namespace, name, revision)| ((namespace, name), revision.unsigned_abs())).collect())
     }
 
@@ -73,22 +58,20 @@ impl Store {
         let mut change = self.begin().await?;
         let revision = next_revision(&mut change).await?;
         for (namespace, name, json) in &written.puts {
-            sqlx::query(
-                "INSERT INTO policies (namespace, name, json, revision) VALUES (?, ?, ?, ?)
-                 ON CONFLICT (namespace, name) DO UPDATE SET json = excluded.json, revision = excluded.revision",
-            )
+            sql("INSERT INTO policies (namespace, name, json, revision) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (namespace, name) DO UPDATE SET json = excluded.json, revision = excluded.revision")
             .bind(namespace)
             .bind(name)
             .bind(json)
             .bind(signed(revision))
-            .execute(&mut *change)
+            .run(&mut change)
             .await?;
             remember(&mut change, namespace, name, revision, Some(json)).await?;
             audit(&mut change, call, &format!("{namespace}/{name}"), uid, now, revision).await?;
         }
         for (namespace, name) in &written.deletes {
-            let delete = sqlx::query("DELETE FROM policies WHERE namespace = ? AND name = ?").bind(namespace).bind(name);
-            delete.execute(&mut *change).await?;
+            let delete = sql("DELETE FROM policies WHERE namespace = $1 AND name = $2");
+            delete.bind(namespace).bind(name).run(&mut change).await?;
             remember(&mut change, namespace, name, revision, None).await?;
             audit(&mut change, call, &format!("{namespace}/{name}"), uid, now, revision).await?;
         }
@@ -98,28 +81,25 @@ impl Store {
 
     /// All policies as they were at a revision, `(namespace, name, json)` each.
     pub(crate) async fn policies_at(&self, revision: u64) -> Result<Vec<(String, String, String)>, StoreError> {
-        let rows: Vec<(String, String, Option<String>)> = sqlx::query_as(
-            "SELECT namespace, name, json FROM policy_history AS one WHERE revision =
+        let rows: Vec<(String, String, Option<String>)> =
+            sql("SELECT namespace, name, json FROM policy_history AS one WHERE revision =
              (SELECT max(revision) FROM policy_history
-              WHERE namespace = one.namespace AND name = one.name AND revision <= ?)
-             ORDER BY namespace, name",
-        )
-        .bind(signed(revision))
-        .fetch_all(self.readers())
-        .await?;
+              WHERE namespace = one.namespace AND name = one.name AND revision <= $1)
+             ORDER BY namespace, name")
+            .bind(signed(revision))
+            .all(self.readers())
+            .await?;
         Ok(rows.into_iter().filter_map(|(namespace, name, json)| Some((namespace, name, json?))).collect())
     }
 
     /// Revisions at which policies changed, newest first.
     pub(crate) async fn policy_revisions(&self, limit: u32) -> Result<Vec<RevisionRow>, StoreError> {
-        let rows: Vec<(i64, i64, i64, String, String)> = sqlx::query_as(
-            "SELECT audit.revision, time, uid, call, subject FROM audit
-             JOIN (SELECT DISTINCT revision FROM policy_history ORDER BY revision DESC LIMIT ?) AS changed
+        let rows: Vec<(i64, i64, i64, String, String)> = sql("SELECT audit.revision, time, uid, call, subject FROM audit
+             JOIN (SELECT DISTINCT revision FROM policy_history ORDER BY revision DESC LIMIT $1) AS changed
              ON changed.revision = audit.revision
-             WHERE call IN ('Apply', 'Delete', 'Canary', 'Rollback') ORDER BY audit.revision DESC, seq",
-        )
+             WHERE call IN ('Apply', 'Delete', 'Canary', 'Rollback') ORDER BY audit.revision DESC, seq")
         .bind(limit)
-        .fetch_all(self.readers())
+        .all(self.readers())
         .await?;
         let mut revisions: Vec<RevisionRow> = Vec::new();
         for (revision, time, uid, call, subject) in rows {
@@ -147,46 +127,53 @@ impl Store {
     /// Records a call that changes something outside of the policies.
     pub(crate) async fn audit(&self, call: &str, subject: &str, uid: u32, now: i64) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
-        let (revision,): (i64,) = sqlx::query_as("SELECT revision FROM mesh WHERE id = 1").fetch_one(&mut *change).await?;
+        let (revision,): (i64,) = sql("SELECT revision FROM mesh WHERE id = 1").one(&mut change).await?;
         audit(&mut change, call, subject, uid, now, revision.unsigned_abs()).await?;
         Ok(change.commit().await?)
     }
 }
 
+/// All policies.
+pub(super) async fn all(moment: &mut Change) -> Result<Vec<PolicyRow>, StoreError> {
+    let rows: Vec<(String, String, String, i64)> =
+        sql("SELECT namespace, name, json, revision FROM policies ORDER BY namespace, name").all(moment).await?;
+    let row = |(namespace, name, json, revision): (_, _, _, i64)| PolicyRow {
+        namespace,
+        name,
+        json,
+        revision: revision.unsigned_abs(),
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
 /// Keeps a state of a policy as part of the change that made it.
-async fn remember(
-    change: &mut Transaction<'static, Sqlite>,
-    namespace: &str,
-    name: &str,
-    revision: u64,
-    json: Option<&str>,
-) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO policy_history (namespace, name, revision, json) VALUES (?, ?, ?, ?)")
+async fn remember(change: &mut Change, namespace: &str, name: &str, revision: u64, json: Option<&str>) -> Result<(), StoreError> {
+    sql("INSERT INTO policy_history (namespace, name, revision, json) VALUES ($1, $2, $3, $4)")
         .bind(namespace)
         .bind(name)
         .bind(signed(revision))
         .bind(json)
-        .execute(&mut **change)
+        .run(&mut *change)
         .await?;
     Ok(())
 }
 
 /// Records a change as part of it.
 pub(super) async fn audit(
-    change: &mut Transaction<'static, Sqlite>,
+    change: &mut Change,
     call: &str,
     subject: &str,
     uid: u32,
     now: i64,
     revision: u64,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO audit (time, uid, call, subject, revision) VALUES (?, ?, ?, ?, ?)")
+    sql("INSERT INTO audit (time, uid, call, subject, revision) VALUES ($1, $2, $3, $4, $5)")
         .bind(now)
         .bind(i64::from(uid))
         .bind(call)
         .bind(subject)
         .bind(signed(revision))
-        .execute(&mut **change)
+        .run(&mut *change)
         .await?;
     Ok(())
 }

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::{Store, StoreError, policies::audit, sql::sql};
 use outrider_policy::{identity::SpiffeId, names::ServiceName};
-use sqlx::{Sqlite, Transaction};
-
-use super::{Store, StoreError, policies::audit};
 
 /// SHA-256 of a token's secret.
 pub(crate) type TokenHash = [u8; 32];
@@ -33,16 +31,16 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         // Long expired ones only cost space: nobody can tell them from unknown ones after a day.
-        sqlx::query("DELETE FROM tokens WHERE expires < ?").bind(now - 86_400).execute(&mut *change).await?;
+        sql("DELETE FROM tokens WHERE expires < $1").bind(now - 86_400).run(&mut change).await?;
         let services: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
         let services = serde_json::to_string(&services).map_err(|error| corrupt(error.to_string()))?;
-        sqlx::query("INSERT INTO tokens (hash, identity, created, expires, services) VALUES (?, ?, ?, ?, ?)")
+        sql("INSERT INTO tokens (hash, identity, created, expires, services) VALUES ($1, $2, $3, $4, $5)")
             .bind(hash.as_slice())
             .bind(token.identity.as_str())
             .bind(now)
             .bind(token.expires)
             .bind(services)
-            .execute(&mut *change)
+            .run(&mut change)
             .await?;
         audit(&mut change, "CreateToken", token.identity.as_str(), uid, now, 0).await?;
         Ok(change.commit().await?)
@@ -50,11 +48,10 @@ impl Store {
 
     /// The token of that hash.
     pub(crate) async fn token(&self, hash: &TokenHash) -> Result<Option<TokenRow>, StoreError> {
-        let row: Option<(String, i64, Option<i64>)> =
-            sqlx::query_as("SELECT identity, expires, used_at FROM tokens WHERE hash = ?")
-                .bind(hash.as_slice())
-                .fetch_optional(self.readers())
-                .await?;
+        let row: Option<(String, i64, Option<i64>)> = sql("SELECT identity, expires, used_at FROM tokens WHERE hash = $1")
+            .bind(hash.as_slice())
+            .first(self.readers())
+            .await?;
         let Some((identity, expires, used_at)) = row else { return Ok(None) };
         let identity = SpiffeId::new(&identity).map_err(|error| corrupt(error.to_string()))?;
         Ok(Some(TokenRow { identity, expires, used_at }))
@@ -62,34 +59,11 @@ impl Store {
 
     /// Services that an identity may back.
     pub(crate) async fn grants(&self, identity: &SpiffeId) -> Result<BTreeSet<ServiceName>, StoreError> {
-        let rows: Vec<(String,)> = sqlx::query_as("SELECT service FROM grants WHERE identity = ?")
-            .bind(identity.as_str())
-            .fetch_all(self.readers())
-            .await?;
+        let rows: Vec<(String,)> =
+            sql("SELECT service FROM grants WHERE identity = $1").bind(identity.as_str()).all(self.readers()).await?;
         let corrupt = |reason: String| StoreError::Corrupt { table: "grants", reason };
         rows.into_iter().map(|(service,)| service.parse().map_err(|_| corrupt(format!("`{service}` is not a service")))).collect()
     }
-}
-
-/// Uses a token up and grants its identity the services. False when somebody else was first.
-pub(super) async fn redeem(change: &mut Transaction<'static, Sqlite>, hash: &TokenHash, now: i64) -> Result<bool, StoreError> {
-    // Two requests may hold the same valid token: the row decides which of them was first.
-    let row: Option<(String, String)> =
-        sqlx::query_as("UPDATE tokens SET used_at = ? WHERE hash = ? AND used_at IS NULL RETURNING identity, services")
-            .bind(now)
-            .bind(hash.as_slice())
-            .fetch_optional(&mut **change)
-            .await?;
-    let Some((identity, services)) = row else { return Ok(false) };
-    let services: Vec<String> = serde_json::from_str(&services).map_err(|error| corrupt(error.to_string()))?;
-    for service in services {
-        sqlx::query("INSERT INTO grants (identity, service) VALUES (?, ?) ON CONFLICT DO NOTHING")
-            .bind(&identity)
-            .bind(service)
-            .execute(&mut **change)
-            .await?;
-    }
-    Ok(true)
 }
 
 fn corrupt(reason: String) -> StoreError {

@@ -29,7 +29,7 @@ pub enum Attribute {
     RequestHost,
     /// `request.path`, text: canonical, without query.
     RequestPath,
-    /// `request.query`, text.
+    /// `request.query`, text: without `?`, empty where there is none.
     RequestQuery,
     /// `request.headers["…"]`, text.
     RequestHeader(Box<str>),

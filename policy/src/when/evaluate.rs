@@ -133,7 +133,8 @@ impl<'a> View<'a> {
             Attribute::DestinationLabel(key) => self.destination.labels.get(&**key).map(|value| Cow::Borrowed(value.as_bytes())),
             Attribute::RequestMethod => text(http.map(|http| http.method)),
             Attribute::RequestHost => text(http.map(|http| http.host)),
-            Attribute::RequestQuery => http.and_then(|http| http.query).map(|query| Cow::Borrowed(query.as_bytes())),
+            // A request without a query is known to ask for nothing: that is no missing value.
+            Attribute::RequestQuery => http.map(|http| Cow::Borrowed(http.query.unwrap_or_default().as_bytes())),
             Attribute::RequestPath | Attribute::RequestHeader(_) => self.reading(attribute).map(Cow::Borrowed),
             Attribute::ConnectionProtocol => Some(Cow::Borrowed(call.protocol.as_str().as_bytes())),
             Attribute::DestinationPort => Some(Cow::Owned(call.port.to_string().into_bytes())),

@@ -1,0 +1,350 @@
+use std::{process::Command, time::Duration};
+
+use outrider_policy::{SpiffeId, TrustDomain};
+use tempfile::TempDir;
+
+use super::{
+    Backend, CaRow, CertificateRow, Claim, DecisionRow, Kek, OpenError, PostgresUrl, Redeem, Replica, Role, Store, StoreError,
+    TokenRow, Written, sql::sql,
+};
+use crate::config::KeySource;
+
+#[expect(dead_code, unreachable_pub, reason = "other tests use the rest of it")]
+#[path = "../../../../tests/src/postgres.rs"]
+mod postgres;
+
+/// A place for a store: a state directory, and a database where that is elsewhere.
+struct Place {
+    dir: TempDir,
+    backend: Backend,
+}
+
+impl Place {
+    fn sqlite() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), backend: Backend::Sqlite }
+    }
+
+    fn postgres() -> Self {
+        let url = postgres::Cluster::shared().database();
+        Self { dir: tempfile::tempdir().unwrap(), backend: Backend::Postgres(PostgresUrl::parse(&url).unwrap()) }
+    }
+
+    async fn open(&self) -> (Store, Claim) {
+        self.open_as("solo").await
+    }
+
+    async fn open_as(&self, replica: &str) -> (Store, Claim) {
+        let (store, claim, _) = self.try_open_as(replica).await.unwrap();
+        (store, claim)
+    }
+
+    async fn try_open_as(&self, replica: &str) -> Result<(Store, Claim, Kek), OpenError> {
+        // SQLite is for one process: a second replica there is the same file by another name.
+        let home = if self.backend == Backend::Sqlite { "state" } else { replica };
+        let claim = Claim::new(&self.dir.path().join(home)).unwrap();
+        let key = KeySource::File(self.dir.path().join("key"));
+        let domain = TrustDomain::new("mesh.internal").unwrap();
+        let (store, kek) = Store::open_as(&claim, &self.backend, Replica::starting(replica, "home"), &domain, &key).await?;
+        Ok((store, claim, kek))
+    }
+}
+
+/// Each promise for each database.
+macro_rules! on_both {
+    ($(async fn $name:ident($place:ident) $body:block)*) => {
+        mod on_sqlite {
+            use super::*;
+            $(#[tokio::test] async fn $name() { let $place = Place::sqlite(); $body })*
+        }
+        mod on_postgres {
+            use super::*;
+            $(#[tokio::test] async fn $name() { let $place = Place::postgres(); $body })*
+        }
+    };
+}
+
+fn decision(request: usize, denied: bool) -> DecisionRow {
+    DecisionRow { request_id: format!("r{request}"), destination: "shop/orders".into(), denied, record: vec![u8::from(denied)] }
+}
+
+fn identity() -> SpiffeId {
+    SpiffeId::new("spiffe://mesh.internal/ns/shop/sa/web").unwrap()
+}
+
+async fn token(store: &Store, number: u8) {
+    let row = TokenRow { identity: identity(), expires: 100, used_at: None };
+    store.put_token(&[number; 32], &row, &["shop/web".parse().unwrap()], 0, 1).await.unwrap();
+}
+
+fn leaf(serial: &str) -> CertificateRow {
+    CertificateRow {
+        serial: serial.to_owned(),
+        identity: identity().to_string(),
+        not_before: 0,
+        not_after: 100,
+        evidence: "join-token".to_owned(),
+        issuer: "ca".to_owned(),
+        agent_id: String::new(),
+        replaced_by: None,
+        replica: "solo".to_owned(),
+    }
+}
+
+on_both! {
+    async fn the_ring_of_decisions_drops_old_allows_first_and_denials_last(place) {
+        let (store, _claim) = place.open().await;
+        let batch: Vec<DecisionRow> = (0..100).map(|request| decision(request, request % 4 == 0)).collect();
+        store.put_decisions(&batch).await.unwrap();
+        let lease = store.take_lease("prune", Duration::from_secs(60)).await.unwrap().unwrap();
+        assert_eq!(store.prune_decisions(&lease, 50, i64::MAX).await.unwrap(), 50);
+        let denials = store.decisions(1000, true, "").await.unwrap().len();
+        assert_eq!((denials, store.decisions(1000, false, "").await.unwrap().len()), (25, 50));
+        assert!(store.decisions_of("r1").await.unwrap().is_empty(), "the oldest allow is gone");
+        store.prune_decisions(&lease, 10, i64::MAX).await.unwrap();
+        assert_eq!(store.decisions(1000, true, "").await.unwrap().len(), 10);
+        assert_eq!(store.decisions_of("r96").await.unwrap().len(), 1, "the newest denial stays");
+    }
+
+    async fn the_ring_is_bounded_in_bytes_too_and_strangers_do_not_push_denials_out(place) {
+        let (store, _claim) = place.open().await;
+        let sized = |request, denied, stranger: bool| DecisionRow {
+            destination: if stranger { String::new() } else { "shop/orders".to_owned() },
+            record: vec![0; 1000],
+            ..decision(request, denied)
+        };
+        let rows =
+            [sized(0, true, false), sized(1, false, false), sized(2, true, true), sized(3, false, false), sized(4, true, true)];
+        store.put_decisions(&rows).await.unwrap();
+        let lease = store.take_lease("prune", Duration::from_secs(60)).await.unwrap().unwrap();
+        let left = async || {
+            let rows: Vec<(String,)> = sql("SELECT request_id FROM decisions ORDER BY seq").all(store.readers()).await.unwrap();
+            rows.into_iter().map(|(id,)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(store.prune_decisions(&lease, 100, 4500).await.unwrap(), 1);
+        assert_eq!(left().await, ["r0", "r2", "r3", "r4"]);
+        assert_eq!(store.prune_decisions(&lease, 100, 2000).await.unwrap(), 2);
+        assert_eq!(left().await, ["r0", "r4"], "the last allow, then the older stranger");
+        store.prune_decisions(&lease, 1, i64::MAX).await.unwrap();
+        assert_eq!(left().await, ["r0"], "the denial of a known caller stays longest");
+        assert_eq!(store.prune_decisions(&lease, 1, 1000).await.unwrap(), 0);
+    }
+
+    async fn every_write_has_one_revision_of_its_own(place) {
+        let (store, _claim) = place.open().await;
+        let put = |names: &[&str]| Written {
+            puts: names.iter().map(|name| ("shop".to_owned(), (*name).to_owned(), "{}".to_owned())).collect(),
+            deletes: Vec::new(),
+        };
+        assert_eq!(store.write_policies(&put(&["a", "b"]), "Apply", 0, 1).await.unwrap(), 1);
+        assert_eq!(store.write_policies(&put(&["b"]), "Apply", 0, 1).await.unwrap(), 2);
+        let delete = Written { puts: Vec::new(), deletes: vec![("shop".to_owned(), "a".to_owned())] };
+        assert_eq!(store.write_policies(&delete, "Delete", 0, 1).await.unwrap(), 3);
+        let (_, rows, _) = store.mesh().await.unwrap();
+        assert_eq!(rows.iter().map(|row| (row.name.as_str(), row.revision)).collect::<Vec<_>>(), [("b", 2)]);
+        let trail = store.count("SELECT count(*) FROM audit").await;
+        assert_eq!((trail, store.revision().await.unwrap()), (4, 3));
+    }
+
+    async fn a_token_that_is_used_up_in_between_leaves_no_certificate_on_record(place) {
+        let (store, _claim) = place.open().await;
+        token(&store, 1).await;
+        store.issued(&leaf("01"), &Redeem::Token([1; 32]), 2).await.unwrap();
+        let again = store.issued(&leaf("02"), &Redeem::Token([1; 32]), 3).await;
+        assert!(matches!(again, Err(StoreError::TokenUsed)));
+        assert!(store.certificate("01").await.unwrap().is_some() && store.certificate("02").await.unwrap().is_none());
+        let grants = store.grants(&identity()).await.unwrap();
+        assert_eq!(grants.iter().map(ToString::to_string).collect::<Vec<_>>(), ["shop/web"]);
+    }
+
+    async fn of_many_issuances_at_once_each_is_answered_for_itself(place) {
+        let (store, _claim) = place.open().await;
+        for number in 1..=20 {
+            token(&store, number).await;
+        }
+        // Every token is asked for three times, and one leaf stands there already: it fails alone.
+        store.issued(&leaf("taken"), &Redeem::Nothing, 1).await.unwrap();
+        let asked = (0..60_u8).map(|number| {
+            let store = &store;
+            async move { store.issued(&leaf(&format!("{number:02}")), &Redeem::Token([number % 20 + 1; 32]), 2).await }
+        });
+        let stands = leaf("taken");
+        let (answers, taken) =
+            tokio::join!(futures_util::future::join_all(asked), store.issued(&stands, &Redeem::Nothing, 1));
+        assert!(matches!(taken, Err(StoreError::Shared(_))), "{taken:?}");
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 20);
+        assert_eq!(answers.iter().filter(|answer| matches!(answer, Err(StoreError::TokenUsed))).count(), 40);
+        for (number, answer) in answers.iter().enumerate() {
+            assert_eq!(store.certificate(&format!("{number:02}")).await.unwrap().is_some(), answer.is_ok(), "{number}");
+        }
+        let renewals = (0..20_u8).map(|number| {
+            let (store, new) = (&store, format!("n{number:02}"));
+            async move { store.issued(&leaf(&new), &Redeem::Certificate(format!("{number:02}")), 3).await }
+        });
+        assert!(futures_util::future::join_all(renewals).await.iter().all(Result::is_ok));
+        let replaced = store.count("SELECT count(*) FROM certificates WHERE replaced_by = 'n' || serial").await;
+        assert_eq!(replaced, 20);
+        assert_eq!(store.certificate("n07").await.unwrap().unwrap().replica, "solo");
+    }
+
+    async fn a_lease_has_one_holder_and_passes_on_when_it_ends(place) {
+        let (first, _claim) = place.open_as("first").await;
+        let second = first.as_replica("second");
+        let long = Duration::from_secs(60);
+        let held = first.take_lease("task", long).await.unwrap().unwrap();
+        assert_eq!(second.take_lease("task", long).await.unwrap(), None);
+        assert!(second.take_lease("other", long).await.unwrap().is_some(), "leases are independent");
+        assert_eq!(first.take_lease("task", Duration::ZERO).await.unwrap().as_ref(), Some(&held), "prolonging keeps the token");
+        // It has ended and nobody took it: its writes are still alone.
+        first.begin_under(&held).await.unwrap().commit().await.unwrap();
+        let passed = second.take_lease("task", long).await.unwrap().unwrap();
+        assert_eq!(passed.token(), held.token() + 1);
+        assert!(matches!(first.begin_under(&held).await, Err(StoreError::Fenced("task"))));
+        assert_eq!(first.take_lease("task", long).await.unwrap(), None);
+        second.begin_under(&passed).await.unwrap().commit().await.unwrap();
+        second.release_lease(passed).await.unwrap();
+        assert!(first.take_lease("task", long).await.unwrap().is_some(), "what was given back can be taken at once");
+    }
+
+    async fn a_second_process_under_one_replica_id_is_noticed(place) {
+        let (store, _claim) = place.open_as("same").await;
+        assert!(store.heartbeat("a:1").await.unwrap() && store.heartbeat("a:1").await.unwrap());
+        let twin = store.as_replica("same");
+        assert!(!twin.heartbeat("b:1").await.unwrap());
+        store.farewell().await.unwrap();
+        assert!(twin.heartbeat("b:1").await.unwrap(), "after a good end the next one may start at once");
+        let rows = store.replicas().await.unwrap();
+        assert_eq!((rows.len(), rows[0].address.as_str(), rows[0].is_live()), (1, "b:1", true));
+    }
+
+    async fn each_replica_has_its_issuing_ca_and_all_share_the_root(place) {
+        let (first, _claim, kek) = place.try_open_as("first").await.unwrap();
+        let second = first.as_replica("second");
+        let ca = |id: &str, role| CaRow { id: id.to_owned(), role, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
+        assert_eq!(first.found_ca(ca("r1", Role::Root), &kek, 1).await.unwrap().id, "r1");
+        assert_eq!(second.found_ca(ca("r2", Role::Root), &kek, 1).await.unwrap().id, "r1", "the first root stays");
+        first.put_ca(&ca("i1", Role::Issuing), &kek, 1).await.unwrap();
+        second.put_ca(&ca("i2", Role::Issuing), &kek, 1).await.unwrap();
+        first.put_ca(&ca("i3", Role::Issuing), &kek, 2).await.unwrap();
+        assert_eq!(first.ca(Role::Issuing, &kek).await.unwrap().unwrap().id, "i3");
+        assert_eq!(second.ca(Role::Issuing, &kek).await.unwrap().unwrap().id, "i2", "another replica's renewal does not erase it");
+        assert_eq!(second.ca(Role::Root, &kek).await.unwrap().unwrap().id, "r1");
+    }
+
+    async fn what_was_stored_is_there_after_the_store_was_closed(place) {
+        let (store, claim) = place.open().await;
+        token(&store, 1).await;
+        store.close().await.unwrap();
+        drop(claim);
+        let (store, _claim) = place.open().await;
+        assert!(store.token(&[1; 32]).await.unwrap().is_some());
+        }
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused() {
+    for (place, mark) in
+        [(Place::sqlite(), "PRAGMA user_version = 99"), (Place::postgres(), "UPDATE outrider_schema SET version = 99")]
+    {
+        let (first, claim) = place.open().await;
+        sql(mark).run(&first.writer).await.unwrap();
+        first.close().await.unwrap();
+        drop(claim);
+        let error = place.try_open_as("solo").await.err().unwrap().to_string();
+        assert!(error.contains("schema 99"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_of_something_else_is_refused_and_left_as_it_is() {
+    let url = postgres::Cluster::shared().database();
+    let name = url.rsplit('/').next().unwrap().to_owned();
+    postgres::Cluster::shared().sql(&name, "CREATE TABLE customers (id BIGINT)");
+    let place = Place { dir: tempfile::tempdir().unwrap(), backend: Backend::Postgres(PostgresUrl::parse(&url).unwrap()) };
+    assert!(matches!(place.try_open_as("solo").await, Err(OpenError::Foreign { .. })));
+    assert_eq!(postgres::Cluster::shared().sql(&name, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_at_once_on_an_empty_database_make_one_store() {
+    let place = Place::postgres();
+    let key = KeySource::Given(zeroize::Zeroizing::new([7; 32]));
+    let domain = TrustDomain::new("mesh.internal").unwrap();
+    let starts = (0..6).map(|number| {
+        let (place, key, domain) = (&place, &key, &domain);
+        async move {
+            let claim = Claim::new(&place.dir.path().join(format!("state{number}"))).unwrap();
+            let replica = Replica::starting(&format!("r{number}"), "home");
+            let (store, kek) = Store::open_as(&claim, &place.backend, replica, domain, key).await.unwrap();
+            let root =
+                CaRow { id: format!("r{number}"), role: Role::Root, certificate: vec![], key: zeroize::Zeroizing::new(vec![]) };
+            store.found_ca(root, &kek, 1).await.unwrap().id
+        }
+    });
+    let roots = futures_util::future::join_all(starts).await;
+    assert!(roots.iter().all(|root| *root == roots[0]), "{roots:?}");
+}
+
+#[test]
+fn an_address_of_postgres_is_shown_without_its_password_and_asks_for_tls_unless_it_is_near() {
+    let url = PostgresUrl::parse("postgres://outrider:s3cret@db1.example:5433,db2.example/mesh?application_name=x").unwrap();
+    assert_eq!(url.to_string(), "postgres://db1.example:5433,db2.example/mesh");
+    assert!(!format!("{url:?}").contains("s3cret"));
+    let options = url.options().unwrap();
+    assert_eq!(
+        options.iter().map(|one| (one.get_host(), one.get_port())).collect::<Vec<_>>(),
+        [("db1.example", 5433), ("db2.example", 5432)]
+    );
+    assert!(options.iter().all(|one| matches!(one.get_ssl_mode(), sqlx::postgres::PgSslMode::VerifyFull)));
+    let near = PostgresUrl::parse("postgres://outrider@127.0.0.1/mesh").unwrap().options().unwrap();
+    assert!(matches!(near[0].get_ssl_mode(), sqlx::postgres::PgSslMode::Prefer));
+    for wrong in ["mysql://a/b", "postgres://s3cret:pass@[/x", "postgres://h:99999999/x"] {
+        let said = PostgresUrl::parse(wrong).unwrap_err();
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}
+
+/// A file system of one megabyte; `None` where this user may not mount one.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"]).arg(dir.path()).output();
+        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a store that still has a file open there lets go of it later.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).output();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_writes_that_it_fails_and_no_later_one() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("SKIPPED: a full disk cannot be had, this user may not mount one");
+        return;
+    };
+    let claim = Claim::new(&disk.0.path().join("state")).unwrap();
+    let key = KeySource::File(disk.0.path().join("key"));
+    let (store, _) = Store::open(&claim, &TrustDomain::new("mesh.internal").unwrap(), &key).await.unwrap();
+    let put = |bytes: usize| Written {
+        puts: vec![("shop".to_owned(), "a".to_owned(), format!("{{\"x\":\"{}\"}}", "x".repeat(bytes)))],
+        deletes: Vec::new(),
+    };
+    store.write_policies(&put(10), "Apply", 0, 1).await.unwrap();
+    let filler = disk.0.path().join("filler");
+    let _ = std::fs::write(&filler, vec![0; 2 << 20]);
+    let mut failed = 0;
+    for bytes in [10, 100_000, 10, 2000, 50_000, 10] {
+        failed += usize::from(store.write_policies(&put(bytes), "Apply", 0, 1).await.is_err());
+    }
+    assert!(failed > 0, "the disk was not full");
+    std::fs::remove_file(&filler).unwrap();
+    let before = store.revision().await.unwrap();
+    assert_eq!(store.write_policies(&put(1000), "Apply", 0, 1).await.unwrap(), before + 1);
+    assert_eq!(store.write_policies(&put(10), "Apply", 0, 1).await.unwrap(), before + 2);
+    store.close().await.unwrap();
+}
