@@ -164,6 +164,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
             directory: shared.directory,
             behind: shared.behind,
             fleets: Default::default(),
+            metrics: shared.metrics.upstream.clone(),
         }),
         observer: observer.clone(),
         limits: limits.clone(),

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::record::Side;
+use super::{record::Side, upstream::UpstreamMetrics};
 use crate::refusal::Reason;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -52,6 +52,8 @@ pub struct Metrics {
     pub renewal_failures: Counter,
     /// Whether the stream from the control plane is up.
     pub control_plane_connected: Gauge,
+    /// Calls by service.
+    pub upstream: UpstreamMetrics,
 }
 
 const STATUSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -101,6 +103,7 @@ impl Metrics {
             renewals: renewals.get_or_create_owned(&ResultLabels { result: "ok" }),
             renewal_failures: renewals.get_or_create_owned(&ResultLabels { result: "failed" }),
             control_plane_connected: Gauge::default(),
+            upstream: UpstreamMetrics::new(registry),
         };
         registry.register("access_log_dropped_lines", "Access log lines that had no room", (*metrics.log_dropped).clone());
         registry.register("reports_dropped", "Decision records that had no room", (*metrics.reports_dropped).clone());

@@ -33,7 +33,8 @@ pub(super) struct Place<T> {
     pub(super) what: T,
     /// Exchanges under way there.
     pub(super) load: Rc<Cell<usize>>,
-    near: bool,
+    /// Whether it is in the own zone.
+    pub(super) near: bool,
     latency: Cell<PeakEwma>,
     suspicion: Cell<Suspicion>,
     /// When it came to others; none for those that were there first.

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     refusal::{Reason, Refusal},
     route::{Endpoint, ServiceEntry},
+    telemetry::ServiceCounters,
 };
 
 /// Interval after which rates of success are compared.
@@ -48,24 +49,24 @@ pub(super) struct Fleet {
     budget: RefCell<Budget>,
     /// Requests under way.
     pub(super) requests: Gauge,
+    counters: ServiceCounters,
     compared: Cell<Duration>,
     /// When it was last asked for.
     pub(super) used: Cell<Duration>,
 }
 
 impl Fleet {
-    pub(super) fn new(now: Duration, service: &Arc<ServiceEntry>, port: u16, zone: Option<&str>, pool: &Pool) -> Self {
-        let fleet = Self {
+    fn new(now: Duration, service: &Arc<ServiceEntry>, port: u16, counters: ServiceCounters) -> Self {
+        Self {
             entry: RefCell::new(service.clone()),
             port,
             balancer: RefCell::default(),
             budget: RefCell::default(),
             requests: Gauge::default(),
+            counters,
             compared: Cell::new(now),
             used: Cell::new(now),
-        };
-        fleet.muster(now, zone, pool);
-        fleet
+        }
     }
 
     /// Brings it up to what the control plane says now.
@@ -110,7 +111,9 @@ impl Fleet {
 
     /// Notes what became of a try.
     pub(super) fn note(&self, chosen: &Chosen, outcome: Outcome, now: Duration) {
+        self.counters.tried(chosen.near, outcome == Outcome::Served);
         if self.balancer.borrow().note(chosen, outcome, now) {
+            self.counters.ejected.inc();
             tracing::warn!(service = %self.entry.borrow().name, endpoint = chosen.what.endpoint.address, "ejected: it failed too often in a row");
         }
     }
@@ -121,7 +124,9 @@ impl Fleet {
     }
 
     pub(super) fn may_retry(&self, now: Duration) -> bool {
-        self.budget.borrow_mut().take(now)
+        let may = self.budget.borrow_mut().take(now);
+        if may { self.counters.retried.inc() } else { self.counters.over_budget.inc() };
+        may
     }
 
     /// What is due now and then.
@@ -130,6 +135,7 @@ impl Fleet {
             self.compared.set(now);
             let ejected = self.balancer.borrow().compare(now);
             if ejected > 0 {
+                self.counters.ejected.inc_by(ejected as u64);
                 tracing::warn!(service = %self.entry.borrow().name, ejected, "ejected: less successful than the others");
             }
         }
@@ -172,7 +178,8 @@ impl Upstreams {
             fleet.refresh(now, service, zone, &self.pool);
             return fleet.clone();
         }
-        let fleet = Rc::new(Fleet::new(now, service, port, zone, &self.pool));
+        let fleet = Rc::new(Fleet::new(now, service, port, self.metrics.service(service.name.as_str())));
+        fleet.muster(now, zone, &self.pool);
         known.insert((service.name.clone(), port), fleet.clone());
         fleet
     }

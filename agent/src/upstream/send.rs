@@ -26,6 +26,7 @@ use crate::{
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
     route::{AnswerParts, Directory, Endpoint, Kind, Route},
+    telemetry::UpstreamMetrics,
     tls::{MeshConnector, MeshProtocol},
 };
 
@@ -55,6 +56,8 @@ pub struct Upstreams {
     pub behind: Behind,
     /// The endpoints of services that are called.
     pub fleets: Fleets,
+    /// Where calls are counted.
+    pub metrics: UpstreamMetrics,
 }
 
 struct Connected {
