@@ -24,7 +24,7 @@ async fn two_of(mesh: &Mesh, more: [&[&str]; 2]) -> ((AgentProcess, Backend), (A
 
 /// A route to `service` that has 503 tried again.
 fn retried(service: &str) -> String {
-    let (namespace, name) = service.split_once('/').expect("namespace/name");
+    let (namespace, name) = service.split_once('/').unwrap_or_default();
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec:\n  \
          parentRefs: [{{ kind: Service, name: {name} }}]\n  rules:\n  - backendRefs: [{{ name: {name}, port: 80 }}]\n    \
@@ -42,7 +42,8 @@ async fn three_hops_with_retries_make_at_most_a_fifth_more_calls_of_a_service_th
     let web = mesh.agent("shop/web", AgentOptions::default()).await;
     orders.goes_on_to(orders_agent.outbound, "http://stock.shop/");
     stock.goes_on_to(stock_agent.outbound, "http://last.shop/");
-    let documents = ["shop/orders", "shop/stock", "shop/last"].map(|service| format!("{}---\n{}", open(service), retried(service)));
+    let documents =
+        ["shop/orders", "shop/stock", "shop/last"].map(|service| format!("{}---\n{}", open(service), retried(service)));
     mesh.apply(&documents.join("---\n"));
     let requests = 200;
     for _ in 0..requests {
@@ -119,13 +120,40 @@ async fn more_requests_than_the_bound_are_refused_at_once_and_others_pass() -> O
     mesh.apply(&open("shop/orders"));
     let call = |path: &'static str| through_proxy(web.outbound, "GET", path, "");
     assert_eq!(call("http://orders.shop/").await?.status, 200);
-    let slow = || tokio::spawn(through_proxy(web.outbound, "GET", "http://orders.shop/slow", ""));
-    let (one, two) = (slow(), slow());
-    until("both are at the program", || backend.seen().len() == 3).await;
-    assert_eq!(call("http://orders.shop/").await?.status, 503);
-    assert_eq!((one.await??.status, two.await??.status), (200, 200));
+    let slow = || through_proxy(web.outbound, "GET", "http://orders.shop/slow", "");
+    let third = async {
+        until("both are at the program", || backend.seen().len() == 3).await;
+        call("http://orders.shop/").await
+    };
+    let (one, two, third) = tokio::join!(slow(), slow(), third);
+    assert_eq!((one?.status, two?.status, third?.status), (200, 200, 503));
     assert_eq!(call("http://orders.shop/").await?.status, 200, "there is room again");
     let log = web.access_log().await;
     assert_eq!(log.iter().filter(|line| line["reason"] == "overloaded").count(), 1, "{log:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_health_check_fails_gets_no_requests() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let ((_first, one), (_second, two)) = two_of(&mesh, [&[], &[]]).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    one.fail_on("/healthz");
+    let checked = retried("shop/orders").replace(
+        "namespace: shop }\nspec",
+        "namespace: shop, annotations: { outrider.dev/health-check: path=/healthz interval=100ms unhealthy=2 healthy=1 } }\nspec",
+    );
+    assert!(checked.contains("health-check"));
+    let call = || through_proxy(web.outbound, "GET", "http://orders.shop/call", "");
+    assert_eq!(call().await?.status, 403, "the service is known from here on");
+    mesh.apply(&format!("{}---\n{checked}", open("shop/orders")));
+    assert_eq!(call().await?.status, 200);
+    let checks = |backend: &Backend| backend.seen().iter().filter(|seen| seen.target == "/healthz").count();
+    until("the endpoint has failed its checks", || checks(&one) >= 4 && checks(&two) >= 4).await;
+    one.forget();
+    for _ in 0..30 {
+        assert_eq!(call().await?.status, 200);
+    }
+    assert!(one.seen().iter().all(|seen| seen.target == "/healthz"), "{:?}", one.seen());
     Ok(())
 }

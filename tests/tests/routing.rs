@@ -45,7 +45,9 @@ impl Shop {
     /// `outrider apply -f` of this YAML with these arguments: whether it succeeded, and what it said.
     fn apply(&self, yaml: &str, arguments: &[&str]) -> (bool, String) {
         let file = self.mesh.dir.path().join("route.yaml");
-        std::fs::write(&file, yaml).expect("a file");
+        if let Err(error) = std::fs::write(&file, yaml) {
+            return (false, error.to_string());
+        }
         let file = file.display().to_string();
         let ran = self.mesh.outrider(&[&["apply", "-f", &file], arguments].concat());
         (ran.status.success(), format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr)))

@@ -7,7 +7,9 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, route::StoredRoute};
-use outrider_proto::v1::{self as wire, KnownResource, Resource, ResourceKind, RouteBody, ServicePolicyBody, TrustBundle, Update};
+use outrider_proto::v1::{
+    self as wire, KnownResource, Resource, ResourceKind, RouteBody, ServicePolicyBody, TrustBundle, Update,
+};
 use prost::Message as _;
 
 use crate::{
@@ -112,12 +114,17 @@ impl View {
             anchors(&Trust::default(), bundle)?;
         }
         let backends = routes.iter().flat_map(|stored| stored.route.backends().collect::<Vec<_>>()).collect();
+        let checked = |stored: &StoredRoute| {
+            let check = stored.route.health_check()?;
+            Some(stored.route.backends().map(|service| (service, check.clone())).collect::<Vec<_>>())
+        };
+        let checks = routes.iter().filter_map(checked).flatten().collect();
         let routes = tables(&routes)?;
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
         if let Some(bundle) = &bundle {
             anchors(trust, bundle)?;
         }
-        directory.replace_all(services, routes, backends);
+        directory.replace_all(services, routes, backends, checks);
         Ok(())
     }
 }

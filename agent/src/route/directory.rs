@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use outrider_policy::{Protocol, ServiceName, SpiffeId};
+use outrider_policy::{Protocol, ServiceName, SpiffeId, route::HealthCheck};
 use tokio::{sync::watch, time::Instant};
 
 use super::ServiceRoutes;
@@ -74,6 +74,7 @@ impl ServiceEntry {
 pub struct Directory {
     services: ArcSwap<HashMap<ServiceName, Arc<ServiceEntry>>>,
     routes: ArcSwap<HashMap<ServiceName, Arc<ServiceRoutes>>>,
+    checks: ArcSwap<HashMap<ServiceName, HealthCheck>>,
     changed: watch::Sender<u64>,
     wanted: watch::Sender<BTreeSet<ServiceName>>,
     asked: Mutex<HashMap<ServiceName, Asked>>,
@@ -111,6 +112,7 @@ impl Default for Directory {
         Self {
             services: ArcSwap::default(),
             routes: ArcSwap::default(),
+            checks: ArcSwap::default(),
             changed: watch::Sender::new(0),
             wanted: watch::Sender::new(BTreeSet::new()),
             asked: Mutex::default(),
@@ -125,7 +127,9 @@ impl Directory {
         services: Vec<ServiceEntry>,
         routes: HashMap<ServiceName, Arc<ServiceRoutes>>,
         backends: BTreeSet<ServiceName>,
+        checks: HashMap<ServiceName, HealthCheck>,
     ) {
+        self.checks.store(Arc::new(checks));
         // Routes first: a service that is new must not be called past its routes.
         self.routes.store(Arc::new(routes));
         self.replace(services);
@@ -140,6 +144,11 @@ impl Directory {
     /// The routes to a service.
     pub fn routes(&self, name: &ServiceName) -> Option<Arc<ServiceRoutes>> {
         self.routes.load().get(name).cloned()
+    }
+
+    /// How endpoints of a service are asked how they are, if a route wants it.
+    pub fn check(&self, name: &ServiceName) -> Option<HealthCheck> {
+        self.checks.load().get(name).cloned()
     }
 
     /// Replaces all that is known of services.

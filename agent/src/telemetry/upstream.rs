@@ -76,9 +76,8 @@ impl UpstreamMetrics {
             service
         };
         let tries = ["own", "other"].map(|zone| {
-            ["served", "failed"].map(|outcome| {
-                self.tries.get_or_create_owned(&TryLabels { service: service.clone(), zone, outcome })
-            })
+            ["served", "failed"]
+                .map(|outcome| self.tries.get_or_create_owned(&TryLabels { service: service.clone(), zone, outcome }))
         });
         let retries = |outcome| self.retries.get_or_create_owned(&RetryLabels { service: service.clone(), outcome });
         let (retried, over_budget) = (retries("retried"), retries("over_budget"));

@@ -94,8 +94,7 @@ impl<T: Clone + Eq + Hash> Balancer<T> {
         load: impl Fn(&T) -> Rc<Cell<usize>>,
     ) {
         let first = self.places.is_empty();
-        let mut known: HashMap<T, Rc<Place<T>>> =
-            self.places.drain(..).map(|place| (place.what.clone(), place)).collect();
+        let mut known: HashMap<T, Rc<Place<T>>> = self.places.drain(..).map(|place| (place.what.clone(), place)).collect();
         for (what, near) in endpoints {
             let stays = known.remove(&what).filter(|place| place.near == near);
             let place = stays.unwrap_or_else(|| {
@@ -199,7 +198,6 @@ impl<T> Balancer<T> {
     }
 
     /// Says what active checks found of an endpoint.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the probe comes with routes"))]
     pub(super) fn set_sick(&self, place: &Place<T>, sick: bool) {
         place.sick.set(sick);
         self.troubled.set(self.troubled.get() || sick);

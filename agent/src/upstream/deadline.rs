@@ -15,9 +15,9 @@ pub(super) fn given(head: &RequestHead) -> Option<Duration> {
     let is_grpc = |kind: &[u8]| kind.starts_with(b"application/grpc");
     let value = head.fields.single(FIELD).filter(|_| head.fields.single("content-type").is_some_and(is_grpc))?;
     let (unit, digits) = value.split_last()?;
-    let number = std::str::from_utf8(digits).ok().filter(|digits| {
-        (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
-    })?;
+    let number = std::str::from_utf8(digits)
+        .ok()
+        .filter(|digits| (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     let number: u64 = number.parse().ok()?;
     let time = match unit {
         b'H' => Duration::from_secs(number.saturating_mul(3600)),

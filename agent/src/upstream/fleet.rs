@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use outrider_policy::ServiceName;
+use outrider_policy::{ServiceName, route::HealthCheck};
 use tokio::time::Instant;
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     budget::Budget,
     outlier::Outcome,
     pool::{Key, Pool},
+    probe::Streak,
 };
 use crate::{
     refusal::{Reason, Refusal},
@@ -50,6 +51,10 @@ pub(super) struct Fleet {
     /// Requests under way.
     pub(super) requests: Gauge,
     counters: ServiceCounters,
+    /// What active checks found of each endpoint so far.
+    streaks: RefCell<HashMap<Stop, Streak>>,
+    /// When the endpoints were asked last.
+    asked: Cell<Duration>,
     compared: Cell<Duration>,
     /// When it was last asked for.
     pub(super) used: Cell<Duration>,
@@ -64,6 +69,8 @@ impl Fleet {
             budget: RefCell::default(),
             requests: Gauge::default(),
             counters,
+            streaks: RefCell::default(),
+            asked: Cell::new(now),
             compared: Cell::new(now),
             used: Cell::new(now),
         }
@@ -125,7 +132,11 @@ impl Fleet {
 
     pub(super) fn may_retry(&self, now: Duration) -> bool {
         let may = self.budget.borrow_mut().take(now);
-        if may { self.counters.retried.inc() } else { self.counters.over_budget.inc() };
+        if may {
+            self.counters.retried.inc()
+        } else {
+            self.counters.over_budget.inc()
+        };
         may
     }
 
@@ -138,6 +149,38 @@ impl Fleet {
                 self.counters.ejected.inc_by(ejected as u64);
                 tracing::warn!(service = %self.entry.borrow().name, ejected, "ejected: less successful than the others");
             }
+        }
+    }
+
+    /// Its endpoints.
+    pub(super) fn all(&self) -> Vec<Chosen> {
+        self.balancer.borrow().places().to_vec()
+    }
+
+    /// Whether the endpoints should be asked now how they are.
+    fn is_due(&self, now: Duration, check: Option<&HealthCheck>) -> bool {
+        let Some(check) = check else {
+            // Nobody asks any more: what was found counts no longer.
+            if !self.streaks.borrow().is_empty() {
+                self.streaks.borrow_mut().clear();
+                self.all().iter().for_each(|place| self.balancer.borrow().set_sick(place, false));
+            }
+            return false;
+        };
+        let due = now.saturating_sub(self.asked.get()) >= check.interval;
+        if due {
+            self.asked.set(now);
+        }
+        due
+    }
+
+    /// Notes what an active check found.
+    pub(super) fn probed(&self, place: &Chosen, good: bool, check: &HealthCheck) {
+        let mut streaks = self.streaks.borrow_mut();
+        streaks.retain(|stop, _| self.leads_to(&stop.key));
+        let found = streaks.entry(place.what.clone()).or_default().note(good, check);
+        if let Some(sick) = found {
+            self.balancer.borrow().set_sick(place, sick);
         }
     }
 
@@ -185,7 +228,7 @@ impl Upstreams {
     }
 
     /// What is due now and then: endpoints that left are let go, and their idle connections closed; records are compared.
-    pub fn tend(&self) {
+    pub fn tend(self: &Rc<Self>) {
         let (now, zone) = (self.now(), self.zone.as_deref());
         self.fleets.known.borrow_mut().retain(|(name, port), fleet| {
             let Some(entry) = self.directory.current(name) else { return false };
@@ -194,11 +237,15 @@ impl Upstreams {
             now.saturating_sub(fleet.used.get()) < FORGOTTEN
         });
         let known = self.fleets.known.borrow();
+        for ((name, _), fleet) in &*known {
+            let check = self.directory.check(name);
+            if fleet.is_due(now, check.as_ref()) {
+                check.iter().for_each(|check| self.probe(fleet, check));
+            }
+        }
         self.pool.sweep(self.svids.generation(), |key| match key {
             Key::Program(_) => true,
-            Key::Mesh { service, port, .. } => {
-                known.get(&(service.clone(), *port)).is_none_or(|fleet| fleet.leads_to(key))
-            }
+            Key::Mesh { service, port, .. } => known.get(&(service.clone(), *port)).is_none_or(|fleet| fleet.leads_to(key)),
         });
     }
 }

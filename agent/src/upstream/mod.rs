@@ -13,6 +13,7 @@ mod lease;
 mod mirror;
 mod outlier;
 mod pool;
+mod probe;
 mod retry;
 mod send;
 

@@ -41,9 +41,7 @@ impl Suspicion {
     pub(super) fn note(&mut self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Served => (self.in_a_row, self.served) = (0, self.served.saturating_add(1)),
-            Outcome::Failed => {
-                (self.in_a_row, self.failed) = (self.in_a_row.saturating_add(1), self.failed.saturating_add(1))
-            }
+            Outcome::Failed => (self.in_a_row, self.failed) = (self.in_a_row.saturating_add(1), self.failed.saturating_add(1)),
         }
         self.in_a_row >= CONSECUTIVE
     }

@@ -90,10 +90,9 @@ impl Upstreams {
                 };
                 outcome.map_err(|failure| failure.refusal)
             }
-            Kind::Mesh { protocol, .. } if !protocol.is_http() => Err(Refusal::new(
-                Reason::ProtocolMismatch,
-                "the port carries opaque bytes: use CONNECT or an explicit upstream",
-            )),
+            Kind::Mesh { protocol, .. } if !protocol.is_http() => {
+                Err(Refusal::new(Reason::ProtocolMismatch, "the port carries opaque bytes: use CONNECT or an explicit upstream"))
+            }
             Kind::Mesh { service, port, plan: None, .. } => {
                 self.call(service, *port, &Sending::default(), request, added, trail).await
             }

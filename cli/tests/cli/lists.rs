@@ -37,8 +37,13 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
         in_force: 1,
         laggards: vec![laggard("unknown field `wait`")],
     };
-    let endpoint =
-        Endpoint { agent_id: "agent-2".into(), mesh_address: "10.0.0.2:15108".into(), identity: ORDERS.into(), ports: vec![80], zone: "eu-1a".into() };
+    let endpoint = Endpoint {
+        agent_id: "agent-2".into(),
+        mesh_address: "10.0.0.2:15108".into(),
+        identity: ORDERS.into(),
+        ports: vec![80],
+        zone: "eu-1a".into(),
+    };
     let ports = [(80, Protocol::Http), (5432, Protocol::Unspecified)]
         .map(|(port, protocol)| ServicePort { port, protocol: protocol.into() });
     let service =

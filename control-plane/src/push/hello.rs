@@ -107,8 +107,8 @@ fn backing(wire: &v1::ServiceBacking) -> Result<Backing, String> {
             return Err(format!("service `{service}` declares port {number} twice"));
         }
     }
-    let zone_ok = wire.zone.len() <= 63
-        && wire.zone.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    let zone_ok =
+        wire.zone.len() <= 63 && wire.zone.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
     if !zone_ok {
         return Err(format!("service `{service}`: the zone is not up to 63 letters, digits, `-`, `.` and `_`"));
     }

@@ -102,7 +102,8 @@ impl World {
         let mut compared = ComparedRoutes::default();
         for manifest in manifests {
             let name = label(&manifest.route);
-            let corrupt = |error: serde_json::Error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") };
+            let corrupt =
+                |error: serde_json::Error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") };
             let json = manifest.route.to_json().map_err(corrupt)?;
             let change = match self.routes.get(&name) {
                 Some(old) if old.json == json => {
@@ -169,9 +170,8 @@ fn read(documents: &[(String, String)]) -> Checked {
             }
             None => first.insert(name, source.clone()).is_none(),
         };
-        all.policies.extend(
-            policies.into_iter().filter(|one| is_new(format!("policy `{}`", one.policy.full_name()), one.position())),
-        );
+        all.policies
+            .extend(policies.into_iter().filter(|one| is_new(format!("policy `{}`", one.policy.full_name()), one.position())));
         let name = |one: &RouteManifest| format!("{} `{}`", one.route.kind.as_str(), one.route.full_name());
         all.routes.extend(routes.into_iter().filter(|one| is_new(name(one), one.position())));
     }

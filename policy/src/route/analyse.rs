@@ -49,7 +49,12 @@ fn parents(report: &mut Report<'_>, all: &[&Arc<Route>], ports: &Ports) {
         let Some(service) = route.parent(reference) else { continue };
         let known = ports.get(&service);
         if known.is_none() {
-            report.say(Severity::Warning, &at, format!("no agent backs `{service}` now"), "check the name, or go on and start it");
+            report.say(
+                Severity::Warning,
+                &at,
+                format!("no agent backs `{service}` now"),
+                "check the name, or go on and start it",
+            );
         }
         match reference.port.map(|port| (port, known.map(|known| known.get(&port)))) {
             Some((port, Some(None))) => {
@@ -86,7 +91,8 @@ fn backends(report: &mut Report<'_>, ports: &Ports) {
         }
         for (index, filter) in rule.filters.iter().enumerate() {
             if let Filter::RequestMirror { mirror } = filter {
-                let within = [Step::Field("filters"), Step::Element(index), Step::Field("requestMirror"), Step::Field("backendRef")];
+                let within =
+                    [Step::Field("filters"), Step::Element(index), Step::Field("requestMirror"), Step::Field("backendRef")];
                 let at = [rule_at.as_slice(), &within].concat();
                 backend(report, &route, &mirror.backend_ref, &at, ports);
             }

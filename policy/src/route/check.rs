@@ -1,7 +1,8 @@
 //! What the values of a route must be: the same checks for who applies one and for the agent that gets it.
 
 use super::resource::{
-    BackendRef, Filter, HeaderChanges, HeaderMatch, MatchType, Method, PathMatch, PathMatchType, PathRewrite, Route, RouteKind, RouteMatch, RouteRule,
+    BackendRef, Filter, HeaderChanges, HeaderMatch, MatchType, Method, PathMatch, PathMatchType, PathRewrite, Route, RouteKind,
+    RouteMatch, RouteRule,
 };
 use crate::header::HeaderRegex;
 use crate::manifest::Step;
@@ -45,6 +46,11 @@ impl Route {
     /// What is wrong with its values.
     pub fn problems(&self) -> Vec<RouteProblem> {
         let mut findings = Findings { at: vec![Step::Field("spec")], found: Vec::new() };
+        for problem in self.annotation_problems() {
+            findings
+                .found
+                .push(RouteProblem { path: vec![Step::Field("metadata"), Step::Field("annotations")], message: problem });
+        }
         if self.spec.parent_refs.is_empty() || self.spec.rules.is_empty() {
             findings.say("a route has at least one parent and one rule");
         }
@@ -72,7 +78,8 @@ impl Route {
         let mirrors = |filter: &Filter| matches!(filter, Filter::RequestMirror { .. });
         for (at, filter) in rule.filters.iter().enumerate() {
             if twice(at) && !mirrors(filter) {
-                findings.within(&[Step::Field("filters"), Step::Element(at)], |findings| findings.say("this filter is there twice"));
+                findings
+                    .within(&[Step::Field("filters"), Step::Element(at)], |findings| findings.say("this filter is there twice"));
             }
         }
         match (redirects, rule.backend_refs.is_empty()) {
@@ -80,7 +87,8 @@ impl Route {
             (true, false) => findings.say("a rule that redirects has no `backendRefs`"),
             (true, true) => {}
             (false, false) if rule.backend_refs.iter().all(|backend| backend.weight == 0) => {
-                findings.within(&[Step::Field("backendRefs")], |findings| findings.say("all weights are 0: nothing would be served"));
+                findings
+                    .within(&[Step::Field("backendRefs")], |findings| findings.say("all weights are 0: nothing would be served"));
             }
             (false, false) => {}
         }
@@ -200,7 +208,8 @@ fn canonical(findings: &mut Findings, text: &str) {
 fn field_name(findings: &mut Findings, name: &str) {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if !(1..=256).contains(&name.len()) || !name.bytes().all(token) {
-        findings.say(format!("`{}` is not a header name", name.chars().take(80).flat_map(char::escape_debug).collect::<String>()));
+        findings
+            .say(format!("`{}` is not a header name", name.chars().take(80).flat_map(char::escape_debug).collect::<String>()));
     }
 }
 
@@ -244,7 +253,9 @@ fn changes(findings: &mut Findings, changes: &HeaderChanges) {
 
 fn check_filter(findings: &mut Findings, filter: &Filter, rule: &RouteRule) {
     match filter {
-        Filter::RequestHeaderModifier { changes: own } | Filter::ResponseHeaderModifier { changes: own } => changes(findings, own),
+        Filter::RequestHeaderModifier { changes: own } | Filter::ResponseHeaderModifier { changes: own } => {
+            changes(findings, own)
+        }
         Filter::RequestMirror { mirror } => {
             if mirror.percent.is_some() && mirror.fraction.is_some() {
                 findings.say("write `percent` or `fraction`");

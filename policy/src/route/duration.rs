@@ -27,7 +27,8 @@ impl FromStr for RouteDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{}` is not a duration: write `30s`, `500ms` or `1m30s`", text.chars().take(40).collect::<String>());
+        let wrong =
+            || format!("`{}` is not a duration: write `30s`, `500ms` or `1m30s`", text.chars().take(40).collect::<String>());
         let (mut rest, mut sum, mut parts) = (text, Duration::ZERO, 0);
         while !rest.is_empty() {
             let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
@@ -80,9 +81,13 @@ mod tests {
 
     #[test]
     fn durations_are_read_and_written_alike() {
-        for (text, millis, written) in
-            [("500ms", 500, "500ms"), ("1m30s", 90_000, "1m30s"), ("90s", 90_000, "1m30s"), ("0s", 0, "0s"), ("2h", 7_200_000, "2h")]
-        {
+        for (text, millis, written) in [
+            ("500ms", 500, "500ms"),
+            ("1m30s", 90_000, "1m30s"),
+            ("90s", 90_000, "1m30s"),
+            ("0s", 0, "0s"),
+            ("2h", 7_200_000, "2h"),
+        ] {
             let read: RouteDuration = text.parse().unwrap();
             assert_eq!((read.get().as_millis(), read.to_string().as_str()), (millis, written));
         }

@@ -6,6 +6,7 @@
 mod analyse;
 mod check;
 mod duration;
+mod health;
 mod resource;
 pub(crate) mod schema;
 mod table;
@@ -13,10 +14,11 @@ mod table;
 pub use analyse::analyse;
 pub use check::RouteProblem;
 pub use duration::RouteDuration;
+pub use health::HealthCheck;
 pub use resource::{
-    BackendRef, Filter, Fraction, GrpcMethodMatch, HeaderChange, HeaderChanges, HeaderMatch, MatchType, Method, ParentRef, PathMatch,
-    PathMatchType, PathRewrite, Redirect, RequestMirror, Retry, Rewrite, Route, RouteKind, RouteMatch, RouteMetadata, RouteRule,
-    RouteSpec, Timeouts,
+    BackendRef, Filter, Fraction, GrpcMethodMatch, HeaderChange, HeaderChanges, HeaderMatch, MatchType, Method, ParentRef,
+    PathMatch, PathMatchType, PathRewrite, Redirect, RequestMirror, Retry, Rewrite, Route, RouteKind, RouteMatch, RouteMetadata,
+    RouteRule, RouteSpec, Timeouts,
 };
 pub use table::{Backend, Chosen, RouteRequest, RouteTable, Selection, StoredRoute};
 

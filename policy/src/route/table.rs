@@ -351,15 +351,14 @@ impl PathMatcher {
         match self {
             Self::Any => true,
             Self::Exact(exact) => **exact == *path,
-            Self::Prefix(prefix) => {
-                path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }
+            Self::Prefix(prefix) => path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
             Self::Regex(regex) => regex.is_match(path.as_bytes()),
             Self::Grpc(service, method) => {
                 let Some((own_service, own_method)) = path.strip_prefix('/').and_then(|path| path.rsplit_once('/')) else {
                     return false;
                 };
-                let is = |wanted: &Option<TextMatcher>, own: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(own.as_bytes()));
+                let is =
+                    |wanted: &Option<TextMatcher>, own: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(own.as_bytes()));
                 is(service, own_service) && is(method, own_method)
             }
         }

@@ -52,7 +52,10 @@ fn the_most_specific_match_decides_whatever_the_order() {
         rule("longer", "{ path: { type: PathPrefix, value: /v1/orders } }"),
         rule("method", "{ path: { type: PathPrefix, value: /v1/orders }, method: POST }"),
         rule("header", "{ path: { value: /v1/orders }, headers: [{ name: X-Beta, value: \"1\" }] }"),
-        rule("two-headers", "{ path: { value: /v1/orders }, headers: [{ name: x-beta, value: \"1\" }, { name: x-eu, value: \"1\" }] }"),
+        rule(
+            "two-headers",
+            "{ path: { value: /v1/orders }, headers: [{ name: x-beta, value: \"1\" }, { name: x-eu, value: \"1\" }] }",
+        ),
         rule("query", "{ path: { value: /v1/orders }, queryParams: [{ name: debug, value: a b }] }"),
         rule("regex", "{ path: { type: RegularExpression, value: \"/v1/orders/[0-9]+\" } }"),
         rule("exact", "{ path: { type: Exact, value: /v1/orders/7 } }"),
@@ -149,7 +152,17 @@ fn weights_are_shares_of_their_sum() {
     let table = table(&[(http("r", "shop", ORDERS, &format!("[{{ backendRefs: [{refs}] }}]")), 1)], "shop");
     let request = RouteRequest { method: "GET", path: "/", query: None, headers: &NoHeaders };
     let Selection::Chosen(chosen) = table.select(80, &request) else { panic!("no match") };
-    let name = |at: u64| chosen.backend(|sum| { assert_eq!(sum, 100); at }).unwrap().service.name().to_owned();
+    let name = |at: u64| {
+        chosen
+            .backend(|sum| {
+                assert_eq!(sum, 100);
+                at
+            })
+            .unwrap()
+            .service
+            .name()
+            .to_owned()
+    };
     assert_eq!([0, 89, 90, 99].map(name), ["a", "a", "c", "c"]);
 }
 
@@ -171,12 +184,17 @@ fn what_is_not_supported_is_refused_with_its_place() {
         (with("{ backendRefs: [{ name: x, port: 80, weight: 0 }] }"), "all weights are 0"),
         (with(&format!("{{ matches: [{{ path: {{ value: /a/../b }} }}], {leads} }}")), "is no path"),
         (with(&format!("{{ matches: [{{ path: {{ value: /%61 }} }}], {leads} }}")), "requests have the spelling `/a`"),
-        (with(&format!("{{ matches: [{{ path: {{ type: RegularExpression, value: \"(\" }} }}], {leads} }}")), "the regular expression is refused"),
+        (
+            with(&format!("{{ matches: [{{ path: {{ type: RegularExpression, value: \"(\" }} }}], {leads} }}")),
+            "the regular expression is refused",
+        ),
         (with(&format!("{{ timeouts: {{ request: 1s, backendRequest: 2s }}, {leads} }}")), "is longer than"),
         (with(&format!("{{ timeouts: {{ request: soon }}, {leads} }}")), "`soon` is not a duration"),
         (with(&format!("{{ retry: {{ attempts: 9 }}, {leads} }}")), "from 0 to 5"),
         (
-            with(&format!("{{ filters: [{{ type: RequestHeaderModifier, requestHeaderModifier: {{ set: [{{ name: Host, value: x }}] }} }}], {leads} }}")),
+            with(&format!(
+                "{{ filters: [{{ type: RequestHeaderModifier, requestHeaderModifier: {{ set: [{{ name: Host, value: x }}] }} }}], {leads} }}"
+            )),
             "`Host` cannot be changed",
         ),
         (
