@@ -11,7 +11,7 @@ use crate::{
     config::{Config, ControlPlane, ExplicitUpstream, PlaintextPort, StateDir, StateDirError, Subscription, View, send_reports},
     identity::{IdentityError, Renewal, Svids},
     listener::{self, Bound, ListenError},
-    telemetry::{AccessLog, Metrics, report_queue, wire_protocol},
+    telemetry::{AccessLog, Exporter, Metrics, OtlpError, Scrape, SpanQueue, report_queue, wire_protocol},
     tls::Trust,
     worker::{self, Shared, Sockets},
 };
@@ -39,6 +39,9 @@ pub enum StartError {
         /// What the system said.
         reason: std::io::Error,
     },
+    /// The collector of spans.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// Threads or sockets of the system.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -111,7 +114,8 @@ impl Agent {
         let metrics = Metrics::new(&mut registry);
         let readiness = Readiness::new();
         let (identity_gate, policy_gate) = (readiness.gate("identity"), readiness.gate("policy"));
-        let health = serve_health(listener::bind(config.health, 1, "--health")?, &readiness, registry, drain, tasks)?;
+        let scrape = Scrape { registry, metrics: metrics.clone() };
+        let health = serve_health(listener::bind(config.health, 1, "--health")?, &readiness, scrape, drain, tasks)?;
 
         let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
         let control_plane = ControlPlane::new(config.control_plane.clone(), trust.clone(), svids.clone());
@@ -130,7 +134,8 @@ impl Agent {
         renewal.start(config.token.as_ref()).await?;
 
         let (reports, records) = report_queue(config.report_allows, metrics.reports_dropped.clone());
-        let shared = Shared::new(&config, &svids, &trust, &metrics, reports, drain, tasks)?;
+        let spans = export_spans(&config, &svids, state.agent_id(), &metrics, drain, tasks)?;
+        let shared = Shared::new(&config, &svids, &trust, &metrics, (reports, spans), drain, tasks)?;
         let subscription = Subscription {
             control_plane: control_plane.clone(),
             agent_id: state.agent_id().to_owned(),
@@ -183,6 +188,25 @@ impl Agent {
     }
 }
 
+/// Starts the exporter of spans, where there is a collector.
+fn export_spans(
+    config: &Config,
+    svids: &Svids,
+    agent_id: &str,
+    metrics: &Metrics,
+    drain: &Drain,
+    tasks: &Tasks,
+) -> Result<SpanQueue, OtlpError> {
+    let Some(target) = &config.tracing.target else { return Ok(SpanQueue::off()) };
+    let service = svids.latest().map(|svid| svid.leaf.id.clone());
+    let service = service.as_ref().and_then(|id| Some(format!("{}/{}", id.namespace()?, id.service_account()?)));
+    let (dropped, exported) = (metrics.spans_dropped.clone(), metrics.spans_exported.clone());
+    let exporter = Exporter::new(target, &service.unwrap_or_default(), agent_id, exported, dropped.clone())?;
+    let (queue, spans) = SpanQueue::new(dropped);
+    tasks.spawn("spans", exporter.run(spans, drain.clone()));
+    Ok(queue)
+}
+
 fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
     let mesh_address = config.advertise.clone().unwrap_or_else(|| mesh.to_string());
     let mut services: Vec<ServiceBacking> = Vec::new();
@@ -227,12 +251,12 @@ fn restore(mut subscription: Subscription) -> Subscription {
 fn serve_health(
     mut bound: Bound,
     readiness: &Readiness,
-    registry: Registry,
+    scrape: Scrape,
     drain: &Drain,
     tasks: &Tasks,
 ) -> Result<SocketAddr, StartError> {
     let socket = bound.take().ok_or_else(|| std::io::Error::other("no health socket"))?;
     let listener = tokio::net::TcpListener::from_std(socket)?;
-    tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(registry), drain.clone()));
+    tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(scrape), drain.clone()));
     Ok(bound.address)
 }

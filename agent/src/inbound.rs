@@ -93,7 +93,7 @@ impl Inbound {
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
         let mut added = Fields::default();
-        added.push(b"x-request-id", request.head.id.as_bytes());
+        record.onward(&mut added);
         if let Some(client_cert) = &self.client_cert {
             added.push(b"x-forwarded-client-cert", client_cert.as_bytes());
         }

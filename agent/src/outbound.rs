@@ -72,7 +72,7 @@ impl Outbound {
     async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
         let route = self.route(&request, record).await?;
         let mut added = Fields::default();
-        added.push(b"x-request-id", request.head.id.as_bytes());
+        record.onward(&mut added);
         self.worker.upstreams.send(&route, request, &added, record.trail()).await
     }
 

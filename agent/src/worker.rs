@@ -7,13 +7,13 @@ use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
-    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort},
+    config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
     identity::Svids,
     inbound, listener, outbound,
     policy::PolicyBook,
     route::{Directory, LocalPort},
-    telemetry::{AccessLog, Metrics, Observer, ReportQueue},
+    telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
     tls::{MeshAcceptor, MeshConnector, Trust},
     upstream::{Behind, Bounds, Pool, Upstreams},
 };
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     connector: MeshConnector,
     metrics: Metrics,
     reports: ReportQueue,
+    spans: SpanQueue,
+    tracing: Tracing,
     drain: Drain,
     tasks: Tasks,
     zone: Option<Box<str>>,
@@ -62,7 +64,7 @@ impl Shared {
         svids: &Arc<Svids>,
         trust: &Arc<Trust>,
         metrics: &Metrics,
-        reports: ReportQueue,
+        (reports, spans): (ReportQueue, SpanQueue),
         drain: &Drain,
         tasks: &Tasks,
     ) -> Result<Self, rustls::Error> {
@@ -76,6 +78,8 @@ impl Shared {
             connector: MeshConnector::new(svids.clone(), trust.clone())?,
             metrics: metrics.clone(),
             reports,
+            spans,
+            tracing: config.tracing.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
             zone: config.zone.clone(),
@@ -145,9 +149,10 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
     let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
-    let (limits, tasks) = (Limits::default(), Tasks::new());
-    let observer =
-        Rc::new(Observer { log, metrics: shared.metrics.clone(), reports: shared.reports.clone(), svids: shared.svids.clone() });
+    let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
+    let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
+    let observer = Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone());
+    let observer = Rc::new(observer);
     let worker = Rc::new(Worker {
         policies: shared.policies,
         directory: shared.directory.clone(),
@@ -160,11 +165,11 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
             bounds: shared.bounds,
             zone: shared.zone,
             tasks: tasks.clone(),
-            pool: Rc::new(Pool::default()),
+            pool: pool.clone(),
             directory: shared.directory,
             behind: shared.behind,
             fleets: Default::default(),
-            metrics: shared.metrics.upstream.clone(),
+            metrics: metrics.upstream.clone(),
         }),
         observer: observer.clone(),
         limits: limits.clone(),
@@ -177,7 +182,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (port, socket) in inbounds {
         let worker = worker.clone();
         let inbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(inbound::serve(worker.clone(), accepted, port.clone()));
+            worker.spawn(Side::Inbound, inbound::serve(worker.clone(), accepted, port.clone()));
         });
         tasks.spawn_local("inbound listener", inbound);
     }
@@ -185,16 +190,21 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     for (fixed, socket) in outbounds {
         let worker = worker.clone();
         let outbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
-            worker.spawn(outbound::serve(worker.clone(), accepted, fixed.clone()));
+            worker.spawn(Side::Outbound, outbound::serve(worker.clone(), accepted, fixed.clone()));
         });
         tasks.spawn_local("outbound listener", outbound);
     }
     let mut tick = tokio::time::interval(TICK);
+    let mut pooled = (0, 0);
     loop {
         tokio::select! {
             _ = tick.tick() => {
                 observer.log.flush();
                 worker.upstreams.tend();
+                let now = pool.count();
+                metrics.pooled.inc_by(now.0 - pooled.0);
+                metrics.shared.inc_by(now.1 - pooled.1);
+                pooled = now;
             }
             failure = tasks.failure() => return Err(std::io::Error::other(failure)),
             () = shared.drain.forced() => break,
@@ -206,16 +216,16 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 
 impl Worker {
     /// Runs a connection on this worker; drain ends it by force at the deadline.
-    fn spawn(self: &Rc<Self>, connection: impl Future<Output = ()> + 'static) {
+    fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
         let drain = self.drain.clone();
-        let metrics = self.observer.metrics.clone();
+        let open = self.observer.metrics.connections(side).clone();
         self.tasks.spawn_scoped_local(async move {
-            metrics.connections.inc();
+            open.inc();
             tokio::select! {
                 () = connection => {}
                 () = drain.forced() => {}
             }
-            metrics.connections.dec();
+            open.dec();
         });
     }
 }

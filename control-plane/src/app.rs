@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
     publish::{Mesh, Publisher},
     push::Publication,
-    registry::World,
+    registry::{World, learn, tell},
     store::{Claim, DirError, OpenError, Redeem, Store},
     upkeep,
 };
@@ -125,7 +125,11 @@ impl ControlPlane {
 /// Takes its place among the replicas on the store.
 async fn enter(store: &Store, config: &Config, doors: &Doors) -> Result<(), StartError> {
     let entered = store.heartbeat(&doors.advertised(config)).await.map_err(OpenError::from)?;
-    if entered { Ok(()) } else { Err(StartError::Twin(store.replica().to_owned())) }
+    if !entered {
+        return Err(StartError::Twin(store.replica().to_owned()));
+    }
+    store.forget_sessions().await.map_err(OpenError::from)?;
+    Ok(())
 }
 
 /// Open gates, held until the end.
@@ -241,6 +245,11 @@ impl Plane {
         });
         tasks.spawn("health", health::serve(doors.health, running.readiness.clone(), Arc::new(registry), drain.clone()));
         tasks.spawn("renew", upkeep::renew(issuance.clone(), Arc::clone(&self.leaf), drain.clone()));
+        if store.is_shared() {
+            tasks.spawn("listen", store.clone().listen(drain.clone()));
+            tasks.spawn("tell", tell(store.clone(), mesh.sessions.clone(), drain.clone()));
+            tasks.spawn("learn", learn(store.clone(), mesh.clone(), drain.clone()));
+        }
         let live = upkeep::live(store.clone(), metrics.clone(), running.advertise.clone(), drain.clone());
         tasks.spawn("live", live);
         tasks.spawn("prune", upkeep::prune(issuance.clone(), drain.clone()));

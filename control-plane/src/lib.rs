@@ -23,5 +23,7 @@ mod upkeep;
 
 pub use api::SocketError;
 pub use app::{ControlPlane, Running, StartError};
+#[cfg(feature = "bench")]
+pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
 pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};

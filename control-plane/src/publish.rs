@@ -7,13 +7,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outrider_runtime::Drain;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{Instant, interval, timeout},
+    sync::{mpsc, watch},
+    time::{Instant, interval},
 };
 
+pub(crate) use crate::registry::Mesh;
 use crate::{
     metrics::Metrics,
-    registry::{Applied, ChangeError, Keeper, Request, Sessions, World},
+    registry::{ASK, ATTEMPTS, Applied, ChangeError, Keeper, Request, Sessions, World, abreast},
     store::{Store, StoreError},
 };
 
@@ -21,44 +22,6 @@ use crate::{
 const QUEUE: usize = 1024;
 /// Requests handled before others get a turn.
 const BATCH: usize = 256;
-/// How long an agent that says goodbye is kept waiting for its endpoints to go.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Where to ask for changes, and where to watch them. Clones are the same.
-#[derive(Clone, Debug)]
-pub(crate) struct Mesh {
-    requests: mpsc::Sender<Request>,
-    pub(crate) world: watch::Receiver<Arc<World>>,
-    pub(crate) sessions: Sessions,
-}
-
-impl Mesh {
-    /// Asks for a change and waits until it is stored and shown.
-    pub(crate) async fn ask<T>(
-        &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, ChangeError>>) -> Request,
-    ) -> Result<T, ChangeError> {
-        let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| ChangeError::Stopping)?;
-        answer.await.map_err(|_| ChangeError::Stopping)?
-    }
-
-    /// Ends when no stream is open.
-    pub(crate) async fn closed(&self) {
-        let mut changes = self.sessions.changes();
-        while self.sessions.count() > 0 && changes.changed().await.is_ok() {}
-    }
-
-    /// Says that a stream ended. After a goodbye this waits a little until the agent's endpoints are out of the mesh.
-    pub(crate) async fn leave(&self, agent_id: String, epoch: u64, goodbye: bool) {
-        let (_done, handled) = oneshot::channel();
-        // When the control plane stops, agents stay present in the store: they come back after the restart.
-        let asked = self.requests.send(Request::Leave { agent_id, epoch, goodbye, _done }).await;
-        if asked.is_ok() && goodbye {
-            let _ = timeout(GOODBYE, handled).await;
-        }
-    }
-}
 
 /// The one writer of the mesh.
 pub(crate) struct Publisher {
@@ -92,6 +55,7 @@ impl Publisher {
     /// Handles changes until drain.
     pub(crate) async fn run(mut self, drain: Drain) -> Result<(), StoreError> {
         let mut batch = Vec::with_capacity(BATCH);
+        let (mut hints, mut ask) = (self.store.hints.mesh.subscribe(), interval(ASK));
         let mut tick = interval((self.grace / 8).clamp(Duration::from_millis(20), Duration::from_secs(1)));
         loop {
             tokio::select! {
@@ -103,6 +67,9 @@ impl Publisher {
                     self.expire().await;
                     self.tend_canary().await;
                 }
+                // Other replicas change the mesh too: the hint may be lost, the question is not.
+                _ = hints.changed() => self.tend().await,
+                _ = ask.tick() => self.tend().await,
                 () = drain.stopping() => return Ok(()),
             }
         }
@@ -121,14 +88,14 @@ impl Publisher {
                 Request::Leave { agent_id, epoch, goodbye, _done } => self.leave(&agent_id, epoch, goodbye).await,
                 Request::Apply { documents, dry_run, uid, reply } => {
                     // Nobody waits any more: what was stored stays stored.
-                    let _ = reply.send(self.apply(&documents, dry_run, uid).await);
+                    let _ = reply.send(abreast!(self, self.apply(&documents, dry_run, uid)));
                 }
                 Request::Canary { order, reply } => drop(reply.send(self.begin_canary(order).await)),
                 Request::Rollback { revision, dry_run, uid, reply } => {
-                    drop(reply.send(self.rollback(revision, dry_run, uid).await))
+                    drop(reply.send(abreast!(self, self.rollback(revision, dry_run, uid))))
                 }
                 Request::Delete { names, uid, reply } => {
-                    let _ = reply.send(self.delete(&names, uid).await);
+                    let _ = reply.send(abreast!(self, self.delete(&names, uid)));
                 }
             }
         }

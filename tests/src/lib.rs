@@ -10,6 +10,7 @@
 
 mod backend;
 mod certificates;
+mod collector;
 mod eager;
 mod files;
 mod frames;
@@ -21,6 +22,7 @@ mod relay;
 
 pub use backend::{Backend, Seen};
 pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
+pub use collector::{CollectedSpan, Collector};
 pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
 pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_headers, h2_opening, h2_request};

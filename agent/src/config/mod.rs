@@ -6,6 +6,7 @@ mod settings;
 mod state_dir;
 mod subscription;
 mod telemetry_stream;
+mod tracing;
 mod view;
 
 pub use channel::{ControlPlane, ControlPlaneError};
@@ -14,4 +15,5 @@ pub use settings::{BackedPort, Config, ConfigProblems, ExplicitUpstream, Plainte
 pub use state_dir::{StateDir, StateDirError};
 pub use subscription::{Subscription, SubscriptionError};
 pub use telemetry_stream::{TelemetryError, send_reports};
+pub use tracing::Tracing;
 pub use view::{View, ViewError};

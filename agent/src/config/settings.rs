@@ -10,6 +10,7 @@ use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId};
 use outrider_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
 
+use super::tracing;
 use crate::{identity::JoinToken, telemetry::AccessLogTarget, upstream::Bounds};
 
 /// Settings as flags, environment or a YAML file give them.
@@ -70,6 +71,18 @@ pub struct Settings {
     /// Share of allowed requests that are reported to the control plane, 0 to 1; refusals and failures always are [default: 0.01]
     #[arg(long, env = "OUTRIDER_REPORT_ALLOWS", value_name = "SHARE")]
     pub report_allows: Option<f64>,
+    /// OpenTelemetry collector that gets spans by OTLP over gRPC, HOST:PORT: on loopback in plaintext, elsewhere with `--otlp-ca`
+    #[arg(long, env = "OUTRIDER_OTLP", value_name = "HOST:PORT")]
+    pub otlp: Option<String>,
+    /// Root certificates (PEM) that the collector's certificate chains to
+    #[arg(long, env = "OUTRIDER_OTLP_CA", value_name = "FILE", requires = "otlp")]
+    pub otlp_ca: Option<PathBuf>,
+    /// Share of requests that begin a trace here and are recorded as spans, 0 to 1 [default: 0.01]
+    #[arg(long, env = "OUTRIDER_TRACE_SAMPLE", value_name = "SHARE")]
+    pub trace_sample: Option<f64>,
+    /// Spans a second and worker that are recorded because a caller's trace asks for it [default: 100]
+    #[arg(long, env = "OUTRIDER_TRACE_ASKED", value_name = "N")]
+    pub trace_asked: Option<u32>,
     /// Seconds that work under way may take after SIGTERM [default: 30]
     #[arg(long, env = "OUTRIDER_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
@@ -153,6 +166,8 @@ pub struct Config {
     pub access_log: AccessLogTarget,
     /// Share of allowed requests to report.
     pub report_allows: f64,
+    /// Which requests are recorded as spans, and where those go.
+    pub tracing: tracing::Tracing,
     /// Time for work under way after SIGTERM.
     pub drain: Duration,
 }
@@ -197,6 +212,13 @@ impl TryFrom<Settings> for Config {
         if !(0.0..=1.0).contains(&report_allows) {
             problems.0.push(format!("`--report-allows` is `{report_allows}`: use a share between 0 and 1"));
         }
+        let tracing = tracing::Tracing::read(
+            settings.otlp.as_deref(),
+            settings.otlp_ca,
+            settings.trace_sample.unwrap_or(tracing::SHARE),
+            settings.trace_asked.unwrap_or(tracing::ASKED),
+        );
+        let tracing = problems.take(tracing);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = settings.workers.unwrap_or_else(|| processors.min(2));
         if !(1..=256).contains(&workers) {
@@ -206,7 +228,9 @@ impl TryFrom<Settings> for Config {
         let access_log = if access_log.is_empty() { AccessLogTarget::Stdout } else { access_log.parse().unwrap_or_default() };
         let zone = settings.zone.and_then(|text| problems.take(zone(text)));
         let bounds = problems.take(bounds(settings.max_service_requests, settings.max_endpoint_requests)).unwrap_or_default();
-        let (Some(control_plane), Some(state_dir), true) = (control_plane, state_dir, problems.0.is_empty()) else {
+        let (Some(control_plane), Some(state_dir), Some(tracing), true) =
+            (control_plane, state_dir, tracing, problems.0.is_empty())
+        else {
             return Err(ConfigProblems(problems.0));
         };
         Ok(Self {
@@ -226,6 +250,7 @@ impl TryFrom<Settings> for Config {
             workers,
             access_log,
             report_allows,
+            tracing,
             drain: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         })
     }

@@ -66,14 +66,24 @@ impl Fields {
 
     /// Keeps the fields whose name passes.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8]) -> bool) {
-        if self.iter().all(|(name, _)| keep(name)) {
-            return;
+        let (mut kept, mut end) = (0, 0);
+        for index in 0..self.lines.len() {
+            let Some(mut line) = self.lines.get(index).copied() else { break };
+            if !keep(self.wire.get(line.name()).unwrap_or_default()) {
+                continue;
+            }
+            let (whole, length) = (line.whole(), line.whole().len());
+            if whole.start != end {
+                self.wire.copy_within(whole, end);
+                line.start = end as u32;
+            }
+            if let Some(place) = self.lines.get_mut(kept) {
+                *place = line;
+            }
+            (kept, end) = (kept + 1, end + length);
         }
-        let mut kept = Self::default();
-        for (name, value) in self.iter().filter(|(name, _)| keep(name)) {
-            kept.push(name, value);
-        }
-        *self = kept;
+        self.lines.truncate(kept);
+        self.wire.truncate(end);
     }
 
     /// Replaces all fields of this name by one.
@@ -127,6 +137,23 @@ mod tests {
         assert_eq!(fields.values("x-role").collect::<Vec<_>>(), [b"user".as_slice(), b"admin"]);
         assert_eq!(fields.as_wire(), b"x-role: user\r\nx-role: admin\r\n");
         assert_eq!(fields.single("x-role"), None);
+    }
+
+    #[test]
+    fn what_is_kept_stays_in_order_and_in_place() {
+        let all = [("a", "1"), ("bb", "22"), ("c", ""), ("bb", "3"), ("d", "4444"), ("e", "5")];
+        for kept in ["", "a", "bb", "c", "abbc", "acde", "bbe", "abbcde"] {
+            let mut fields = Fields::default();
+            let mut expected = Fields::default();
+            for (name, value) in all {
+                fields.push(name.as_bytes(), value.as_bytes());
+                if kept.contains(name) {
+                    expected.push(name.as_bytes(), value.as_bytes());
+                }
+            }
+            fields.retain(|name| kept.as_bytes().windows(name.len()).any(|window| window == name));
+            assert_eq!(fields, expected, "{kept}");
+        }
     }
 
     #[test]

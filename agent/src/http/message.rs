@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Fields, h1, h2};
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, telemetry::TraceContext};
 
 /// Version a message arrived with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct RequestHead {
     pub version: Version,
     /// The id of this request at both agents and in the response.
     pub id: String,
+    /// The trace that the caller is in, as it came; its fields are taken out.
+    pub trace: Option<TraceContext>,
     /// Protocol that the caller wants to switch to, in lower case.
     pub upgrade: Option<Box<str>>,
 }

@@ -6,7 +6,10 @@ use super::{
     Fields,
     message::{RequestHead, Version},
 };
-use crate::refusal::{Reason, Refusal};
+use crate::{
+    refusal::{Reason, Refusal},
+    telemetry::TraceContext,
+};
 
 /// Longest request id taken over from a caller.
 const REQUEST_ID: usize = 64;
@@ -97,8 +100,9 @@ impl RequestParts {
             target.push('?');
             target.push_str(canonical_query(query)?);
         }
-        let id = request_id(&mut fields);
-        Ok(RequestHead { method, target, path_len, host: named.name, host_port: named.port, fields, version, id, upgrade: None })
+        let (id, trace) = (request_id(&mut fields), TraceContext::take(&mut fields));
+        let (host, host_port) = (named.name, named.port);
+        Ok(RequestHead { method, target, path_len, host, host_port, fields, version, id, trace, upgrade: None })
     }
 }
 

@@ -179,7 +179,7 @@ impl Renewal {
 
     fn put_to_use(&self, svid: Svid) {
         let seconds = svid.leaf.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.metrics.certificate_not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.metrics.certificate(svid.leaf.not_before, svid.leaf.not_after);
         tracing::info!(identity = %svid.leaf.id, serial = svid.leaf.serial, not_after = seconds, "certificate in use");
         self.svids.replace(Arc::new(svid));
         self.gate.open();

@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     http::SharedIo,
     policy::{Permit, lapsed},
+    refusal::Reason,
     telemetry::Record,
     upstream::Lease,
 };
@@ -59,7 +60,7 @@ impl Tunnel {
         };
         match outcome {
             Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),
-            Err(error) => record.broke(error.to_string()),
+            Err(error) => record.broke(Reason::UpstreamFailed, error.to_string()),
         }
     }
 }

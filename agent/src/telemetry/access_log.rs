@@ -126,7 +126,8 @@ impl AccessLog {
 
     fn hand_over(&self, block: &mut Vec<u8>) {
         let lines = std::mem::take(&mut *self.lines.borrow_mut());
-        let full = std::mem::take(block);
+        let room = Vec::with_capacity(block.len().min(BLOCK + BLOCK / 8));
+        let full = std::mem::replace(block, room);
         if self.sender.as_ref().is_some_and(|sender| sender.try_send(full).is_err()) {
             self.dropped.inc_by(lines);
         }

@@ -32,6 +32,17 @@ impl<'a> Object<'a> {
         }
         self.key(key);
         self.out.push(b'"');
+        // Nearly everything is plain ASCII.
+        let plain = value.len() <= CAP && value.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+        if plain {
+            self.out.extend_from_slice(value.as_bytes());
+        } else {
+            self.escaped(value);
+        }
+        self.out.push(b'"');
+    }
+
+    fn escaped(&mut self, value: &str) {
         for character in value.chars().take(CAP) {
             match character {
                 '"' => self.out.extend_from_slice(b"\\\""),
@@ -43,7 +54,21 @@ impl<'a> Object<'a> {
                 plain => self.out.extend_from_slice(plain.encode_utf8(&mut [0; 4]).as_bytes()),
             }
         }
+    }
+
+    /// A string that `write` writes and that needs no escape.
+    pub(super) fn plain(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        self.key(key);
         self.out.push(b'"');
+        write(self.out);
+        self.out.push(b'"');
+    }
+
+    /// An address as it is shown.
+    pub(super) fn shown(&mut self, key: &str, address: &std::net::SocketAddr) {
+        self.plain(key, |out| {
+            let _ = std::io::Write::write_fmt(out, format_args!("{address}"));
+        });
     }
 
     pub(super) fn number(&mut self, key: &str, value: u64) {

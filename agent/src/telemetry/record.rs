@@ -1,26 +1,21 @@
 //! The record of one request or opaque connection: written when it is dropped, whatever way it ended.
 
-use std::{
-    rc::Rc,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{rc::Rc, time::Duration};
 
 use outrider_policy::{Effect, Protocol, ServiceName};
-use outrider_proto::v1::{DecisionRecord, HeaderValue, Protocol as WireProtocol, Side as WireSide};
 use tokio::time::Instant;
 
-use super::{AccessLog, Metrics, ReportQueue, Weight, json::Object};
+use super::{Destination, Observer, Traced, Weight};
 use crate::{
-    http::RequestHead,
-    identity::{Peer, Svids},
+    http::{Fields, RequestHead},
+    identity::Peer,
     policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
     upstream::Trail,
 };
 
 /// Which agent of a call speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Beside the callee: it decides.
     Inbound = 0,
@@ -38,36 +33,26 @@ impl Side {
     }
 }
 
-/// Where one worker's records go.
-#[derive(Debug)]
-pub struct Observer {
-    /// Access log.
-    pub log: AccessLog,
-    /// Metrics.
-    pub metrics: Metrics,
-    /// Reports to the control plane.
-    pub reports: ReportQueue,
-    /// This agent's own certificate.
-    pub svids: Arc<Svids>,
-}
-
 /// A record under construction.
 #[derive(Debug)]
 pub struct Record {
-    observer: Rc<Observer>,
-    side: Side,
+    pub(super) observer: Rc<Observer>,
+    pub(super) side: Side,
     started: Instant,
-    head: Option<Rc<RequestHead>>,
+    pub(super) head: Option<Rc<RequestHead>>,
     id: String,
-    peer: Option<Rc<Peer>>,
-    destination: Option<(ServiceName, u16, Protocol)>,
-    address: Option<std::net::SocketAddr>,
-    verdict: Option<Verdict>,
-    status: u16,
-    refusal: Option<Refusal>,
-    broke: Option<String>,
-    sent: u64,
-    trail: Trail,
+    pub(super) traced: Option<Traced>,
+    pub(super) peer: Option<Rc<Peer>>,
+    pub(super) destination: Option<Rc<Destination>>,
+    pub(super) address: Option<std::net::SocketAddr>,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) status: u16,
+    /// Until the head of the response.
+    pub(super) answered: Option<Duration>,
+    pub(super) refusal: Option<Refusal>,
+    pub(super) broke: Option<(Reason, String)>,
+    pub(super) sent: u64,
+    pub(super) trail: Trail,
 }
 
 impl Record {
@@ -79,11 +64,13 @@ impl Record {
             started: Instant::now(),
             head: None,
             id: String::new(),
+            traced: None,
             peer: None,
             destination: None,
             address: None,
             verdict: None,
             status: 0,
+            answered: None,
             refusal: None,
             broke: None,
             sent: 0,
@@ -91,9 +78,18 @@ impl Record {
         }
     }
 
-    /// The request; its id becomes the record's.
+    /// The request; its id becomes the record's, and its trace goes on here.
     pub fn request(&mut self, head: &Rc<RequestHead>) {
+        self.traced = Some(self.observer.sampler.begin(head.trace));
         self.head = Some(head.clone());
+    }
+
+    /// Adds the fields by which the next hop knows the request: its id, and its place in the trace.
+    pub fn onward(&self, fields: &mut Fields) {
+        fields.push(b"x-request-id", self.id().as_bytes());
+        if let Some(traced) = &self.traced {
+            fields.push(b"traceparent", &traced.context.header());
+        }
     }
 
     /// An id for what has no request.
@@ -118,7 +114,7 @@ impl Record {
 
     /// What the call is for.
     pub fn destination(&mut self, service: &ServiceName, port: u16, protocol: Protocol) {
-        self.destination = Some((service.clone(), port, protocol));
+        self.destination = Some(self.observer.destination(self.side, service, port, protocol));
     }
 
     /// What the policy decided.
@@ -148,6 +144,7 @@ impl Record {
     /// Status sent to the caller.
     pub fn status(&mut self, status: u16) {
         self.status = status;
+        self.answered = Some(self.started.elapsed());
     }
 
     /// It was refused, at the start or under way.
@@ -158,9 +155,9 @@ impl Record {
         self.refusal = Some(refusal.clone());
     }
 
-    /// It broke off under way.
-    pub fn broke(&mut self, detail: impl Into<String>) {
-        self.broke.get_or_insert(detail.into());
+    /// It broke off under way, for this reason.
+    pub fn broke(&mut self, reason: Reason, detail: impl Into<String>) {
+        self.broke.get_or_insert_with(|| (reason, detail.into()));
     }
 
     /// Bytes of the response's body went out.
@@ -168,21 +165,30 @@ impl Record {
         self.sent += bytes as u64;
     }
 
-    fn source(&self) -> String {
+    /// Reads the SPIFFE ID of the caller; empty when it proved none.
+    pub(super) fn with_source<T>(&self, read: impl FnOnce(&str) -> T) -> T {
         match self.side {
-            Side::Inbound => self.peer.as_ref().map(|peer| peer.name().to_owned()).unwrap_or_default(),
-            Side::Outbound => self.observer.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default(),
+            Side::Inbound => read(self.peer.as_ref().map(|peer| peer.name()).unwrap_or_default()),
+            Side::Outbound => {
+                let own = self.observer.svids.latest();
+                read(own.as_ref().map(|svid| svid.leaf.id.as_str()).unwrap_or_default())
+            }
         }
     }
 
+    /// Why it was not served, or broke off.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        self.refusal.as_ref().map(Refusal::reason).or(self.broke.as_ref().map(|(reason, _)| *reason))
+    }
+
     /// What was decided. A call that a policy allowed and that failed afterwards was allowed.
-    fn effect(&self) -> Effect {
+    pub(super) fn effect(&self) -> Effect {
         let verdict = self.verdict.as_ref().map(Verdict::effect);
         refused(self.side, self.refusal.as_ref().map(Refusal::blame), verdict)
     }
 
     /// The rule that decided so: an allow rule does not explain why its permit was taken back.
-    fn rule(&self) -> &str {
+    pub(super) fn rule(&self) -> &str {
         let decided = self.verdict.as_ref().filter(|verdict| verdict.effect() == self.effect());
         decided.map(Verdict::rule).unwrap_or_default()
     }
@@ -196,105 +202,23 @@ impl Record {
         }
     }
 
-    fn detail(&self) -> &str {
-        self.refusal.as_ref().map(Refusal::detail).or(self.broke.as_deref()).unwrap_or_default()
-    }
-
-    fn write(&self, out: &mut Vec<u8>, micros: u64) {
-        let mut line = Object::new(out);
-        line.text("time", &jiff::Timestamp::now().to_string());
-        line.text("side", self.side.as_str());
-        line.text("id", self.id());
-        line.text("source", &self.source());
-        if let Some((service, port, protocol)) = &self.destination {
-            line.text("destination", service.as_str());
-            line.number("port", u64::from(*port));
-            line.text("protocol", protocol.as_str());
-        }
-        if let Some(head) = &self.head {
-            line.text("method", head.method.as_str());
-            line.text("host", &head.host);
-            line.text("path", head.path());
-        }
-        if self.status != 0 {
-            line.number("status", u64::from(self.status));
-        }
-        if let Some(verdict) = &self.verdict {
-            line.text("effect", effect(verdict.effect()));
-            line.text("rule", verdict.rule());
-            line.number("revision", verdict.revision());
-        }
-        if let Some(refusal) = &self.refusal {
-            line.text("reason", refusal.reason().as_str());
-        } else if self.broke.is_some() {
-            line.text("reason", "broke_off");
-        }
-        line.text("detail", self.detail());
-        if self.trail.tries != 0 {
-            line.number("attempts", u64::from(self.trail.tries));
-            line.text("endpoint", &self.trail.endpoint);
-        }
-        line.number("bytes", self.sent);
-        line.number("micros", micros);
-        if let Some(peer) = &self.peer {
-            line.text("peer", &peer.address().to_string());
-            line.text("peer_identity", peer.name());
-            line.text("tls", peer.tls());
-        } else if let Some(address) = self.address {
-            line.text("peer", &address.to_string());
-        }
-        line.end();
-    }
-
-    fn report(&self, micros: u64) -> DecisionRecord {
-        let cap = |text: &str| text.chars().take(1024).collect::<String>();
-        let head = self.head.as_deref();
-        let protocol = self.destination.as_ref().map_or(WireProtocol::Unspecified, |(_, _, protocol)| wire_protocol(*protocol));
-        let mut headers = Vec::new();
-        for name in self.verdict.iter().flat_map(Verdict::headers_read) {
-            let values = head.into_iter().flat_map(|head| head.fields.values(name));
-            headers.extend(
-                values.map(|value| HeaderValue { name: name.to_string(), value: value.iter().copied().take(1024).collect() }),
-            );
-        }
-        headers.truncate(32);
-        DecisionRecord {
-            request_id: self.id().to_owned(),
-            time: i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(i64::MAX),
-            side: match self.side {
-                Side::Inbound => WireSide::Inbound,
-                Side::Outbound => WireSide::Outbound,
-            }
-            .into(),
-            source: self.source(),
-            destination: self.destination.as_ref().map(|(service, ..)| service.to_string()).unwrap_or_default(),
-            port: self.destination.as_ref().map_or(0, |(_, port, _)| u32::from(*port)),
-            protocol: protocol.into(),
-            method: head.map(|head| cap(head.method.as_str())).unwrap_or_default(),
-            host: head.map(|head| cap(&head.host)).unwrap_or_default(),
-            path: head.map(|head| cap(head.path())).unwrap_or_default(),
-            effect: effect(self.effect()).to_owned(),
-            rule: self.rule().to_owned(),
-            revision: self.verdict.as_ref().map_or(0, Verdict::revision),
-            status: u32::from(self.status),
-            reason: self.refusal.as_ref().map(|refusal| refusal.reason().as_str().to_owned()).unwrap_or_default(),
-            detail: cap(self.detail()),
-            tls: self.peer.as_ref().map(|peer| peer.tls().to_owned()).unwrap_or_default(),
-            peer_address: self.peer.as_ref().map(|peer| peer.address().to_string()).unwrap_or_default(),
-            duration_micros: micros,
-            headers,
-        }
+    pub(super) fn detail(&self) -> &str {
+        self.refusal.as_ref().map(Refusal::detail).or(self.broke.as_ref().map(|(_, detail)| detail.as_str())).unwrap_or_default()
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let elapsed = self.started.elapsed();
-        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        let reason = self.refusal.as_ref().map(Refusal::reason).or(self.broke.as_ref().map(|_| Reason::UpstreamFailed));
-        self.observer.metrics.request(self.side, self.status, reason, elapsed.as_secs_f64());
-        self.observer.log.line(|out| self.write(out, micros));
-        self.observer.reports.offer(self.weight(), || self.report(micros));
+        let took = self.started.elapsed();
+        let recorded = self.traced.filter(|traced| traced.recorded);
+        let series =
+            self.destination.as_ref().map_or_else(|| self.observer.nowhere(self.side), |destination| &*destination.series);
+        series.count(self.effect(), self.status, self.reason(), took, recorded.map(|traced| traced.context));
+        self.observer.log.line(|out| self.write(out, took));
+        self.observer.reports.offer(self.weight(), || self.report(took));
+        if let Some(traced) = recorded {
+            self.observer.spans.offer(|| self.span(&traced, took));
+        }
     }
 }
 
@@ -307,23 +231,6 @@ fn refused(side: Side, blame: Option<Blame>, verdict: Option<Effect>) -> Effect 
         // Nothing was decided: the callee's agent let nobody in, the caller's agent sends what it can.
         (Some(Blame::Upstream | Blame::Mesh), None) if side == Side::Outbound => Effect::Allow,
         (Some(_), None) => Effect::Deny,
-    }
-}
-
-fn effect(effect: Effect) -> &'static str {
-    match effect {
-        Effect::Allow => "allow",
-        Effect::Deny => "deny",
-    }
-}
-
-/// The protocol as the wire names it.
-pub fn wire_protocol(protocol: Protocol) -> WireProtocol {
-    match protocol {
-        Protocol::Tcp => WireProtocol::Tcp,
-        Protocol::Http => WireProtocol::Http,
-        Protocol::Http2 => WireProtocol::Http2,
-        Protocol::Grpc => WireProtocol::Grpc,
     }
 }
 

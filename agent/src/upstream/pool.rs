@@ -103,6 +103,12 @@ impl Pool {
         self.loads.borrow_mut().entry(key.clone()).or_default().clone()
     }
 
+    /// How many connections are idle, and how many are shared.
+    pub fn count(&self) -> (i64, i64) {
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(self.http2.borrow().len()))
+    }
+
     /// Closes what has been idle for long, is of an older generation or does not lead anywhere any more, and forgets
     /// destinations that nobody uses.
     pub fn sweep(&self, generation: u64, leads_somewhere: impl Fn(&Key) -> bool) {

@@ -316,9 +316,14 @@ impl Admin for Operators {
             .audit("RotateCertificates", &subject, uid, clock::now())
             .await
             .map_err(|error| unavailable("audit", &error))?;
-        for session in &asked {
+        let (ours, elsewhere): (Vec<&Session>, Vec<&Session>) = asked.iter().partition(|session| session.commands.is_some());
+        for session in ours {
             // One whose queue is full has been asked already.
-            let _ = session.commands.try_send(Command::Renew);
+            self.mesh.sessions.command(&session.agent_id, Command::Renew);
+        }
+        let elsewhere: Vec<String> = elsewhere.iter().map(|session| session.agent_id.clone()).collect();
+        if !elsewhere.is_empty() {
+            self.store.ask_renewals(&elsewhere).await.map_err(|error| unavailable("renewals", &error))?;
         }
         let sessions = self.mesh.sessions.clone();
         Ok(self.follow(move || {
@@ -341,7 +346,7 @@ impl Admin for Operators {
             trust_domain: self.trust_domain().to_string(),
             revision: self.mesh.world.borrow().revision,
             address: self.advertise.clone(),
-            agents_connected: u32::try_from(self.mesh.sessions.count()).unwrap_or(u32::MAX),
+            agents_connected: u32::try_from(self.mesh.sessions.list().len()).unwrap_or(u32::MAX),
             certificate_authorities: authorities.into_iter().map(words::authority).collect(),
             warnings,
             leaf_ttl_seconds: u32::try_from(self.authority.leaf_ttl()).unwrap_or(u32::MAX),

@@ -92,7 +92,7 @@ impl Stream {
             serial: hello.serial,
             certificate_end: hello.certificate_end,
             last_seen: clock::now(),
-            commands: send,
+            commands: Some(send),
         };
         mesh.ask(|reply| Request::Join { agent: hello.agent, epoch, reply }).await.map_err(|error| refuse(&error))?;
         mesh.sessions.open(session);

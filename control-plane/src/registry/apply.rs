@@ -163,12 +163,16 @@ impl Publisher {
             puts: rows.chain(routes.iter().map(|route| (route.row(), &route.json))).map(with_json).collect(),
             deletes: gone.iter().map(key).chain(lost.iter().map(Route::row)).collect(),
         };
-        let revision = self.store.write_policies(&written, call, uid, clock::now()).await?;
+        let revision = self.store.write_policies(&written, self.world.revision, (call, uid), clock::now()).await?;
         let puts: Vec<Policy> = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision)).collect();
         let touched: Vec<Policy> = puts.iter().chain(&replaced).chain(&gone).chain(&also).cloned().collect();
-        self.world.change_policies(puts, &deletes, revision);
-        let routes = self.world.change_routes(routes, &gone_routes, revision);
-        let touched_routes: Vec<Route> = routes.into_iter().chain(rerouted).chain(lost).chain(also_routes).collect();
+        let touched_routes: Vec<Route> = routes.iter().cloned().chain(rerouted).chain(lost).chain(also_routes).collect();
+        if self.is_next(Some(revision)) {
+            self.world.change_policies(puts, &deletes, revision);
+            self.world.change_routes(routes, &gone_routes, revision);
+        } else {
+            self.follow().await;
+        }
         // Remembered before anybody can ask.
         self.remember(revision, &touched, &touched_routes);
         self.show();

@@ -43,21 +43,25 @@ impl Publisher {
             match door.admit(&agent) {
                 Ok(()) => {
                     waiting.push((agent.id.clone(), epoch, reply));
-                    accepted.push(agent);
+                    accepted.push((agent, epoch));
                 }
                 Err(error) => {
                     let _ = reply.send(Err(error));
                 }
             }
         }
-        let stored = self.put_agents(accepted).await.map_err(Arc::new);
+        let stored = self.join_agents(accepted).await.map_err(Arc::new);
         for (id, epoch, reply) in waiting {
-            if stored.is_ok() {
-                self.leaving.remove(&id);
-                self.streams.insert(id, epoch);
-            }
-            let failed = |error: &Arc<StoreError>| ChangeError::Store(StoreError::Shared(Arc::clone(error)));
-            let _ = reply.send(stored.as_ref().copied().map_err(failed));
+            let answer = match &stored {
+                Ok(taken) if taken.contains(&id) => Err(ChangeError::AgentTaken(id)),
+                Ok(_) => {
+                    self.leaving.remove(&id);
+                    self.streams.insert(id, epoch);
+                    Ok(())
+                }
+                Err(error) => Err(ChangeError::Store(StoreError::Shared(Arc::clone(error)))),
+            };
+            let _ = reply.send(answer);
         }
         self.evict().await;
     }
@@ -94,33 +98,39 @@ impl Publisher {
         if due.is_empty() {
             return;
         }
-        let gone = due.iter().filter_map(|id| self.world.agents.get(id));
-        let gone = gone.map(|agent| AgentRow { present: false, last_seen: clock::now(), ..AgentRow::clone(agent) }).collect();
-        match self.put_agents(gone).await {
-            Ok(()) => self.leaving.retain(|id, _| !due.contains(id)),
+        match self.store.part_agents(&due, clock::now()).await {
+            Ok(parted) => {
+                self.leaving.retain(|id, _| !due.contains(id));
+                if let Some((revision, gone)) = parted {
+                    self.take_in(gone, Some(revision)).await;
+                }
+            }
             Err(error) => tracing::warn!(error = outrider_runtime::tasks::chain(&error), "endpoints not removed, trying again"),
         }
         self.world.forget_agents(clock::now() - REMEMBER_AGENTS);
     }
 
-    /// Stores agents; a new revision only if their endpoints changed.
-    async fn put_agents(&mut self, mut rows: Vec<AgentRow>) -> Result<(), StoreError> {
-        let same = |row: &AgentRow| {
-            let old = self.world.agents.get(&row.id);
-            old.is_some_and(|old| (&old.identity, &old.backings, old.present) == (&row.identity, &row.backings, row.present))
-        };
-        for row in &mut rows {
-            row.revision = self.world.agents.get(&row.id).map_or(0, |old| old.revision);
+    /// Stores agents; a new revision only if their endpoints changed. Returns the ids that belong to others.
+    async fn join_agents(&mut self, mut joins: Vec<(AgentRow, u64)>) -> Result<BTreeSet<String>, StoreError> {
+        if joins.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        let changed = !rows.iter().all(same);
-        if !rows.is_empty() {
-            let revision = self.store.put_agents(&mut rows, changed).await?;
-            self.world.put_agents(rows, revision.unwrap_or(self.world.revision));
-            if changed {
+        let joined = self.store.join_agents(&mut joins).await?;
+        let members = joins.into_iter().map(|(agent, _)| agent).filter(|agent| !joined.taken.contains(&agent.id)).collect();
+        self.take_in(members, joined.revision).await;
+        Ok(joined.taken)
+    }
+
+    /// Puts agents into the world that are in the store, and shows it if that made a revision.
+    async fn take_in(&mut self, agents: Vec<AgentRow>, revision: Option<u64>) {
+        if self.is_next(revision) {
+            self.world.put_agents(agents, revision.unwrap_or(self.world.revision));
+            if revision.is_some() {
                 self.show();
             }
+        } else {
+            self.follow().await;
         }
-        Ok(())
     }
 }
 

@@ -69,6 +69,14 @@ pub(crate) fn label(route: &route::Route) -> String {
     format!("{}/{}", route.kind.as_str(), route.full_name())
 }
 
+/// The label of the route in a row of the table of policies.
+pub(super) fn label_of(row: &PolicyRow) -> String {
+    match row.name.split_once('/') {
+        Some((kind, name)) => format!("{kind}/{}/{name}", row.namespace),
+        None => format!("{}/{}", row.namespace, row.name),
+    }
+}
+
 /// What documents hold.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
@@ -124,23 +132,17 @@ impl World {
         Ok(compared)
     }
 
-    /// Puts routes in, as of `revision`, and takes others out. Returns those that are in now.
-    pub(super) fn change_routes(&mut self, puts: Vec<Route>, deletes: &[String], revision: u64) -> Vec<Route> {
+    /// Puts routes in, as of `revision`, and takes others out.
+    pub(super) fn change_routes(&mut self, puts: Vec<Route>, deletes: &[String], revision: u64) {
         let routes = Arc::make_mut(&mut self.routes);
         for name in deletes {
             routes.remove(name);
         }
-        let puts: Vec<Route> = puts
-            .into_iter()
-            .map(|route| {
-                let created = if route.stored.created == 0 { revision } else { route.stored.created };
-                Route::new(route.stored.route, route.json, revision, created)
-            })
-            .collect();
-        for route in &puts {
-            routes.insert(route.resource.name.clone(), Arc::new(route.clone()));
+        for route in puts {
+            let created = if route.stored.created == 0 { revision } else { route.stored.created };
+            let route = Route::new(route.stored.route, route.json, revision, created);
+            routes.insert(route.resource.name.clone(), Arc::new(route));
         }
-        puts
     }
 
     /// The routes that concern calls of a workload of `namespace` to `service`.

@@ -49,7 +49,18 @@ pub(crate) struct Session {
     pub(crate) certificate_end: i64,
     /// Unix seconds.
     pub(crate) last_seen: i64,
-    pub(crate) commands: mpsc::Sender<Command>,
+    /// `None` when its stream goes to another replica.
+    pub(crate) commands: Option<mpsc::Sender<Command>>,
+}
+
+impl Session {
+    /// Tells its stream, if that is ours.
+    fn tell(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // A full queue means that it does not read: its own time-outs end it.
+            let _ = commands.try_send(command);
+        }
+    }
 }
 
 /// Agents that a change concerns.
@@ -74,9 +85,17 @@ pub(crate) struct Sessions {
 #[derive(Debug, Default)]
 struct State {
     open: BTreeMap<String, Session>,
+    /// Those of other replicas.
+    elsewhere: BTreeMap<String, Session>,
     epoch: u64,
     /// Which agents a change concerns, newest last.
     reach: VecDeque<(u64, Reach)>,
+}
+
+impl State {
+    fn find(&self, agent_id: &str) -> Option<&Session> {
+        self.open.get(agent_id).or_else(|| self.elsewhere.get(agent_id))
+    }
 }
 
 impl Sessions {
@@ -104,8 +123,7 @@ impl Sessions {
     pub(crate) fn open(&self, session: Session) {
         let before = self.state().open.insert(session.agent_id.clone(), session);
         if let Some(before) = before {
-            // A full queue means that it does not read: its own time-outs end it.
-            let _ = before.commands.try_send(Command::Replaced);
+            before.tell(Command::Replaced);
         }
         self.tick();
     }
@@ -132,17 +150,40 @@ impl Sessions {
         closed
     }
 
-    /// All of them, by agent id.
+    /// All of them by agent id, those of other replicas too.
     pub(crate) fn list(&self) -> Vec<Session> {
+        let state = self.state();
+        let elsewhere = state.elsewhere.values().filter(|session| !state.open.contains_key(&session.agent_id));
+        let mut all: Vec<Session> = state.open.values().chain(elsewhere).cloned().collect();
+        all.sort_by(|left, right| left.agent_id.cmp(&right.agent_id));
+        all
+    }
+
+    /// Those whose streams are ours.
+    pub(crate) fn ours(&self) -> Vec<Session> {
         self.state().open.values().cloned().collect()
     }
 
-    /// One of them.
+    /// One of all.
     pub(crate) fn find(&self, agent_id: &str) -> Option<Session> {
-        self.state().open.get(agent_id).cloned()
+        self.state().find(agent_id).cloned()
     }
 
-    /// How many there are.
+    /// Tells a stream of ours.
+    pub(crate) fn command(&self, agent_id: &str, command: Command) {
+        if let Some(session) = self.state().open.get(agent_id) {
+            session.tell(command);
+        }
+    }
+
+    /// Learns which agents other replicas have.
+    pub(crate) fn learn(&self, elsewhere: Vec<Session>) {
+        let elsewhere = elsewhere.into_iter().map(|session| (session.agent_id.clone(), session)).collect();
+        self.state().elsewhere = elsewhere;
+        self.tick();
+    }
+
+    /// How many are ours.
     pub(crate) fn count(&self) -> usize {
         self.state().open.len()
     }
@@ -183,7 +224,7 @@ impl Sessions {
         let concerned = |agent: &Arc<AgentRow>| Concerned {
             agent_id: agent.id.clone(),
             identity: agent.identity.to_string(),
-            session: state.open.get(&agent.id).cloned(),
+            session: state.find(&agent.id).cloned(),
         };
         Some(reach.iter().map(concerned).collect())
     }

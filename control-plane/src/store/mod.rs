@@ -5,6 +5,7 @@ mod agents;
 mod certificates;
 mod decisions;
 mod dir;
+mod hints;
 mod issuing;
 mod keys;
 mod leases;
@@ -13,6 +14,7 @@ mod policies;
 mod postgres;
 mod replica;
 mod schema;
+mod sessions;
 mod sql;
 mod sqlite;
 mod tokens;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
+use hints::Hints;
 use issuing::Pending;
 use sql::{Change, Health, Pool, sql};
 
@@ -37,6 +40,7 @@ pub use open::{Backend, OpenError};
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;
+pub(crate) use sessions::SessionRow;
 pub(crate) use tokens::{TokenHash, TokenRow};
 
 /// The store. Clones share it.
@@ -49,6 +53,19 @@ pub(crate) struct Store {
     replica: Arc<Replica>,
     /// Where it is, when it is a PostgreSQL database.
     url: Option<PostgresUrl>,
+    /// What other replicas changed.
+    pub(crate) hints: Hints,
+}
+
+/// What changed between two revisions.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// The newer one.
+    pub(crate) revision: u64,
+    /// `(namespace, name, revision, json)` each, oldest first; without JSON it was deleted.
+    pub(crate) policies: Vec<(String, String, u64, Option<String>)>,
+    /// Agents whose endpoints changed, as they are now.
+    pub(crate) agents: Vec<AgentRow>,
 }
 
 /// The store did not do what was asked.
@@ -77,6 +94,9 @@ pub(crate) enum StoreError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+    /// Another replica changed policies in the meantime.
+    #[error("another replica changed policies at the same time: try again")]
+    Overtaken,
     /// A single task lost its lease to another replica.
     #[error("the lease `{0}` has passed on to another replica")]
     Fenced(&'static str),
@@ -114,8 +134,19 @@ impl Store {
         registry.register("store_statements_failed", "Statements and commits of the store that failed", errors);
     }
 
+    /// What changed after a revision, at one moment.
+    pub(crate) async fn changes_since(&self, revision: u64) -> Result<Changes, StoreError> {
+        if self.revision().await? <= revision {
+            return Ok(Changes { revision, ..Changes::default() });
+        }
+        let mut moment = self.readers().snapshot().await?;
+        let (newest,): (i64,) = sql("SELECT revision FROM mesh WHERE id = 1").one(&mut moment).await?;
+        let policies = policies::since(&mut moment, revision).await?;
+        let agents = agents::since(&mut moment, revision).await?;
+        Ok(Changes { revision: newest.unsigned_abs(), policies, agents })
+    }
+
     /// The revision of the last change that agents can see.
-    #[cfg(test)]
     pub(crate) async fn revision(&self) -> Result<u64, StoreError> {
         let (revision,): (i64,) = sql("SELECT revision FROM mesh WHERE id = 1").one(self.readers()).await?;
         Ok(revision.unsigned_abs())
@@ -144,7 +175,9 @@ impl Store {
 
 /// Takes the next revision within a change. The row is held to its end: revisions are committed in their order.
 async fn next_revision(change: &mut Change) -> Result<u64, StoreError> {
-    let (revision,): (i64,) = sql("UPDATE mesh SET revision = revision + 1 WHERE id = 1 RETURNING revision").one(change).await?;
+    let (revision,): (i64,) =
+        sql("UPDATE mesh SET revision = revision + 1 WHERE id = 1 RETURNING revision").one(&mut *change).await?;
+    change.hint("mesh").await?;
     Ok(revision.unsigned_abs())
 }
 

@@ -5,6 +5,7 @@ use outrider_policy::identity::TrustDomain;
 use super::{
     DirError, Replica, Store, StoreError,
     dir::Claim,
+    hints::Hints,
     issuing,
     keys::{Kek, KeyError},
     postgres::{self, PostgresUrl},
@@ -114,7 +115,14 @@ impl Store {
             }
         };
         let kek = adopt(&writer, &place, trust_domain, key).await?;
-        let store = Self { issuances: issuing::start(writer.clone()), writer, readers, replica: replica.into(), url: at };
+        let store = Self {
+            issuances: issuing::start(writer.clone()),
+            writer,
+            readers,
+            replica: replica.into(),
+            url: at,
+            hints: Hints::default(),
+        };
         Ok((store, kek))
     }
 }

@@ -53,10 +53,21 @@ impl Store {
         Ok(rows.into_iter().map(|(namespace, name, revision)| ((namespace, name), revision.unsigned_abs())).collect())
     }
 
-    /// Writes all of it in one transaction with one new revision, which is returned once it is durable.
-    pub(crate) async fn write_policies(&self, written: &Written, call: &str, uid: u32, now: i64) -> Result<u64, StoreError> {
+    /// Writes all of it in one transaction with one new revision, which is returned once it is durable. Refuses when policies
+    /// changed after the revision `known`: whoever writes has to look at them first.
+    pub(crate) async fn write_policies(
+        &self,
+        written: &Written,
+        known: u64,
+        (call, uid): (&str, u32),
+        now: i64,
+    ) -> Result<u64, StoreError> {
         let mut change = self.begin().await?;
         let revision = next_revision(&mut change).await?;
+        let (newest,): (i64,) = sql("SELECT coalesce(max(revision), 0) FROM policy_history").one(&mut change).await?;
+        if newest > signed(known) {
+            return Err(StoreError::Overtaken);
+        }
         for (namespace, name, json) in &written.puts {
             sql("INSERT INTO policies (namespace, name, json, revision) VALUES ($1, $2, $3, $4)
                  ON CONFLICT (namespace, name) DO UPDATE SET json = excluded.json, revision = excluded.revision")
@@ -131,6 +142,16 @@ impl Store {
         audit(&mut change, call, subject, uid, now, revision.unsigned_abs()).await?;
         Ok(change.commit().await?)
     }
+}
+
+/// What happened to policies after a revision: `(namespace, name, revision, json)` each, without JSON when it was deleted.
+pub(super) async fn since(moment: &mut Change, revision: u64) -> Result<Vec<(String, String, u64, Option<String>)>, StoreError> {
+    let rows: Vec<(String, String, i64, Option<String>)> =
+        sql("SELECT namespace, name, revision, json FROM policy_history WHERE revision > $1 ORDER BY revision, namespace, name")
+            .bind(signed(revision))
+            .all(moment)
+            .await?;
+    Ok(rows.into_iter().map(|(namespace, name, revision, json)| (namespace, name, revision.unsigned_abs(), json)).collect())
 }
 
 /// All policies.

@@ -112,6 +112,11 @@ impl Pool {
 }
 
 impl Change {
+    /// Whether other replicas may see it.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self.transaction, Begun::Postgres(_))
+    }
+
     /// Makes it last. What this returns for is on the disk.
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         let commit = async {

@@ -9,6 +9,12 @@ mod issuing;
 #[cfg(test)]
 mod operators;
 #[cfg(test)]
+#[expect(dead_code, unreachable_pub, reason = "other tests use the rest of it")]
+#[path = "../../../tests/src/postgres.rs"]
+mod postgres;
+#[cfg(test)]
+mod replicas;
+#[cfg(test)]
 mod starting;
 #[cfg(test)]
 mod streams;

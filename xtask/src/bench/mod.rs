@@ -2,6 +2,7 @@
 
 mod dataplane;
 mod ground;
+mod identity;
 mod policy;
 mod process;
 mod report;
@@ -45,6 +46,8 @@ enum Name {
     Dataplane,
     /// Decisions by 10, 1000 and 10 000 rules, with and without CEL; how long they take to compile, and their memory
     Policy,
+    /// Leaves signed and issued, a change in force at up to 2000 agents, memory for each, and all of them coming back at once
+    Identity,
 }
 
 /// How to measure: the flags with their defaults filled in.
@@ -54,6 +57,7 @@ struct Plan {
     seconds: u32,
     rounds: u32,
     connections: u32,
+    quick: bool,
 }
 
 impl Bench {
@@ -65,10 +69,12 @@ impl Bench {
             seconds: self.seconds.unwrap_or_else(|| default(5, 1)),
             rounds: self.rounds.unwrap_or_else(|| default(5, 2)),
             connections: self.connections,
+            quick: self.quick,
         };
         let report = match self.name {
             Name::Dataplane => dataplane::run(&plan)?,
             Name::Policy => policy::run(&plan)?,
+            Name::Identity => identity::run(&plan)?,
         };
         report.print()?;
         match self.json {

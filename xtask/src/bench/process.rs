@@ -66,6 +66,13 @@ impl Process {
         Ok(kibibytes.context("the kernel does not say how much memory it has")? * 1024)
     }
 
+    /// Ends it at once, as a kill does.
+    pub(super) fn end(&mut self) {
+        // It may be gone already; then there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// The end of its log, for messages.
     fn tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
@@ -77,9 +84,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be gone already; then there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

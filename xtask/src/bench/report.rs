@@ -12,8 +12,15 @@ pub(super) struct Report {
     samples: BTreeMap<(usize, usize), Vec<f64>>,
     contenders: Vec<String>,
     metrics: Vec<(String, &'static str)>,
-    /// The most that the median may be, by contender and metric.
-    targets: BTreeMap<(usize, usize), f64>,
+    /// What the median may be, by contender and metric.
+    targets: BTreeMap<(usize, usize), Target>,
+}
+
+/// What a median may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Target {
+    Most(f64),
+    Least(f64),
 }
 
 /// One line of the JSON.
@@ -28,6 +35,9 @@ struct Row<'a> {
     /// The most that the median may be, if there is such a bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<f64>,
+    /// The least that it may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -52,7 +62,13 @@ impl Report {
     /// Sets the most that the median may be.
     pub(super) fn target(&mut self, contender: &str, metric: &str, unit: &'static str, most: f64) {
         let key = self.key(contender, metric, unit);
-        self.targets.insert(key, most);
+        self.targets.insert(key, Target::Most(most));
+    }
+
+    /// Sets the least that the median may be.
+    pub(super) fn at_least(&mut self, contender: &str, metric: &str, unit: &'static str, least: f64) {
+        let key = self.key(contender, metric, unit);
+        self.targets.insert(key, Target::Least(least));
     }
 
     fn key(&mut self, contender: &str, metric: &str, unit: &'static str) -> (usize, usize) {
@@ -69,7 +85,12 @@ impl Report {
             let middle = sorted.len() / 2;
             let upper = *sorted.get(middle)?;
             let median = if sorted.len() % 2 == 1 { upper } else { (upper + *sorted.get(middle.checked_sub(1)?)?) / 2.0 };
-            Some(Row { contender, metric, unit, median, min, max, target: self.targets.get(key).copied() })
+            let (target, least) = match self.targets.get(key) {
+                Some(Target::Most(most)) => (Some(*most), None),
+                Some(Target::Least(least)) => (None, Some(*least)),
+                None => (None, None),
+            };
+            Some(Row { contender, metric, unit, median, min, max, target, least })
         };
         self.samples.iter().filter_map(row).collect()
     }
@@ -107,8 +128,10 @@ impl Report {
 
 /// How a median compares with its target, where there is one.
 fn verdict(row: &Row<'_>) -> String {
-    let word = |target| if row.median <= target { "kept" } else { "MISSED" };
-    row.target.map(|target| format!("  (at most {}: {})", number(target), word(target))).unwrap_or_default()
+    let word = |is_kept| if is_kept { "kept" } else { "MISSED" };
+    let most = row.target.map(|most| format!("  (at most {}: {})", number(most), word(row.median <= most)));
+    let least = row.least.map(|least| format!("  (at least {}: {})", number(least), word(row.median >= least)));
+    most.or(least).unwrap_or_default()
 }
 
 /// Where a value stands, after it was put there if need be.
@@ -142,7 +165,16 @@ mod tests {
         let rows = report.rows();
         assert_eq!(
             rows[0],
-            Row { contender: "direct", metric: "requests", unit: "1/s", median: 2.5, min: 1.0, max: 10.0, target: None }
+            Row {
+                contender: "direct",
+                metric: "requests",
+                unit: "1/s",
+                median: 2.5,
+                min: 1.0,
+                max: 10.0,
+                target: None,
+                least: None
+            }
         );
         assert_eq!(
             report.table(),
@@ -157,9 +189,12 @@ mod tests {
         report.add("1000 rules", "hit", "µs", 2.5);
         report.target("10 rules", "hit", "µs", 1.0);
         report.target("1000 rules", "hit", "µs", 2.0);
+        report.add("authority", "signed", "1/s", 5200.0);
+        report.at_least("authority", "signed", "1/s", 5000.0);
         let table = report.table();
         assert!(table.contains("0.50 [0.50–0.50] µs  (at most 1.00: kept)\n"), "{table}");
         assert!(table.contains("2.50 [2.50–2.50] µs  (at most 2.00: MISSED)\n"), "{table}");
+        assert!(table.contains("(at least 5000: kept)\n"), "{table}");
     }
 
     #[test]

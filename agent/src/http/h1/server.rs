@@ -147,8 +147,8 @@ async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>,
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
             Ok(keep_alive) => keep_alive,
-            Err(broken) => {
-                record.broke(broken);
+            Err((reason, detail)) => {
+                record.broke(reason, detail);
                 false
             }
         },
@@ -157,7 +157,7 @@ async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>,
             false
         }
         () = gone(reader) => {
-            record.broke("the caller went away");
+            record.broke(Reason::CallerGone, "the caller went away");
             false
         }
     }
@@ -168,7 +168,7 @@ async fn write_response(
     response: Response,
     style: &Style,
     record: &mut Record,
-) -> Result<bool, String> {
+) -> Result<bool, (Reason, String)> {
     let mut body = response.body;
     let no_body = style.to_head || response.status == 204 || response.status == 304;
     let length = body.length();
@@ -193,7 +193,7 @@ async fn write_response(
                 }
             }
         };
-        let frame = frame.map_err(|error| error.to_string())?;
+        let frame = frame.map_err(|error| (Reason::UpstreamFailed, error.to_string()))?;
         if let Some(Frame::Data(data)) = &frame {
             record.sent(data.len());
         }
@@ -206,11 +206,11 @@ async fn write_response(
 }
 
 /// A write that the caller takes in time.
-async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()>>) -> Result<(), String> {
+async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()>>) -> Result<(), (Reason, String)> {
     match tokio::time::timeout(stall, write).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err("the caller went away".to_owned()),
-        Err(_) => Err("the caller stopped reading".to_owned()),
+        Ok(Err(_)) => Err((Reason::CallerGone, "the caller went away".to_owned())),
+        Err(_) => Err((Reason::SlowCaller, "the caller stopped reading".to_owned())),
     }
 }
 

@@ -172,7 +172,7 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
     let Reply { response, mut permit, mut record, .. } = reply;
     let (mut body, until) = (response.body, response.until);
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
-        record.broke("the response cannot be written in HTTP/2");
+        record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
         return Some(());
     };
@@ -188,7 +188,7 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
         Ok(_) if ends => return Some(()),
         Ok(stream) => stream,
         Err(error) => {
-            record.broke(error.to_string());
+            record.broke(Reason::CallerGone, error.to_string());
             return Some(());
         }
     };
@@ -205,7 +205,7 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
             Some(())
         }
         Err(Err(broken)) => {
-            record.broke(broken.text);
+            record.broke(broken.reason, broken.text);
             stream.send_reset(h2::Reason::INTERNAL_ERROR);
             (!broken.by_caller).then_some(())
         }
@@ -215,16 +215,21 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
 /// Why a response's body was not sent whole.
 struct Broken {
     text: String,
+    reason: Reason,
     by_caller: bool,
 }
 
 impl Broken {
     fn upstream(error: impl ToString) -> Self {
-        Self { text: error.to_string(), by_caller: false }
+        Self { text: error.to_string(), reason: Reason::UpstreamFailed, by_caller: false }
     }
 
     fn caller(error: impl ToString) -> Self {
-        Self { text: error.to_string(), by_caller: true }
+        Self { text: error.to_string(), reason: Reason::CallerGone, by_caller: true }
+    }
+
+    fn slow() -> Self {
+        Self { text: "the caller stopped reading".to_owned(), reason: Reason::SlowCaller, by_caller: false }
     }
 }
 
@@ -242,7 +247,7 @@ async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Reco
             Some(Frame::Data(data)) => {
                 record.sent(data.len());
                 let sending = tokio::time::timeout(stall, send_data(stream, data, body.is_end()));
-                let sent = sending.await.map_err(|_| Broken::upstream("the caller stopped reading"))?;
+                let sent = sending.await.map_err(|_| Broken::slow())?;
                 if sent.map_err(Broken::caller)? {
                     return Ok(());
                 }

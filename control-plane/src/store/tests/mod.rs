@@ -135,10 +135,10 @@ on_both! {
             puts: names.iter().map(|name| ("shop".to_owned(), (*name).to_owned(), "{}".to_owned())).collect(),
             deletes: Vec::new(),
         };
-        assert_eq!(store.write_policies(&put(&["a", "b"]), "Apply", 0, 1).await.unwrap(), 1);
-        assert_eq!(store.write_policies(&put(&["b"]), "Apply", 0, 1).await.unwrap(), 2);
+        assert_eq!(store.write_policies(&put(&["a", "b"]), 0, ("Apply", 0), 1).await.unwrap(), 1);
+        assert_eq!(store.write_policies(&put(&["b"]), 1, ("Apply", 0), 1).await.unwrap(), 2);
         let delete = Written { puts: Vec::new(), deletes: vec![("shop".to_owned(), "a".to_owned())] };
-        assert_eq!(store.write_policies(&delete, "Delete", 0, 1).await.unwrap(), 3);
+        assert_eq!(store.write_policies(&delete, 2, ("Delete", 0), 1).await.unwrap(), 3);
         let (_, rows, _) = store.mesh().await.unwrap();
         assert_eq!(rows.iter().map(|row| (row.name.as_str(), row.revision)).collect::<Vec<_>>(), [("b", 2)]);
         let trail = store.count("SELECT count(*) FROM audit").await;
@@ -334,17 +334,17 @@ async fn a_full_disk_fails_the_writes_that_it_fails_and_no_later_one() {
         puts: vec![("shop".to_owned(), "a".to_owned(), format!("{{\"x\":\"{}\"}}", "x".repeat(bytes)))],
         deletes: Vec::new(),
     };
-    store.write_policies(&put(10), "Apply", 0, 1).await.unwrap();
+    store.write_policies(&put(10), u64::MAX, ("Apply", 0), 1).await.unwrap();
     let filler = disk.0.path().join("filler");
     let _ = std::fs::write(&filler, vec![0; 2 << 20]);
     let mut failed = 0;
     for bytes in [10, 100_000, 10, 2000, 50_000, 10] {
-        failed += usize::from(store.write_policies(&put(bytes), "Apply", 0, 1).await.is_err());
+        failed += usize::from(store.write_policies(&put(bytes), u64::MAX, ("Apply", 0), 1).await.is_err());
     }
     assert!(failed > 0, "the disk was not full");
     std::fs::remove_file(&filler).unwrap();
     let before = store.revision().await.unwrap();
-    assert_eq!(store.write_policies(&put(1000), "Apply", 0, 1).await.unwrap(), before + 1);
-    assert_eq!(store.write_policies(&put(10), "Apply", 0, 1).await.unwrap(), before + 2);
+    assert_eq!(store.write_policies(&put(1000), u64::MAX, ("Apply", 0), 1).await.unwrap(), before + 1);
+    assert_eq!(store.write_policies(&put(10), u64::MAX, ("Apply", 0), 1).await.unwrap(), before + 2);
     store.close().await.unwrap();
 }

@@ -1,0 +1,155 @@
+//! What a record becomes: a line of the access log, a report to the control plane, a span.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use outrider_policy::{Effect, Protocol};
+use outrider_proto::v1::{DecisionRecord, HeaderValue, Protocol as WireProtocol, Side as WireSide};
+
+use super::{Record, Side, Span, Traced, json::Object};
+use crate::policy::Verdict;
+
+/// Most characters of one text in a report or span.
+const CAP: usize = 1024;
+
+impl Record {
+    /// One line of JSON.
+    pub(super) fn write(&self, out: &mut Vec<u8>, took: Duration) {
+        let mut line = Object::new(out);
+        line.plain("time", |out| self.observer.clock.write(out));
+        line.text("side", self.side.as_str());
+        line.text("id", self.id());
+        if let Some(traced) = &self.traced {
+            line.plain("trace", |out| out.extend_from_slice(&traced.context.trace_id()));
+        }
+        self.with_source(|source| line.text("source", source));
+        if let Some(destination) = &self.destination {
+            line.text("destination", destination.service.as_str());
+            line.number("port", u64::from(destination.port));
+            line.text("protocol", destination.protocol.as_str());
+        }
+        if let Some(head) = &self.head {
+            line.text("method", head.method.as_str());
+            line.text("host", &head.host);
+            line.text("path", head.path());
+        }
+        if self.status != 0 {
+            line.number("status", u64::from(self.status));
+        }
+        if let Some(verdict) = &self.verdict {
+            line.text("effect", effect(verdict.effect()));
+            line.text("rule", verdict.rule());
+            line.number("revision", verdict.revision());
+        }
+        if let Some(reason) = self.reason() {
+            line.text("reason", reason.as_str());
+            line.text("stage", reason.stage().as_str());
+        }
+        line.text("detail", self.detail());
+        if self.trail.tries != 0 {
+            line.number("attempts", u64::from(self.trail.tries));
+            line.text("endpoint", &self.trail.endpoint);
+        }
+        line.number("bytes", self.sent);
+        line.number("micros", micros(took));
+        if let Some(answered) = self.answered {
+            line.number("head_micros", micros(answered));
+        }
+        if let Some(peer) = &self.peer {
+            line.shown("peer", &peer.address());
+            line.text("peer_identity", peer.name());
+            line.text("tls", peer.tls());
+        } else if let Some(address) = &self.address {
+            line.shown("peer", address);
+        }
+        line.end();
+    }
+
+    /// What the control plane hears.
+    pub(super) fn report(&self, took: Duration) -> DecisionRecord {
+        let head = self.head.as_deref();
+        let destination = self.destination.as_deref();
+        let protocol = destination.map_or(WireProtocol::Unspecified, |destination| wire_protocol(destination.protocol));
+        let mut headers = Vec::new();
+        for name in self.verdict.iter().flat_map(Verdict::headers_read) {
+            let values = head.into_iter().flat_map(|head| head.fields.values(name));
+            headers.extend(
+                values.map(|value| HeaderValue { name: name.to_string(), value: value.iter().copied().take(CAP).collect() }),
+            );
+        }
+        headers.truncate(32);
+        DecisionRecord {
+            request_id: self.id().to_owned(),
+            time: i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(i64::MAX),
+            side: match self.side {
+                Side::Inbound => WireSide::Inbound,
+                Side::Outbound => WireSide::Outbound,
+            }
+            .into(),
+            source: self.with_source(str::to_owned),
+            destination: destination.map(|destination| destination.service.to_string()).unwrap_or_default(),
+            port: destination.map_or(0, |destination| u32::from(destination.port)),
+            protocol: protocol.into(),
+            method: head.map(|head| capped(head.method.as_str())).unwrap_or_default(),
+            host: head.map(|head| capped(&head.host)).unwrap_or_default(),
+            path: head.map(|head| capped(head.path())).unwrap_or_default(),
+            effect: effect(self.effect()).to_owned(),
+            rule: self.rule().to_owned(),
+            revision: self.verdict.as_ref().map_or(0, Verdict::revision),
+            status: u32::from(self.status),
+            reason: self.reason().map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
+            detail: capped(self.detail()),
+            tls: self.peer.as_ref().map(|peer| peer.tls().to_owned()).unwrap_or_default(),
+            peer_address: self.peer.as_ref().map(|peer| peer.address().to_string()).unwrap_or_default(),
+            duration_micros: micros(took),
+            headers,
+        }
+    }
+
+    /// What a collector hears.
+    pub(super) fn span(&self, traced: &Traced, took: Duration) -> Span {
+        let head = self.head.as_deref();
+        let (trace, id) = traced.context.ids();
+        Span {
+            trace,
+            id,
+            parent: traced.parent,
+            side: self.side,
+            began: SystemTime::now().checked_sub(took).unwrap_or(UNIX_EPOCH),
+            took,
+            method: head.map(|head| capped(head.method.as_str())).unwrap_or_default(),
+            host: head.map(|head| capped(&head.host)).unwrap_or_default(),
+            path: head.map(|head| capped(head.path())).unwrap_or_default(),
+            destination: self.destination.as_ref().map(|destination| (destination.service.clone(), destination.port)),
+            peer: self.peer.as_ref().map(|peer| peer.name().to_owned()).unwrap_or_default(),
+            rule: self.rule().to_owned(),
+            request_id: self.id().to_owned(),
+            status: self.status,
+            reason: self.reason(),
+        }
+    }
+}
+
+fn capped(text: &str) -> String {
+    text.chars().take(CAP).collect()
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn effect(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Allow => "allow",
+        Effect::Deny => "deny",
+    }
+}
+
+/// The protocol as the wire names it.
+pub fn wire_protocol(protocol: Protocol) -> WireProtocol {
+    match protocol {
+        Protocol::Tcp => WireProtocol::Tcp,
+        Protocol::Http => WireProtocol::Http,
+        Protocol::Http2 => WireProtocol::Http2,
+        Protocol::Grpc => WireProtocol::Grpc,
+    }
+}
