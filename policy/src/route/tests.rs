@@ -176,8 +176,8 @@ fn what_is_not_supported_is_refused_with_its_place() {
     };
     let leads = "backendRefs: [{ name: orders, port: 80 }]";
     for (yaml, said) in [
-        (with(&format!("{{ sessionPersistence: {{}}, {leads} }}")), "7:5: error: unknown field `sessionPersistence`"),
-        (with(&format!("{{ filters: [{{ type: ExtensionRef }}], {leads} }}")), "7:23: error: `ExtensionRef`"),
+        (with(&format!("{{ sessionPersistence: {{}}, {leads} }}")), "7:7: error: unknown field `sessionPersistence`"),
+        (with(&format!("{{ filters: [{{ type: ExtensionRef }}], {leads} }}")), "7:25: error: `ExtensionRef`"),
         (with("{ backendRefs: [{ name: orders }] }"), "the field `port` is missing"),
         (with("{ matches: [{ method: GET }] }"), "leads nowhere"),
         (with("{ backendRefs: [{ name: x, namespace: lab, port: 80 }] }"), "may not lead to `lab/x`"),
