@@ -219,6 +219,7 @@ fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
                 mesh_address: mesh_address.clone(),
                 ports: vec![port],
                 zone: config.zone.as_deref().unwrap_or_default().to_owned(),
+                labels: config.labels.clone().into_iter().collect(),
             }),
         }
     }

@@ -70,7 +70,7 @@ impl Shared {
     ) -> Result<Self, rustls::Error> {
         let local = config.backed.iter().map(|port| LocalPort { program: port.program, protocol: port.protocol }).collect();
         Ok(Self {
-            policies: Arc::new(PolicyBook::new(config.backed.iter().map(target).collect())),
+            policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect())),
             directory: Arc::default(),
             svids: svids.clone(),
             local: Arc::new(local),
@@ -125,8 +125,8 @@ impl Worker {
     }
 }
 
-fn target(port: &BackedPort) -> Target {
-    Target { service: port.service.clone(), labels: Default::default(), port: port.port, protocol: port.protocol }
+fn target(config: &Config, port: &BackedPort) -> Target {
+    Target { service: port.service.clone(), labels: config.labels.clone(), port: port.port, protocol: port.protocol }
 }
 
 /// Starts a thread with a runtime of its own. It ends with drain; an error or a panic in it fails the agent.

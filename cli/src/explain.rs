@@ -107,8 +107,8 @@ impl From<ExplainResponse> for Explanation {
         Self {
             effect: wire.effect,
             rule: Some(wire.rule).filter(|rule| !rule.is_empty()),
-            revision: Some(wire.revision),
-            refused: None,
+            revision: Some(wire.revision).filter(|_| wire.refused.is_empty()),
+            refused: Some(wire.refused).filter(|refused| !refused.is_empty()),
             near_misses: wire.near_misses.into_iter().map(near_miss).collect(),
             records: wire.records.into_iter().map(Decision::from).collect(),
             notes: wire.notes,

@@ -41,6 +41,9 @@ pub(crate) struct Run {
     /// Port that the program listens on, and what it speaks there [default protocol: http]; may be repeated
     #[arg(long, value_name = "PORT[/tcp|http|http2|grpc]", value_parser = port)]
     port: Vec<Port>,
+    /// Label of the program, for the `selector` of policies; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
     /// Local port that leads to a service, [HOST:]PORT=NAMESPACE/NAME[:PORT]; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE")]
     upstream: Vec<String>,
@@ -195,6 +198,7 @@ impl Run {
             token,
             identity: Some(self.service.to_string()),
             service,
+            label: self.label.clone(),
             upstream: self.upstream.clone(),
             outbound: Some(loopback),
             mesh: Some(self.mesh.unwrap_or(loopback)),

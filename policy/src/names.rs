@@ -175,6 +175,25 @@ pair! {
     ServiceAccount, is_dotted
 }
 
+/// Most labels of one workload.
+pub const MAX_LABELS: usize = 64;
+
+/// Whether these are the key and the value of a label, as Kubernetes writes them: `[prefix/]name` with a prefix of at most 253
+/// characters, name and value of at most 63 letters, digits, `-`, `_` and `.` that begin and end with a letter or digit. A value
+/// may be empty.
+pub fn is_label_pair(key: &str, value: &str) -> bool {
+    let word = |text: &str| {
+        let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = text.as_bytes();
+        (1..=63).contains(&bytes.len())
+            && edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    word(name) && (value.is_empty() || word(value)) && prefix.is_none_or(|prefix| prefix.len() <= 253 && is_dotted(prefix))
+}
+
 impl ServiceName {
     /// The service that a host name means: `NAME.NAMESPACE`, `NAME.NAMESPACE.svc` or `NAME.NAMESPACE.svc.cluster.local`.
     ///
@@ -213,6 +232,28 @@ mod tests {
             "10.0.0.1",
         ] {
             assert_eq!(ServiceName::from_host(host), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn labels_of_workloads_are_those_of_kubernetes() {
+        for (key, value) in [("app", "orders"), ("app.kubernetes.io/name", "Orders_1.2"), ("a", ""), ("A-b_c.d", "1")] {
+            assert!(is_label_pair(key, value), "{key}={value}");
+        }
+        let long = "a".repeat(64);
+        for (key, value) in [
+            ("", "a"),
+            ("a", "-a"),
+            ("-a", "a"),
+            ("a/", "b"),
+            ("/a", "b"),
+            ("a/b/c", "d"),
+            ("a", "b c"),
+            ("é", "a"),
+            (&long, "a"),
+            ("a", &long),
+        ] {
+            assert!(!is_label_pair(key, value), "{key}={value}");
         }
     }
 

@@ -12,7 +12,7 @@ fn with(mut options: AgentOptions, more: &[&str]) -> AgentOptions {
 }
 
 fn open(service: &str) -> String {
-    allow("open", service, "[\"*\"]", "[GET, POST]", "[\"/{rest=**}\"]")
+    allow("open", service, "[\"shop/*\", \"lab/*\"]", "[GET, POST]", "[\"/{rest=**}\"]")
 }
 
 async fn two_of(mesh: &Mesh, more: [&[&str]; 2]) -> ((AgentProcess, Backend), (AgentProcess, Backend)) {

@@ -15,7 +15,7 @@ fn backing(service: &str, backend: &Backend) -> AgentOptions {
 }
 
 fn open(service: &str) -> String {
-    allow("open", service, "[\"*\"]", "[GET, POST]", "[\"/{rest=**}\"]")
+    allow("open", service, "[\"shop/*\", \"lab/*\"]", "[GET, POST]", "[\"/{rest=**}\"]")
 }
 
 fn route(name: &str, namespace: &str, rules: &str) -> String {

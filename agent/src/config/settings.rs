@@ -1,12 +1,13 @@
 //! Settings: what the user wrote becomes what the program needs, or a list of everything that is wrong with it.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId};
+use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId, names};
 use outrider_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct Settings {
     /// Port of a service that the program beside this agent backs, NAMESPACE/NAME:PORT[/tcp|http|http2|grpc][=HOST:PORT]; may be repeated
     #[arg(long, value_name = "SERVICE:PORT/PROTOCOL=ADDRESS")]
     pub service: Vec<String>,
+    /// Label of the program beside this agent, KEY=VALUE, for the `selector` of policies; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
     /// Local listener that leads to one port of a service, [HOST:]PORT=NAMESPACE/NAME[:PORT]; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
     pub upstream: Vec<String>,
@@ -142,6 +146,8 @@ pub struct Config {
     pub identity: Option<String>,
     /// Ports of own services.
     pub backed: Vec<BackedPort>,
+    /// Labels of the workload.
+    pub labels: BTreeMap<String, String>,
     /// Local listeners for services.
     pub upstreams: Vec<ExplicitUpstream>,
     /// Listeners for callers in plaintext.
@@ -204,6 +210,7 @@ impl TryFrom<Settings> for Config {
                 problems.0.push(format!("`--service`: port {} of `{}` is there twice", one.port, one.service));
             }
         }
+        let labels = problems.take(labels(&settings.label)).unwrap_or_default();
         let upstreams = settings.upstream.iter().filter_map(|text| problems.take(explicit_upstream(text))).collect();
         let read = |text: &String| plaintext_port(text, &backed);
         let plaintext = settings.plaintext.iter().filter_map(|text| problems.take(read(text))).collect();
@@ -238,6 +245,7 @@ impl TryFrom<Settings> for Config {
             token,
             identity,
             backed,
+            labels,
             upstreams,
             plaintext,
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
@@ -312,6 +320,21 @@ fn backed_port(text: &str) -> Result<BackedPort, String> {
     Ok(BackedPort { service: service.parse().map_err(|error| wrong(&format!("{error}")))?, port, protocol, program })
 }
 
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, String> {
+    if texts.len() > names::MAX_LABELS {
+        return Err(format!("`--label`: a program has at most {} labels", names::MAX_LABELS));
+    }
+    let mut labels = BTreeMap::new();
+    for text in texts {
+        let pair = text.split_once('=').filter(|(key, value)| names::is_label_pair(key, value));
+        let (key, value) = pair.ok_or_else(|| format!("`--label` is `{text}`: use KEY=VALUE, for example `app=orders`"))?;
+        if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(format!("`--label`: `{key}` is there twice"));
+        }
+    }
+    Ok(labels)
+}
+
 fn plaintext_port(text: &str, backed: &[BackedPort]) -> Result<PlaintextPort, String> {
     let wrong = |why: String| format!("`--plaintext` is `{text}`: {why}; use [HOST:]PORT=NAMESPACE/NAME:PORT");
     let (listen, target) = text.split_once('=').ok_or_else(|| wrong("no `=`".to_owned()))?;
@@ -342,6 +365,15 @@ fn explicit_upstream(text: &str) -> Result<ExplicitUpstream, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_pairs_and_each_is_given_once() {
+        let read = |texts: &[&str]| labels(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(read(&["app=orders", "tier="]).unwrap().len(), 2);
+        for texts in [&["app"][..], &["=a"], &["a=b c"], &["a=1", "a=2"]] {
+            assert!(read(texts).unwrap_err().contains("--label"), "{texts:?}");
+        }
+    }
 
     #[test]
     fn services_are_read_in_all_their_forms() {

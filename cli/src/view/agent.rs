@@ -1,5 +1,7 @@
 //! An agent as the control plane knows it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use outrider_proto::v1;
 use serde::Serialize;
@@ -27,6 +29,8 @@ pub(crate) struct Agent {
     pub(crate) nack: String,
     pub(crate) certificate_serial: String,
     pub(crate) certificate_not_after: Option<Timestamp>,
+    /// Labels of the workload.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl From<v1::AgentStatus> for Agent {
@@ -42,6 +46,7 @@ impl From<v1::AgentStatus> for Agent {
             nack: wire.nack,
             certificate_serial: wire.certificate_serial,
             certificate_not_after: when::from_seconds(wire.certificate_not_after),
+            labels: wire.labels.into_iter().collect(),
         }
     }
 }

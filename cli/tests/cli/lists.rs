@@ -59,6 +59,7 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
         nack: nack.into(),
         certificate_serial: "0a".into(),
         certificate_not_after: time(3000),
+        labels: [("app".to_owned(), "orders".to_owned())].into(),
     };
     let certificate = CertificateStatus {
         serial: "0a1b".into(),

@@ -15,7 +15,7 @@ use crate::{
     attest::JoinTokens,
     ca::Authority,
     clock,
-    compile::{ExplainError, describe, explain, identity},
+    compile::{ExplainError, Recorded, describe, explain, identity},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Route, Session, World, nearest},
     store::{AgentRow, Store},
@@ -204,8 +204,11 @@ impl Admin for Operators {
         match request.into_inner().subject {
             None => Err(Status::invalid_argument("name a call or a request id")),
             Some(v1::explain_request::Subject::Call(call)) => {
-                let explained = explain(&world, trust_domain, &call, None).map_err(|error| not_explained(&error))?;
-                Ok(Response::new(words::explained(explained, Vec::new())))
+                let answer = match explain(&world, trust_domain, &call, None) {
+                    Err(ExplainError::Refused(refused)) => words::unreadable(refused),
+                    explained => words::explained(explained.map_err(|error| not_explained(&error))?, Vec::new()),
+                };
+                Ok(Response::new(answer))
             }
             Some(v1::explain_request::Subject::RequestId(id)) => {
                 let records = self.store.decisions_of(&id).await.map_err(|error| unavailable("explain", &error))?;
@@ -219,8 +222,9 @@ impl Admin for Operators {
                     return Ok(Response::new(words::undecided(record.clone(), records)));
                 }
                 let (call, protocol) = describe(record);
+                let recorded = Recorded { record, protocol };
                 let mut explained =
-                    explain(&world, trust_domain, &call, Some(protocol)).map_err(|error| not_explained(&error))?;
+                    explain(&world, trust_domain, &call, Some(&recorded)).map_err(|error| not_explained(&error))?;
                 explained.notes.extend(words::since(record, &explained.explanation));
                 Ok(Response::new(words::explained(explained, records)))
             }
@@ -431,7 +435,7 @@ fn changed(error: &ChangeError) -> Status {
 
 fn not_explained(error: &ExplainError) -> Status {
     match error {
-        ExplainError::Described(_) => Status::invalid_argument(error.to_string()),
+        ExplainError::Described(_) | ExplainError::Refused(_) => Status::invalid_argument(error.to_string()),
         ExplainError::Compile { .. } => Status::failed_precondition(error.to_string()),
     }
 }

@@ -174,6 +174,7 @@ pub(super) fn agent(agent: &AgentRow, session: Option<&Session>) -> v1::AgentSta
         nack: refused.unwrap_or_default(),
         certificate_serial: session.map(|session| session.serial.clone()).unwrap_or_default(),
         certificate_not_after: session.map_or(0, |session| session.certificate_end),
+        labels: agent.backings.iter().flat_map(|backing| backing.labels.clone()).collect(),
     }
 }
 
@@ -309,7 +310,13 @@ pub(super) fn explained(explained: Explained, records: Vec<v1::DecisionRecord>) 
         near_misses: explanation.near_misses.into_iter().map(miss).collect(),
         records,
         notes,
+        refused: String::new(),
     }
+}
+
+/// A described call that agents answer with 400 before any rule.
+pub(super) fn unreadable(why: String) -> v1::ExplainResponse {
+    v1::ExplainResponse { effect: outrider_policy::Effect::Deny.to_string(), refused: why, ..v1::ExplainResponse::default() }
 }
 
 /// A refusal before any policy was asked: the record says it all.

@@ -39,7 +39,7 @@ impl Operators {
         let mut replaced = before.clone();
         replaced.extend(after.map(|policy| (policy.policy.full_name(), policy)));
         let policies = |all: BTreeMap<String, StoredPolicy>| all.into_values().collect();
-        let mut replay = Replay::new(self.authority.trust_domain(), policies(before), policies(replaced));
+        let mut replay = Replay::new(self.authority.trust_domain(), policies(before), policies(replaced), world.labels());
         let since = if request.since_seconds == 0 { HOUR } else { request.since_seconds };
         let since = clock::now().saturating_sub(i64::try_from(since).unwrap_or(i64::MAX)).saturating_mul(1_000_000_000);
         let mut before = i64::MAX;

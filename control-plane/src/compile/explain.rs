@@ -19,6 +19,9 @@ pub(crate) enum ExplainError {
     /// The description is not one of a call.
     #[error("{0}")]
     Described(String),
+    /// Agents refuse such a request before any rule.
+    #[error("{0}")]
+    Refused(String),
     /// The policies do not compile.
     #[error("the policies of `{service}` do not compile: {reason}; its agents deny everything")]
     Compile {
@@ -36,36 +39,79 @@ pub(crate) struct Explained {
     pub(crate) notes: Vec<String>,
 }
 
+/// What is known of a call because it was recorded.
+#[derive(Debug)]
+pub(crate) struct Recorded<'a> {
+    pub(crate) record: &'a v1::DecisionRecord,
+    pub(crate) protocol: Protocol,
+}
+
+impl Recorded<'_> {
+    fn is_by(&self, explanation: &Explanation) -> bool {
+        let rule = explanation.rule.as_deref().unwrap_or_default();
+        explanation.effect.to_string() == self.record.effect && rule == self.record.rule
+    }
+}
+
 /// Explains a described call.
 pub(crate) fn explain(
     world: &World,
     trust_domain: &TrustDomain,
     call: &v1::CallDescription,
-    declared: Option<Protocol>,
+    recorded: Option<&Recorded<'_>>,
 ) -> Result<Explained, ExplainError> {
     let described = |error: &dyn std::fmt::Display| ExplainError::Described(error.to_string());
     let mut notes = Vec::new();
     let service: ServiceName = call.destination.parse().map_err(|error| described(&error))?;
-    let (port, protocol) = port(world, &service, call, declared, &mut notes)?;
+    let (port, protocol) = port(world, &service, call, recorded.map(|recorded| recorded.protocol), &mut notes)?;
     if protocol.is_http() && call.method.is_empty() {
         return Err(ExplainError::Described(format!("port {port} of `{service}` speaks {protocol}: name METHOD and PATH")));
     }
-    let target = Target { service: service.clone(), labels: BTreeMap::new(), port, protocol };
-    let policies: Vec<StoredPolicy> = world
-        .policies
-        .values()
-        .filter(|policy| policy.stored.policy.applies_to(&target))
-        .map(|policy| policy.stored.clone())
-        .collect();
-    if policies.is_empty() {
+    let target = |labels| Target { service: service.clone(), labels, port, protocol };
+    let labels = world.labels().of(&service);
+    let mut explained = Vec::new();
+    for labels in &labels {
+        explained.push((labels, explain_at(world, trust_domain, call, &target(labels.clone()))?));
+    }
+    // A recorded call was decided by a workload that decides so.
+    let wanted = explained.iter().position(|(_, one)| recorded.is_some_and(|recorded| recorded.is_by(one))).unwrap_or_default();
+    let Some((own, explanation)) = (wanted < explained.len()).then(|| explained.swap_remove(wanted)) else {
+        return Err(ExplainError::Described(format!("`{service}` has no workload")));
+    };
+    if explanation.rule.is_none() && world.policies.values().all(|policy| !policy.stored.policy.applies_to(&target(own.clone())))
+    {
         notes.push(format!("no policy applies to `{service}`: everything is denied"));
     }
-    let compiled = compile(&policies, &target).map_err(|problems| ExplainError::Compile {
-        service,
+    let verdict = (explanation.effect, &explanation.rule);
+    for (labels, _) in explained.iter().filter(|(_, other)| (other.effect, &other.rule) != verdict) {
+        notes.push(format!(
+            "this is decided by workloads of `{service}` with {}; those with {} decide otherwise",
+            in_words(own),
+            in_words(labels)
+        ));
+    }
+    Ok(Explained { explanation, notes })
+}
+
+/// What the workloads with one set of labels decide.
+fn explain_at(
+    world: &World,
+    trust_domain: &TrustDomain,
+    call: &v1::CallDescription,
+    target: &Target,
+) -> Result<Explanation, ExplainError> {
+    let applicable = world.policies.values().filter(|policy| policy.stored.policy.applies_to(target));
+    let policies: Vec<StoredPolicy> = applicable.map(|policy| policy.stored.clone()).collect();
+    let compiled = compile(&policies, target).map_err(|problems| ExplainError::Compile {
+        service: target.service.clone(),
         reason: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     })?;
-    let explanation = with_call(&target, trust_domain, call, |call| compiled.explain(call))?;
-    Ok(Explained { explanation, notes })
+    with_call(target, trust_domain, call, |call| compiled.explain(call))
+}
+
+fn in_words(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("`{key}={value}`")).collect();
+    if pairs.is_empty() { "no labels".to_owned() } else { format!("the labels {}", pairs.join(", ")) }
 }
 
 /// Does something with a described call to a port.
@@ -78,7 +124,7 @@ pub(crate) fn with_call<T>(
     call: &v1::CallDescription,
     then: impl FnOnce(&Call<'_>) -> T,
 ) -> Result<T, ExplainError> {
-    let described = |error: &dyn std::fmt::Display| ExplainError::Described(error.to_string());
+    let refused = |error: &dyn std::fmt::Display| ExplainError::Refused(format!("the request is refused: {error}"));
     let source = source(&call.source, trust_domain)?;
     let source_ip = match call.source_ip.as_str() {
         "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -86,10 +132,10 @@ pub(crate) fn with_call<T>(
     };
     let (raw_path, query) = call.path.split_once('?').map_or((call.path.as_str(), None), |(path, query)| (path, Some(query)));
     let raw_path = if raw_path.is_empty() { "/" } else { raw_path };
-    let path = path::canonical_target(&call.method, raw_path.as_bytes()).map_err(|error| described(&error))?;
+    let path = path::canonical_target(&call.method, raw_path.as_bytes()).map_err(|error| refused(&error))?;
     let default_host = format!("{}.{}", target.service.name(), target.service.namespace());
     let raw_host = if call.host.is_empty() { default_host.as_str() } else { call.host.as_str() };
-    let host = host::canonical(raw_host.as_bytes()).map_err(|error| described(&error))?;
+    let host = host::canonical(raw_host.as_bytes()).map_err(|error| refused(&error))?;
     let headers: Vec<(&str, &[u8])> = call.headers.iter().map(|header| (header.name.as_str(), header.value.as_slice())).collect();
     let method = if call.method.is_empty() { "GET" } else { call.method.as_str() };
     let http = target.protocol.is_http().then(|| HttpCall { method, host: &host.name, path: &path, query, headers: &headers });

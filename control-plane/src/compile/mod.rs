@@ -4,6 +4,6 @@ mod explain;
 mod replay;
 mod view;
 
-pub(crate) use explain::{ExplainError, Explained, describe, explain, identity};
+pub(crate) use explain::{ExplainError, Explained, Recorded, describe, explain, identity};
 pub(crate) use replay::{Judge, Replay, in_short};
 pub(crate) use view::{Key, Scope, View, view};

@@ -2,40 +2,61 @@
 
 use std::collections::BTreeMap;
 
-use outrider_policy::{Compiled, Effect, ServiceName, StoredPolicy, Target, TrustDomain, compile};
+use outrider_policy::{Call, Compiled, Effect, ServiceName, StoredPolicy, Target, TrustDomain, compile};
 use outrider_proto::v1;
 
 use super::{describe, explain::with_call};
+use crate::registry::ServiceLabels;
 
 /// Requests named in a group.
 const NAMED: usize = 100;
 
 /// A port that is decided for: service, port, what it speaks.
 type Port = (ServiceName, u16, &'static str);
+/// What a port's policies compile to for each set of labels that its workloads have; `None` where they do not compile.
+type ByLabels = Option<Vec<Compiled>>;
+/// Effect and rule.
+type Verdict = (Effect, String);
 
 /// Decides recorded requests by one set of policies. Each port's policies are compiled once.
 #[derive(Debug)]
 pub(crate) struct Judge {
     policies: Vec<StoredPolicy>,
-    /// `None` where they do not compile.
-    ports: BTreeMap<Port, Option<Compiled>>,
+    labels: ServiceLabels,
+    ports: BTreeMap<Port, ByLabels>,
 }
 
 impl Judge {
-    pub(crate) fn new(policies: Vec<StoredPolicy>) -> Self {
-        Self { policies, ports: BTreeMap::new() }
+    pub(crate) fn new(policies: Vec<StoredPolicy>, labels: ServiceLabels) -> Self {
+        Self { policies, labels, ports: BTreeMap::new() }
     }
 
-    /// Effect and rule (`namespace/policy/rule`, empty when nothing matches). `None` when it cannot be decided.
-    pub(crate) fn decide(&mut self, trust_domain: &TrustDomain, record: &v1::DecisionRecord) -> Option<(Effect, String)> {
+    /// Effect and rule (`namespace/policy/rule`, empty when nothing matches). `None` when it cannot be decided, also because
+    /// workloads of the service have different labels and it depends on them.
+    pub(crate) fn decide(&mut self, trust_domain: &TrustDomain, record: &v1::DecisionRecord) -> Option<Verdict> {
+        let mut verdicts = self.decide_each(trust_domain, record)?.into_iter();
+        let first = verdicts.next()?;
+        verdicts.all(|other| other.0 == first.0).then_some(first)
+    }
+
+    /// The same for each set of labels that a workload of the service has, in their order.
+    fn decide_each(&mut self, trust_domain: &TrustDomain, record: &v1::DecisionRecord) -> Option<Vec<Verdict>> {
         let (call, protocol) = describe(record);
         let service: ServiceName = record.destination.parse().ok()?;
         let port = u16::try_from(record.port).ok()?;
-        let target = Target { service: service.clone(), labels: BTreeMap::new(), port, protocol };
-        let compiled = self.ports.entry((service, port, protocol.as_str()));
-        let compiled = compiled.or_insert_with(|| compile(&self.policies, &target).ok()).as_ref()?;
-        let decision = with_call(&target, trust_domain, &call, |call| compiled.decide(call)).ok()?;
-        Some((decision.effect, decision.rule.map(|rule| compiled.rule_name(rule).to_owned()).unwrap_or_default()))
+        let target = |labels| Target { service: service.clone(), labels, port, protocol };
+        let labels = self.labels.of(&service);
+        let compiled = self
+            .ports
+            .entry((service.clone(), port, protocol.as_str()))
+            .or_insert_with(|| labels.iter().map(|labels| compile(&self.policies, &target(labels.clone())).ok()).collect());
+        let decide = |compiled: &Compiled, call: &Call<'_>| {
+            let decision = compiled.decide(call);
+            (decision.effect, decision.rule.map(|rule| compiled.rule_name(rule).to_owned()).unwrap_or_default())
+        };
+        let compiled = compiled.as_ref()?;
+        let any = target(BTreeMap::new());
+        with_call(&any, trust_domain, &call, |call| compiled.iter().map(|compiled| decide(compiled, call)).collect()).ok()
     }
 }
 
@@ -64,8 +85,13 @@ pub(crate) struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     /// Compares these two sets of policies.
-    pub(crate) fn new(trust_domain: &'a TrustDomain, before: Vec<StoredPolicy>, after: Vec<StoredPolicy>) -> Self {
-        let (before, after) = (Judge::new(before), Judge::new(after));
+    pub(crate) fn new(
+        trust_domain: &'a TrustDomain,
+        before: Vec<StoredPolicy>,
+        after: Vec<StoredPolicy>,
+        labels: ServiceLabels,
+    ) -> Self {
+        let (before, after) = (Judge::new(before, labels.clone()), Judge::new(after, labels));
         Self { trust_domain, before, after, groups: BTreeMap::new(), replayed: 0, skipped: 0 }
     }
 
@@ -75,15 +101,18 @@ impl<'a> Replay<'a> {
         if record.side() != v1::Side::Inbound || !by_policy {
             return;
         }
-        let before = self.before.decide(self.trust_domain, record);
-        match before.zip(self.after.decide(self.trust_domain, record)) {
-            None => self.skipped += 1,
-            Some((before, after)) => {
-                self.replayed += 1;
-                if before.0 != after.0 {
-                    self.flip(record, before.1, after.1, after.0);
-                }
-            }
+        let before = self.before.decide_each(self.trust_domain, record);
+        let Some((before, after)) = before.zip(self.after.decide_each(self.trust_domain, record)) else {
+            self.skipped += 1;
+            return;
+        };
+        self.replayed += 1;
+        // Of workloads with different labels, it was one that decided as the record says.
+        let as_recorded = |verdict: &Verdict| verdict.0.to_string() == record.effect;
+        let known = before.iter().any(as_recorded);
+        let mut pairs = before.into_iter().zip(after).filter(|(before, _)| !known || as_recorded(before));
+        if let Some((before, after)) = pairs.find(|(before, after)| before.0 != after.0) {
+            self.flip(record, before.1, after.1, after.0);
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use outrider_policy::{ServiceName, SpiffeId, Target};
+use outrider_policy::{ServiceName, SpiffeId, Target, names};
 use outrider_proto::v1;
 use tonic::Status;
 
@@ -112,7 +112,11 @@ fn backing(wire: &v1::ServiceBacking) -> Result<Backing, String> {
     if !zone_ok {
         return Err(format!("service `{service}`: the zone is not up to 63 letters, digits, `-`, `.` and `_`"));
     }
-    Ok(Backing { service, mesh_address: address(&wire.mesh_address)?, ports, zone: wire.zone.clone() })
+    if wire.labels.len() > names::MAX_LABELS || !wire.labels.iter().all(|(key, value)| names::is_label_pair(key, value)) {
+        return Err(format!("service `{service}`: its labels are more than {}, or malformed", names::MAX_LABELS));
+    }
+    let labels = wire.labels.clone().into_iter().collect();
+    Ok(Backing { service, mesh_address: address(&wire.mesh_address)?, ports, labels, zone: wire.zone.clone() })
 }
 
 /// `host:port` of bounded length and printable characters: other agents connect there and logs show it.
@@ -140,4 +144,25 @@ pub(super) fn wants(wire: &v1::WantServices) -> Result<BTreeSet<ServiceName>, St
         return Err(format!("an agent calls at most {MAX_WANTS} services"));
     }
     wire.services.iter().map(|name| name.parse().map_err(|error| format!("service: {error}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_are_none_or_too_many_are_refused() {
+        let declared = |labels: Vec<(String, String)>| {
+            backing(&v1::ServiceBacking {
+                service: "shop/orders".into(),
+                mesh_address: "127.0.0.1:15108".into(),
+                ports: vec![v1::ServicePort { port: 80, protocol: v1::Protocol::Http.into() }],
+                labels: labels.into_iter().collect(),
+            })
+        };
+        let app = || ("app".to_owned(), "orders".to_owned());
+        assert_eq!(declared(vec![app()]).map(|backing| backing.labels), Ok([app()].into()));
+        assert!(declared(vec![("app".to_owned(), "two words".to_owned())]).is_err());
+        assert!(declared((0..65).map(|number| (format!("k{number}"), String::new())).collect()).is_err());
+    }
 }

@@ -144,7 +144,7 @@ impl Publisher {
         let chosen: BTreeSet<String> = in_random_order(&concerned, revision).into_iter().take(share).collect();
         (state.revision, state.agents, state.phase) = (revision, concerned.len(), Phase::Pushing);
         state.chosen = chosen.iter().cloned().collect();
-        let stored = Judge::new(self.world.policies.values().map(|policy| policy.stored.clone()).collect());
+        let stored = Judge::new(self.world.policies.values().map(|policy| policy.stored.clone()).collect(), self.world.labels());
         let findings = Mutex::new(Findings { stored, newly_denied: 0, examples: Vec::new() });
         let canary = Arc::new(Canary { revision, policies, chosen, trust_domain: order.trust_domain.clone(), findings });
         self.world.revision = revision;

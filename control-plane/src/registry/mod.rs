@@ -22,4 +22,4 @@ pub(crate) use routes::{Checked, Route, Routes};
 pub(crate) use service::ServiceEntry;
 pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};
 pub(crate) use shared::{ASK, ATTEMPTS, abreast, learn, tell};
-pub(crate) use world::{Encoded, Policy, World, from_wire, targets_of};
+pub(crate) use world::{Encoded, Policy, ServiceLabels, World, from_wire, targets_of};

@@ -16,19 +16,15 @@ use crate::store::AgentRow;
 pub(crate) struct ServiceEntry {
     pub(crate) service: v1::Service,
     pub(crate) ports: BTreeMap<u16, Protocol>,
+    /// The ports as policy sees them: once for each set of labels that a workload has there.
+    pub(crate) targets: Vec<Target>,
     pub(crate) resource: Arc<Encoded>,
 }
 
 impl ServiceEntry {
-    /// The ports as policy sees them.
-    pub(crate) fn targets(&self, name: &ServiceName) -> Vec<Target> {
-        let target = |(port, protocol): (&u16, &Protocol)| Target {
-            service: name.clone(),
-            labels: BTreeMap::new(),
-            port: *port,
-            protocol: *protocol,
-        };
-        self.ports.iter().map(target).collect()
+    /// Whether callers are told the same, and the same policies apply.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        self.resource.hash == other.resource.hash && self.targets == other.targets
     }
 }
 
@@ -56,9 +52,14 @@ pub(super) fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceNa
     let ports = ports(agents.values().filter(|agent| agent.present), name);
     let mut identities = BTreeSet::new();
     let mut endpoints = Vec::new();
+    let mut targets = BTreeSet::new();
     for agent in agents.values().filter(|agent| agent.present) {
         for backing in agent.backings.iter().filter(|backing| backing.service == *name) {
             identities.insert(agent.identity.to_string());
+            targets.extend(backing.ports.keys().filter_map(|port| {
+                let protocol = *ports.get(port)?;
+                Some(Target { service: name.clone(), labels: backing.labels.clone(), port: *port, protocol })
+            }));
             // A port counts only where the agent takes what callers will speak to it.
             let speaks = |port: &u16, protocol: &Protocol| ports.get(port).is_some_and(|own| own.is_http() == protocol.is_http());
             let served = backing.ports.iter().filter(|(port, protocol)| speaks(port, protocol));
@@ -81,7 +82,7 @@ pub(super) fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceNa
         endpoints,
     };
     let resource = Encoded::new(v1::ResourceKind::Service, name.to_string(), revision, &service);
-    Some(ServiceEntry { service, ports, resource: Arc::new(resource) })
+    Some(ServiceEntry { service, ports, targets: targets.into_iter().collect(), resource: Arc::new(resource) })
 }
 
 /// A service that no agent backs now, as those that are away declared it; `None` when none is remembered.

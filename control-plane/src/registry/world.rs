@@ -180,7 +180,7 @@ impl World {
                 },
             };
             match entry {
-                Some(entry) if services.get(&name).is_some_and(|old| old.resource.hash == entry.resource.hash) => {}
+                Some(entry) if services.get(&name).is_some_and(|old| old.is_as(&entry)) => {}
                 Some(entry) => {
                     services.insert(name, Arc::new(entry));
                 }
@@ -212,7 +212,25 @@ impl World {
 
     /// Every port of every service, as policy sees them.
     pub(crate) fn targets(&self) -> Vec<Target> {
-        self.services.iter().flat_map(|(name, entry)| entry.targets(name)).collect()
+        self.services.values().flat_map(|entry| &entry.targets).cloned().collect()
+    }
+
+    /// The labels of the workloads behind each service; those of agents with the same labels once.
+    pub(crate) fn labels(&self) -> ServiceLabels {
+        let labels = |entry: &Arc<ServiceEntry>| entry.targets.iter().map(|target| target.labels.clone()).collect();
+        ServiceLabels(self.services.iter().map(|(name, entry)| (name.clone(), labels(entry))).collect())
+    }
+}
+
+/// Labels of the workloads behind services.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ServiceLabels(BTreeMap<ServiceName, BTreeSet<BTreeMap<String, String>>>);
+
+impl ServiceLabels {
+    /// Each set of labels that a workload of the service has, at least one.
+    pub(crate) fn of(&self, service: &ServiceName) -> Vec<BTreeMap<String, String>> {
+        let sets = self.0.get(service).filter(|sets| !sets.is_empty());
+        sets.map_or_else(|| vec![BTreeMap::new()], |sets| sets.iter().cloned().collect())
     }
 }
 
@@ -223,7 +241,7 @@ pub(crate) fn targets_of(agent: &AgentRow) -> Vec<Target> {
     ports
         .map(|(backing, port, protocol)| Target {
             service: backing.service.clone(),
-            labels: BTreeMap::new(),
+            labels: backing.labels.clone(),
             port: *port,
             protocol: *protocol,
         })

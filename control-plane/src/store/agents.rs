@@ -23,6 +23,9 @@ pub(crate) struct Backing {
     /// Where the agent is; empty when it does not say.
     #[serde(default)]
     pub(crate) zone: String,
+    /// The workload's labels.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// An agent.

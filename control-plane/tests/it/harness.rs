@@ -226,7 +226,7 @@ pub(crate) fn hello(agent_id: &str, services: &[&str], wants: &[&str]) -> subscr
         service: (*service).to_owned(),
         mesh_address: "127.0.0.1:15108".into(),
         ports: vec![v1::ServicePort { port: 80, protocol: v1::Protocol::Http.into() }],
-        zone: String::new(),
+        ..v1::ServiceBacking::default()
     };
     subscribe_request::Message::Hello(v1::Hello {
         agent_id: agent_id.into(),

@@ -96,6 +96,7 @@ impl Member {
                 service: self.service.clone(),
                 mesh_address: format!("127.0.0.1:{}", 1024 + self.number % 60_000),
                 ports: vec![ServicePort { port: 80, protocol: Protocol::Http.into() }],
+                ..ServiceBacking::default()
             }],
             known: known
                 .map(|((kind, name), hash)| KnownResource { kind: *kind, name: name.clone(), hash: hash.clone() })
