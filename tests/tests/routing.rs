@@ -163,6 +163,23 @@ async fn a_time_out_of_a_route_is_504_and_says_so_in_the_log() -> Outcome {
 }
 
 #[tokio::test]
+async fn a_deadline_of_grpc_is_honoured_capped_and_passed_on() -> Outcome {
+    let shop = shop().await;
+    let with = |timeout: &str| format!("content-type: application/grpc\r\ngrpc-timeout: {timeout}\r\n");
+    assert_eq!(shop.get("/slow", &with("100m")).await?.status, 504);
+    assert_eq!(shop.get("/far", &with("99999999H")).await?.status, 200);
+    let seen = shop.orders.seen();
+    let far = seen.iter().find(|seen| seen.target == "/far").ok_or("no request")?;
+    assert_eq!(far.values("grpc-timeout"), ["86400000m"]);
+    shop.mesh.apply(&route("quick", "shop", "[{ timeouts: { request: 2s }, backendRefs: [{ name: orders, port: 80 }] }]"));
+    assert_eq!(shop.get("/near", &with("1H")).await?.status, 200);
+    let seen = shop.orders.seen();
+    let near = seen.iter().find(|seen| seen.target == "/near").ok_or("no request")?;
+    assert_eq!(near.values("grpc-timeout"), ["2000m"], "the route's bound is the nearer one");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_tenant_cannot_route_the_callers_of_others_nor_lead_to_their_services() -> Outcome {
     let shop = shop().await;
     let lab_backend = Backend::start().await;

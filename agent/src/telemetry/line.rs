@@ -47,7 +47,7 @@ impl Record {
         line.text("detail", self.detail());
         if self.trail.tries != 0 {
             line.number("attempts", u64::from(self.trail.tries));
-            line.text("endpoint", &self.trail.endpoint);
+            line.text("endpoint", self.trail.endpoint.as_deref().unwrap_or_default());
         }
         line.number("bytes", self.sent);
         line.number("micros", micros(took));

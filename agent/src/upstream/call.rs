@@ -30,7 +30,7 @@ pub struct Trail {
     /// Tries so far.
     pub tries: u32,
     /// The last endpoint, `host:port`.
-    pub endpoint: String,
+    pub endpoint: Option<Rc<str>>,
 }
 
 /// Counts a call as failed if it is dropped before its end: whoever waited for it has given up.
@@ -90,15 +90,13 @@ impl Upstreams {
         let mut unfinished = Unfinished { upstreams: self, over: false };
         let given = deadline::given(&request.head);
         let timeout = sending.timeout.into_iter().chain(given).min();
-        let mut added = added.clone();
         let mut request = request;
         if let Some(left) = timeout.filter(|_| given.is_some()) {
             let mut head = RequestHead::clone(&request.head);
-            head.fields.retain(|name| name != deadline::FIELD.as_bytes());
+            deadline::pass_on(&mut head.fields, left);
             request.head = Rc::new(head);
-            deadline::pass_on(&mut added, left);
         }
-        let tries = self.tries(&fleet, &held, sending, request, &added, trail);
+        let tries = self.tries(&fleet, &held, sending, request, added, trail);
         let outcome = match timeout {
             None => tries.await,
             Some(timeout) => tokio::time::timeout(timeout, tries).await.unwrap_or_else(|_| {
@@ -127,7 +125,7 @@ impl Upstreams {
         loop {
             let chosen = fleet.choose(self.now(), &tried, self.bounds.endpoint_requests)?;
             trail.tries += 1;
-            trail.endpoint.clone_from(&chosen.what.endpoint.address);
+            trail.endpoint = Some(chosen.what.address.clone());
             tried.push(chosen.clone());
             let body = replay.take().ok_or_else(|| Refusal::new(Reason::UpstreamFailed, "the body is gone"))?;
             let stream = StreamLease::take(&chosen.load, Some(held.clone()));

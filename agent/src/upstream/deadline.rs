@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::http::{Fields, RequestHead};
 
 /// Field of a deadline.
-pub(super) const FIELD: &str = "grpc-timeout";
+const FIELD: &str = "grpc-timeout";
 /// Longest deadline that is passed on.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -57,6 +57,7 @@ mod tests {
             version: Version::Http2,
             id: String::new(),
             upgrade: None,
+            trace: None,
         }
     }
 

@@ -36,6 +36,8 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 pub(super) struct Stop {
     pub(super) endpoint: Endpoint,
     pub(super) key: Key,
+    /// Its address, for records.
+    pub(super) address: Rc<str>,
 }
 
 /// A chosen endpoint.
@@ -98,7 +100,7 @@ impl Fleet {
                 identity: endpoint.identity.clone(),
             };
             let near = zone.is_some() && endpoint.zone.as_deref() == zone;
-            (Stop { endpoint: endpoint.clone(), key }, near)
+            (Stop { endpoint: endpoint.clone(), key, address: endpoint.address.as_str().into() }, near)
         });
         self.balancer.borrow_mut().update(now, stops, |stop| pool.load(&stop.key));
     }

@@ -63,6 +63,7 @@ impl Upstreams {
             version: Version::Http11,
             id: new_request_id(),
             upgrade: None,
+            trace: None,
         });
         let mut added = Fields::default();
         added.push(b"x-request-id", head.id.as_bytes());
