@@ -158,6 +158,7 @@ mod tests {
                 mesh_address: "127.0.0.1:15108".into(),
                 ports: vec![v1::ServicePort { port: 80, protocol: v1::Protocol::Http.into() }],
                 labels: labels.into_iter().collect(),
+                ..v1::ServiceBacking::default()
             })
         };
         let app = || ("app".to_owned(), "orders".to_owned());
