@@ -139,10 +139,10 @@ impl Service for Inbound {
     }
 
     async fn closing(&self) {
-        self.worker.closing(self.peer.deadline()).await;
+        self.worker.closing(&self.peer).await;
     }
 
     fn is_closing(&self) -> bool {
-        self.worker.is_closing(self.peer.deadline())
+        self.worker.is_closing(&self.peer)
     }
 }

@@ -89,14 +89,14 @@ impl Outbound {
             self.worker.upstreams.tunnel(&route).await
         };
         match opened.await {
-            Ok((io, peer, until)) => {
+            Ok((io, peer, tenure)) => {
                 if let Some(peer) = &peer {
                     record.peer(peer);
                 }
                 record.status(200);
-                let response =
-                    Response { status: 200, fields: Fields::default(), body: crate::http::Body::Empty, until, switched: None };
-                Reply { response, permit: None, record, tunnel: Some(Tunnel::new(io, None, until)) }
+                let (fields, body) = (Fields::default(), crate::http::Body::Empty);
+                let response = Response { status: 200, fields, body, tenure: None, switched: None };
+                Reply { response, permit: None, record, tunnel: Some(Tunnel::new(io, None, tenure)) }
             }
             Err(refusal) => crate::http::refused(&refusal, record),
         }
@@ -110,11 +110,11 @@ impl Outbound {
             record.destination(&service.name, *port, *protocol);
         }
         match self.worker.upstreams.tunnel(route).await {
-            Ok((far, peer, until)) => {
+            Ok((far, peer, tenure)) => {
                 if let Some(peer) = &peer {
                     record.peer(peer);
                 }
-                Tunnel::new(far, None, until).relay(io, BytesMut::new(), record).await;
+                Tunnel::new(far, None, tenure).relay(io, BytesMut::new(), record).await;
             }
             Err(refusal) => record.refused(&refusal),
         }

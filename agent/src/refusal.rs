@@ -158,6 +158,8 @@ reasons! {
     EgressDenied = "egress_denied", Policy, 403, Route, Outbound;
     /// A policy change ended a stream under way.
     PolicyRevoked = "policy_revoked", Policy, 403, Stream, Both;
+    /// The other side's certificate or identity was revoked.
+    PeerRevoked = "peer_revoked", Policy, 403, Tls, Both;
     /// No such service, or no such port of it.
     UnknownService = "unknown_service", Caller, 404, Route, Both;
     /// Routes are attached to the service, and none of them is for this request.

@@ -9,12 +9,12 @@ use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 use crate::{
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
-    identity::Svids,
+    identity::{Peer, Svids},
     inbound, listener, outbound,
     policy::PolicyBook,
     route::{Directory, LocalPort},
     telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
-    tls::{MeshAcceptor, MeshConnector, Trust},
+    tls::{MeshAcceptor, MeshConnector, Standing, Trust},
     upstream::{Behind, Bounds, Pool, Upstreams},
 };
 
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) policies: Arc<PolicyBook>,
     pub(crate) directory: Arc<Directory>,
     svids: Arc<Svids>,
+    trust: Arc<Trust>,
     local: Arc<Vec<LocalPort>>,
     acceptor: MeshAcceptor,
     connector: MeshConnector,
@@ -70,9 +71,10 @@ impl Shared {
     ) -> Result<Self, rustls::Error> {
         let local = config.backed.iter().map(|port| LocalPort { program: port.program, protocol: port.protocol }).collect();
         Ok(Self {
-            policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect())),
+            policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect(), trust.clone())),
             directory: Arc::default(),
             svids: svids.clone(),
+            trust: trust.clone(),
             local: Arc::new(local),
             acceptor: MeshAcceptor::new(svids.clone(), trust.clone())?,
             connector: MeshConnector::new(svids.clone(), trust.clone())?,
@@ -101,6 +103,7 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     pub(crate) drain: Drain,
     pub(crate) tasks: Tasks,
+    pub(crate) trust: Arc<Trust>,
     svids: Arc<Svids>,
 }
 
@@ -111,16 +114,18 @@ impl Worker {
     }
 
     /// Whether [`Worker::closing`] has ended.
-    pub(crate) fn is_closing(&self, deadline: Instant) -> bool {
-        self.drain.is_stopping() || Instant::now() >= deadline || self.svids.valid().is_none()
+    pub(crate) fn is_closing(&self, peer: &Peer) -> bool {
+        let ended = Instant::now() >= peer.deadline() || self.trust.standing(peer) != Standing::Good;
+        self.drain.is_stopping() || ended || self.svids.valid().is_none()
     }
 
-    /// Ends when a connection whose peer's certificate ends at `deadline` should take no more requests.
-    pub(crate) async fn closing(&self, deadline: Instant) {
+    /// Ends when a connection of this peer should take no more requests.
+    pub(crate) async fn closing(&self, peer: &Peer) {
         let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());
         tokio::select! {
             () = self.drain.stopping() => {}
-            () = tokio::time::sleep_until(deadline.min(own)) => {}
+            () = self.trust.unsettled(peer) => {}
+            () = tokio::time::sleep_until(peer.deadline().min(own)) => {}
         }
     }
 }
@@ -175,6 +180,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         limits: limits.clone(),
         drain: shared.drain.clone(),
         tasks: tasks.clone(),
+        trust: shared.trust,
         svids: shared.svids.clone(),
     });
     let most = limits.connections;

@@ -54,7 +54,7 @@ enum Command {
     Test(test::Test),
     /// Turn policies of another mesh into policies of Outrider
     Import(import::Import),
-    /// List and rotate certificates
+    /// List, rotate and revoke certificates
     Certs(certs::Certs),
     /// Make join tokens for agents
     Token(token::Token),

@@ -1,21 +1,21 @@
-//! `outrider certs`: certificates, listed and renewed.
+//! `outrider certs`: certificates, listed, renewed and revoked.
 
 use std::time::Duration;
 
 use clap::Subcommand;
-use outrider_proto::v1::{ListCertificatesRequest, RotateCertificatesRequest};
+use outrider_proto::v1::{ListCertificatesRequest, ListRevocationsRequest, RotateCertificatesRequest};
 
 use crate::{
     args::Socket,
     failure::{Exit, Failure},
     names,
     output::{Console, Tone},
-    progress,
-    view::Certificate,
+    progress, revoke,
+    view::{Certificate, Revocation},
     when,
 };
 
-/// List and rotate certificates.
+/// List, rotate and revoke certificates.
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
@@ -23,7 +23,9 @@ use crate::{
 Examples:
   outrider certs list --all
   outrider certs rotate
-  outrider certs rotate shop/orders --timeout 10s"
+  outrider certs rotate shop/orders --timeout 10s
+  outrider certs revoke shop/web --reason 'laptop stolen'
+  outrider certs list --revoked"
 )]
 pub(crate) struct Certs {
     #[command(subcommand)]
@@ -37,6 +39,9 @@ enum Verb {
         /// Also those that were replaced but have not expired
         #[arg(long)]
         all: bool,
+        /// What is revoked instead
+        #[arg(long, conflicts_with = "all")]
+        revoked: bool,
     },
     /// Ask agents for a new key and certificate now, and wait until they have it
     Rotate {
@@ -47,14 +52,30 @@ enum Verb {
         #[arg(long, value_parser = when::duration, default_value = "60s", value_name = "DURATION")]
         timeout: Duration,
     },
+    /// Let nobody believe a certificate, or an identity, any more: its connections end, and it is not renewed
+    Revoke {
+        #[command(flatten)]
+        subject: revoke::Subject,
+        /// Why, for other operators and the records of agents
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Undo a revocation
+    Unrevoke {
+        #[command(flatten)]
+        subject: revoke::Subject,
+    },
 }
 
 impl Certs {
     /// Runs the verb.
     pub(crate) async fn run(self, socket: &Socket, console: &Console) -> Result<Exit, Failure> {
         match self.verb {
-            Verb::List { all } => list(all, socket, console).await,
+            Verb::List { revoked: true, .. } => revoked(socket, console).await,
+            Verb::List { all, .. } => list(all, socket, console).await,
             Verb::Rotate { identity, timeout } => rotate(identity, timeout, socket, console).await,
+            Verb::Revoke { subject, reason } => subject.run(Some(reason), socket, console).await,
+            Verb::Unrevoke { subject } => subject.run(None, socket, console).await,
         }
     }
 }
@@ -63,6 +84,13 @@ async fn list(all: bool, socket: &Socket, console: &Console) -> Result<Exit, Fai
     let list = socket.connect().await?.list_certificates(ListCertificatesRequest { all }).await?.into_inner();
     let rows: Vec<Certificate> = list.certificates.into_iter().map(Certificate::from).collect();
     console.rows(&rows, "no certificates are valid")?;
+    Ok(Exit::Done)
+}
+
+async fn revoked(socket: &Socket, console: &Console) -> Result<Exit, Failure> {
+    let list = socket.connect().await?.list_revocations(ListRevocationsRequest {}).await?.into_inner();
+    let rows: Vec<Revocation> = list.revocations.into_iter().map(Revocation::from).collect();
+    console.rows(&rows, "nothing is revoked")?;
     Ok(Exit::Done)
 }
 

@@ -20,6 +20,7 @@ mod output;
 mod progress;
 mod replay;
 mod report;
+mod revoke;
 mod rollback;
 mod run;
 mod table;

@@ -6,7 +6,7 @@ use outrider_policy::{SpiffeId, names::NameProblem};
 use outrider_proto::v1;
 use outrider_runtime::{Drain, Gate, Readiness, Tasks, health};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -21,8 +21,8 @@ use crate::{
     metrics::Metrics,
     publish::{Mesh, Publisher},
     push::Publication,
-    registry::{World, learn, tell},
-    store::{Claim, DirError, OpenError, Redeem, Store},
+    registry::{Revocations, Revoked, World, learn, tell},
+    store::{Claim, DirError, OpenError, Redeem, Store, StoreError},
     upkeep,
 };
 
@@ -108,10 +108,13 @@ impl ControlPlane {
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone(), authority.root_pin());
         let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);
-        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), store: store.clone(), metrics };
+        let revocations = revocations(&store, &config).await.map_err(OpenError::from)?;
+        let (revoking, revoked) = watch::channel(Arc::new(revocations));
+        let revoked = Revoked::new(revoked);
+        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), revoked, store: store.clone(), metrics };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
-        let (publisher, mesh) = publisher(&issuance, config.endpoint_grace).await?;
+        let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;
         let running = doors.addresses(&config, readiness);
         let plane = Plane { issuance, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
         tasks.spawn("publish", publisher.run(drain.clone()));
@@ -188,15 +191,23 @@ async fn own_leaf(issuance: &Issuance, now: i64) -> Result<Arc<ServerLeaf>, Star
     Ok(Arc::new(leaf))
 }
 
-async fn publisher(issuance: &Issuance, grace: Duration) -> Result<(Publisher, Mesh), OpenError> {
+async fn revocations(store: &Store, config: &Config) -> Result<Revocations, StoreError> {
+    Ok(Revocations::new(store.revocations().await?, config.trust_domain.as_str(), 0))
+}
+
+async fn publisher(
+    issuance: &Issuance,
+    revoking: watch::Sender<Arc<Revocations>>,
+    grace: Duration,
+) -> Result<(Publisher, Mesh), OpenError> {
     let (store, authority) = (&issuance.store, &issuance.authority);
     let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
     let (revision, policies, agents) = store.mesh().await?;
     let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
-    let ages = store.policy_ages().await?;
-    let world = World::load(revision, bundle, policies, &ages, agents)?;
+    let (revocations, ages) = (Arc::clone(&revoking.borrow()), store.policy_ages().await?);
+    let world = World::load(revision, bundle, revocations, policies, &ages, agents)?;
     issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
-    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), world, grace))
+    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), (world, revoking), grace))
 }
 
 /// What runs.
@@ -213,15 +224,18 @@ impl Plane {
         let Self { issuance, mesh, tasks, drain, .. } = self;
         let (store, metrics) = (&issuance.store, &issuance.metrics);
         let authority = &issuance.authority;
-        let tls = api::server_config(Arc::clone(&self.leaf), &authority.roots(), authority.trust_domain()).map_err(ca_failed)?;
+        let revoked = issuance.revoked.clone();
+        let tls = api::server_config(Arc::clone(&self.leaf), &authority.roots(), authority.trust_domain(), revoked);
+        let tls = tls.map_err(ca_failed)?;
         let tls = TlsAcceptor::from(Arc::new(tls));
         let secured = api::accept(doors.agents, tls, authority.trust_domain().clone(), metrics.clone(), tasks, drain.clone());
+        let revoked = issuance.revoked.clone();
         let publication =
-            Publication { mesh: mesh.clone(), store: store.clone(), metrics: metrics.clone(), drain: drain.clone() };
+            Publication { mesh: mesh.clone(), store: store.clone(), metrics: metrics.clone(), drain: drain.clone(), revoked };
         let agents = api::agents_router(
             Identities(issuance.clone()),
             Subscriptions { publication, tasks: tasks.clone() },
-            Reports::new(store.clone(), metrics.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
+            Reports::new(issuance.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
         );
         let stop = drain.clone();
         tasks.spawn("serve agents", async move {

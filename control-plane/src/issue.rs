@@ -16,6 +16,7 @@ use crate::{
     limit::Limit,
     metrics::Metrics,
     peer::Peer,
+    registry::Revoked,
     store::{CertificateRow, Redeem, Store, StoreError},
 };
 
@@ -25,6 +26,7 @@ pub(crate) struct Issuance {
     pub(crate) authority: Arc<Authority>,
     pub(crate) tokens: JoinTokens,
     pub(crate) limit: Arc<Limit>,
+    pub(crate) revoked: Revoked,
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
 }
@@ -76,6 +78,9 @@ impl Issuance {
             Some(Evidence::Renewal(_)) => self.attest_renewal(peer, &request.expected_identity, now).await?,
             None => return Err(IssueError::NoEvidence),
         };
+        if peer.is_some_and(|peer| self.revoked.holds(peer)) || self.revoked.holds_identity(&attested.identity) {
+            return Err(AttestError::Revoked(attested.identity).into());
+        }
         let signing_request = SigningRequest::read(&request.csr)?;
         signing_request.asks_only_for(&attested.identity)?;
         let leaf = self.authority.sign(&signing_request, &attested.identity, now)?;

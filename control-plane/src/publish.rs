@@ -14,7 +14,7 @@ use tokio::{
 pub(crate) use crate::registry::Mesh;
 use crate::{
     metrics::Metrics,
-    registry::{ASK, ATTEMPTS, Applied, ChangeError, Keeper, Request, Sessions, World, abreast},
+    registry::{ASK, ATTEMPTS, Applied, ChangeError, Keeper, Request, Revocations, Sessions, World, abreast},
     store::{Store, StoreError},
 };
 
@@ -23,12 +23,16 @@ const QUEUE: usize = 1024;
 /// Requests handled before others get a turn.
 const BATCH: usize = 256;
 
+/// The mesh as it is at the start, and where revocations are told of.
+pub(crate) type Known = (World, watch::Sender<Arc<Revocations>>);
+
 /// The one writer of the mesh.
 pub(crate) struct Publisher {
     pub(crate) store: Store,
     metrics: Metrics,
     pub(crate) world: World,
     shown: watch::Sender<Arc<World>>,
+    pub(crate) revoked: watch::Sender<Arc<Revocations>>,
     pub(crate) sessions: Sessions,
     requests: mpsc::Receiver<Request>,
     pub(crate) grace: Duration,
@@ -42,14 +46,15 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// Agents of the store that are not connected yet have `grace` to come back.
-    pub(crate) fn new(store: Store, metrics: Metrics, world: World, grace: Duration) -> (Self, Mesh) {
+    pub(crate) fn new(store: Store, metrics: Metrics, (world, revoked): Known, grace: Duration) -> (Self, Mesh) {
         let (send, requests) = mpsc::channel(QUEUE);
         let (shown, watched) = watch::channel(Arc::new(world.clone()));
         let sessions = Sessions::new();
         let until = Instant::now() + grace;
         let leaving = world.agents.values().filter(|agent| agent.present).map(|agent| (agent.id.clone(), until)).collect();
         let mesh = Mesh { requests: send, world: watched, sessions: sessions.clone() };
-        (Self { store, metrics, world, shown, sessions, requests, grace, streams: BTreeMap::new(), canary: None, leaving }, mesh)
+        let (streams, canary) = (BTreeMap::new(), None);
+        (Self { store, metrics, world, shown, revoked, sessions, requests, grace, streams, canary, leaving }, mesh)
     }
 
     /// Handles changes until drain.
@@ -86,17 +91,16 @@ impl Publisher {
                 Request::Join { agent, epoch, reply } => joins.push((agent, epoch, reply)),
                 // Dropped when it is done: that is what a goodbye waits for.
                 Request::Leave { agent_id, epoch, goodbye, _done } => self.leave(&agent_id, epoch, goodbye).await,
+                // Nobody waits any more: what was stored stays stored.
                 Request::Apply { documents, dry_run, uid, reply } => {
-                    // Nobody waits any more: what was stored stays stored.
-                    let _ = reply.send(abreast!(self, self.apply(&documents, dry_run, uid)));
+                    drop(reply.send(abreast!(self, self.apply(&documents, dry_run, uid))))
                 }
                 Request::Canary { order, reply } => drop(reply.send(self.begin_canary(order).await)),
                 Request::Rollback { revision, dry_run, uid, reply } => {
                     drop(reply.send(abreast!(self, self.rollback(revision, dry_run, uid))))
                 }
-                Request::Delete { names, uid, reply } => {
-                    let _ = reply.send(abreast!(self, self.delete(&names, uid)));
-                }
+                Request::Delete { names, uid, reply } => drop(reply.send(abreast!(self, self.delete(&names, uid)))),
+                Request::Trust(change) => self.change_trust(change).await,
             }
         }
         self.join(joins).await;

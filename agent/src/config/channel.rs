@@ -16,6 +16,9 @@ use crate::{
 /// Time for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// Server name of every control plane.
+const HOST: &str = "control-plane.outrider-system";
+
 /// The control plane cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlPlaneError {
@@ -59,7 +62,8 @@ impl ControlPlane {
     /// # Errors
     /// When that fails.
     pub async fn connect(&self) -> Result<Channel, ControlPlaneError> {
-        self.open(control_plane_config(ControlPlaneTrust::Bundle(self.trust.clone()), Some(self.svids.clone()))?).await
+        let config = control_plane_config(ControlPlaneTrust::Bundle(self.trust.clone()), Some(self.svids.clone()))?;
+        self.open(config, self.trust.pin()).await
     }
 
     /// Connects as nobody, to a control plane that shows the root the token names.
@@ -67,14 +71,16 @@ impl ControlPlane {
     /// # Errors
     /// When that fails.
     pub async fn join(&self, token: &JoinToken) -> Result<Channel, ControlPlaneError> {
-        self.open(control_plane_config(ControlPlaneTrust::Pin(token.pin()), None)?).await
+        self.open(control_plane_config(ControlPlaneTrust::Pin(token.pin()), None)?, Some(token.pin())).await
     }
 
-    async fn open(&self, config: ClientConfig) -> Result<Channel, ControlPlaneError> {
+    /// `believed` is the key of a root that we believe: a control plane that changes its root shows a chain to that one.
+    async fn open(&self, config: ClientConfig, believed: Option<[u8; 32]>) -> Result<Channel, ControlPlaneError> {
         let wrong = || ControlPlaneError::Address(self.address.clone());
         let connector = TlsConnector::from(Arc::new(config));
         // The identity in the certificate is what counts; the name is only there because TLS wants one.
-        let name = ServerName::try_from("control-plane.outrider-system").map_err(|_| wrong())?;
+        let name = believed.map_or_else(|| HOST.to_owned(), |pin| format!("{}.{HOST}", short(&pin)));
+        let name = ServerName::try_from(name).map_err(|_| wrong())?;
         let address = self.address.clone();
         let dial = tower::service_fn(move |_: Uri| {
             let (connector, name, address) = (connector.clone(), name.clone(), address.clone());
@@ -97,4 +103,9 @@ impl ControlPlane {
                 reason: outrider_runtime::tasks::chain(&error),
             })
     }
+}
+
+/// The first half of a pin in hex: what fits in a label of a server name.
+fn short(pin: &[u8; 32]) -> String {
+    pin.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -139,7 +139,7 @@ impl Subscription {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: ["ServicePolicy/v1alpha1", "HTTPRoute/v1", "GRPCRoute/v1", "Service", "TrustBundle"]
+            capabilities: ["ServicePolicy/v1alpha1", "HTTPRoute/v1", "GRPCRoute/v1", "Service", "TrustBundle", "Revocations"]
                 .map(str::to_owned)
                 .to_vec(),
             services: self.services.clone(),

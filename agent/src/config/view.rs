@@ -8,7 +8,7 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, route::StoredRoute};
 use outrider_proto::v1::{
-    self as wire, KnownResource, Resource, ResourceKind, RouteBody, ServicePolicyBody, TrustBundle, Update,
+    self as wire, KnownResource, Resource, ResourceKind, RevocationList, RouteBody, ServicePolicyBody, TrustBundle, Update,
 };
 use prost::Message as _;
 
@@ -92,10 +92,12 @@ impl View {
     /// # Errors
     /// When any part cannot be understood or enforced; what was in force before still is.
     pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
-        let (mut bundle, mut services, mut stored, mut routes) = (None, Vec::new(), Vec::new(), Vec::new());
+        let (mut bundle, mut revocations) = (None, RevocationList::default());
+        let (mut services, mut stored, mut routes) = (Vec::new(), Vec::new(), Vec::new());
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
+                Ok(ResourceKind::Revocations) => revocations = read::<RevocationList>(resource)?,
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
                 Ok(ResourceKind::Route) => routes.push(route(resource)?),
@@ -120,10 +122,17 @@ impl View {
         };
         let checks = routes.iter().filter_map(checked).flatten().collect();
         let routes = tables(&routes)?;
+        let revoke = |trust: &Trust| {
+            trust
+                .revoke(&revocations)
+                .map_err(|error| ViewError::Resource { name: "revocations".into(), reason: error.to_string() })
+        };
+        revoke(&Trust::default())?;
         policies.put_in_force(&stored, self.revision).map_err(ViewError::Policy)?;
         if let Some(bundle) = &bundle {
             anchors(trust, bundle)?;
         }
+        revoke(trust)?;
         directory.replace_all(services, routes, backends, checks);
         Ok(())
     }
@@ -200,7 +209,7 @@ mod tests {
 
     #[test]
     fn an_update_with_an_unusable_part_puts_nothing_in_force() {
-        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new()), Directory::default());
+        let (trust, policies, directory) = (Trust::default(), PolicyBook::new(Vec::new(), Arc::default()), Directory::default());
         let bundle = |roots: Vec<Vec<u8>>| TrustBundle { trust_domain: "mesh.internal".to_owned(), roots };
         let resource = |kind: ResourceKind, name: &str, body: Vec<u8>| Resource {
             kind: kind.into(),

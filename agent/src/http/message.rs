@@ -3,10 +3,9 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::{Fields, h1, h2};
-use crate::{refusal::Refusal, telemetry::TraceContext};
+use crate::{refusal::Refusal, telemetry::TraceContext, tls::Tenure};
 
 /// Version a message arrived with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +81,8 @@ pub struct Response {
     pub fields: Fields,
     /// The body.
     pub body: Body,
-    /// When the certificates end that its connection was made with; nothing passes afterwards.
-    pub until: Option<Instant>,
+    /// Of its connection: nothing passes when it has ended.
+    pub tenure: Option<Tenure>,
     /// With 101: the upstream connection, which speaks another protocol from here on.
     pub switched: Option<h1::Switched>,
 }
@@ -168,7 +167,7 @@ impl Response {
             status,
             fields,
             body: Body::Full(format!("{status} {phrase}\nrequest id {request_id}\n").into()),
-            until: None,
+            tenure: None,
             switched: None,
         }
     }

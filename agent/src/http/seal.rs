@@ -15,11 +15,11 @@ use crate::{
 pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) -> Reply {
     response.fields.set("x-request-id", record.id().as_bytes());
     record.status(response.status);
-    let until = response.until;
+    let tenure = response.tenure.clone();
     let Some(Switched { io, already, lease }) = response.switched.take() else {
         return Reply { response, permit, record, tunnel: None };
     };
-    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, until, lease: Some(lease) }) }
+    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, tenure, lease: Some(lease) }) }
 }
 
 /// A refusal: status and id for the caller, the rest for the record.

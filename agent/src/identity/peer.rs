@@ -10,7 +10,7 @@ use outrider_policy::SpiffeId;
 use rustls::CommonState;
 use tokio::time::Instant;
 
-use crate::tls::{Leaf, LeafError};
+use crate::tls::{AnchorId, Leaf, LeafError, Trust};
 
 /// Who is at the other end, as its certificate proved.
 #[derive(Clone, Debug)]
@@ -19,27 +19,37 @@ pub struct Peer {
     address: SocketAddr,
     deadline: Instant,
     tls: Arc<str>,
+    proof: Option<Proof>,
+}
+
+/// What a certificate proved beside the identity.
+#[derive(Clone, Debug)]
+struct Proof {
+    serial: Arc<str>,
+    anchor: AnchorId,
 }
 
 impl Peer {
     /// Reads a finished handshake, whose verifier has accepted the certificate.
     ///
     /// # Errors
-    /// When there is no certificate, or it is not a workload's.
-    pub fn of(session: &CommonState, address: SocketAddr) -> Result<Self, LeafError> {
-        let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or(LeafError::Encoding)?;
-        let Leaf { id, not_after, .. } = Leaf::parse(leaf)?;
+    /// When there is no certificate, it is not a workload's, or its trust anchor has left the bundle meanwhile.
+    pub fn of(session: &CommonState, address: SocketAddr, trust: &Trust) -> Result<Self, LeafError> {
+        let chain = session.peer_certificates().unwrap_or_default();
+        let leaf = chain.first().ok_or(LeafError::Encoding)?;
+        let Leaf { id, serial, not_after, .. } = Leaf::parse(leaf)?;
+        let proof = Some(Proof { serial: serial.into(), anchor: trust.anchor_of(chain).ok_or(LeafError::Anchor)? });
         let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
         let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
         let left = not_after.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-        Ok(Self { id: Some(id), address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into() })
+        Ok(Self { id: Some(id), address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into(), proof })
     }
 
     /// Somebody who came in plaintext and proved nothing.
     pub fn anonymous(address: SocketAddr) -> Self {
         // There is no certificate to end; the policy ends such a connection.
         let deadline = Instant::now() + Duration::from_secs(365 * 86_400);
-        Self { id: None, address, deadline, tls: "".into() }
+        Self { id: None, address, deadline, tls: "".into(), proof: None }
     }
 
     /// Its SPIFFE ID; none for a caller in plaintext.
@@ -50,6 +60,16 @@ impl Peer {
     /// Its SPIFFE ID as text; empty for a caller in plaintext.
     pub fn name(&self) -> &str {
         self.id.as_ref().map(SpiffeId::as_str).unwrap_or_default()
+    }
+
+    /// Serial number of its certificate, lower-case hex.
+    pub fn serial(&self) -> Option<&str> {
+        self.proof.as_ref().map(|proof| &*proof.serial)
+    }
+
+    /// The trust anchor that its certificate chains to.
+    pub fn anchor(&self) -> Option<&AnchorId> {
+        self.proof.as_ref().map(|proof| &proof.anchor)
     }
 
     /// Where it connects from, or listens.

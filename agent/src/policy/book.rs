@@ -6,6 +6,8 @@ use arc_swap::ArcSwap;
 use outrider_policy::{Compiled, ServiceName, StoredPolicy, Target, compile};
 use tokio::sync::watch;
 
+use crate::tls::Trust;
+
 /// Everything that is in force at one revision.
 #[derive(Debug)]
 pub struct InForce {
@@ -19,15 +21,18 @@ pub struct InForce {
 pub struct PolicyBook {
     targets: Vec<Target>,
     current: ArcSwap<InForce>,
-    changed: watch::Sender<u64>,
+    /// Who is believed: what a permit stands on beside the policies.
+    pub(super) trust: Arc<Trust>,
+    changed: Arc<watch::Sender<u64>>,
 }
 
 impl PolicyBook {
-    /// A book for these ports of own services, denying everything.
-    pub fn new(targets: Vec<Target>) -> Self {
+    /// A book for these ports of own services, denying everything. What changes in `trust` is heard of as a change too.
+    pub fn new(targets: Vec<Target>, trust: Arc<Trust>) -> Self {
         let deny = Arc::new(Compiled::deny_all("no policy received yet"));
         let compiled = targets.iter().map(|_| deny.clone()).collect();
-        Self { targets, current: ArcSwap::from_pointee(InForce { revision: 0, compiled }), changed: watch::Sender::new(0) }
+        let changed = trust.changed();
+        Self { targets, current: ArcSwap::from_pointee(InForce { revision: 0, compiled }), trust, changed }
     }
 
     /// Compiles `policies` and puts them in force for every decision from now on, and for streams under way.

@@ -10,6 +10,7 @@ use crate::{
     http::RequestHead,
     identity::Peer,
     refusal::{Reason, Refusal},
+    tls::{Standing, Tenure},
 };
 
 /// What a decision was, for records.
@@ -73,6 +74,9 @@ impl PolicyBook {
         }
         // Subscribed before the decision: a change in between is seen as a change.
         let changes = self.changes();
+        if let Some(refusal) = self.trust.refusal(peer) {
+            return Err(Denied { refusal, verdict: None });
+        }
         let verdict = self.decide(target, peer, head.map(|head| &**head));
         match verdict {
             Ok(verdict) if verdict.effect() == Effect::Allow => {
@@ -126,17 +130,26 @@ impl Permit {
         &self.peer
     }
 
-    /// Ends when the permit no longer holds: a change of policy denies what it allowed, or the peer's certificate ended.
+    /// Ends when the permit no longer holds: a change of policy denies what it allowed, the peer is no longer believed, or its
+    /// certificate ended.
     pub async fn revoked(&mut self) -> Refusal {
-        let deadline = self.peer.deadline();
         loop {
+            let deadline = match self.book.trust.standing(&self.peer) {
+                Standing::Good => self.peer.deadline(),
+                Standing::Leaving(until) => until.min(self.peer.deadline()),
+                Standing::Revoked => Instant::now(),
+            };
             tokio::select! {
                 changed = self.changes.changed() => if changed.is_err() {
                     return Refusal::new(Reason::Draining, "the agent is going away");
                 },
                 () = tokio::time::sleep_until(deadline) => {
-                    return Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
+                    let ended = || Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
+                    return self.book.trust.refusal(&self.peer).unwrap_or_else(ended);
                 }
+            }
+            if let Some(refusal) = self.book.trust.refusal(&self.peer) {
+                return refusal;
             }
             match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
                 Ok(verdict) if verdict.effect() == Effect::Allow => self.verdict = verdict,
@@ -148,8 +161,8 @@ impl Permit {
 }
 
 /// Ends when a stream may not go on: its permit, where there is one, no longer holds, or the certificates of the connection
-/// that it comes from have ended.
-pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refusal {
+/// that it comes from have ended, or are no longer believed.
+pub async fn lapsed(permit: Option<&mut Permit>, tenure: Option<&Tenure>) -> Refusal {
     let revoked = async {
         match permit {
             Some(permit) => permit.revoked().await,
@@ -157,14 +170,14 @@ pub async fn lapsed(permit: Option<&mut Permit>, until: Option<Instant>) -> Refu
         }
     };
     let ended = async {
-        match until {
-            Some(until) => tokio::time::sleep_until(until).await,
+        match tenure {
+            Some(tenure) => tenure.ended().await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         biased;
         refusal = revoked => refusal,
-        () = ended => Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"),
+        refusal = ended => refusal,
     }
 }

@@ -3,16 +3,14 @@
 use std::io;
 
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncWriteExt as _, copy_bidirectional_with_sizes},
-    time::Instant,
-};
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
 
 use crate::{
     http::SharedIo,
     policy::{Permit, lapsed},
     refusal::Reason,
     telemetry::Record,
+    tls::Tenure,
     upstream::Lease,
 };
 
@@ -28,16 +26,16 @@ pub struct Tunnel {
     pub already: BytesMut,
     /// Ends the relay when it no longer holds.
     pub permit: Option<Permit>,
-    /// When the certificates of the far end's connection end, and the relay with them.
-    pub until: Option<Instant>,
+    /// Of the connection to the far end; the relay ends with it.
+    pub tenure: Option<Tenure>,
     /// The place at the endpoint of a connection that began with HTTP.
     pub lease: Option<Lease>,
 }
 
 impl Tunnel {
     /// A tunnel over a fresh connection.
-    pub fn new(io: SharedIo, permit: Option<Permit>, until: Option<Instant>) -> Self {
-        Self { io, already: BytesMut::new(), permit, until, lease: None }
+    pub fn new(io: SharedIo, permit: Option<Permit>, tenure: Option<Tenure>) -> Self {
+        Self { io, already: BytesMut::new(), permit, tenure, lease: None }
     }
 }
 
@@ -45,7 +43,7 @@ impl Tunnel {
     /// Carries bytes between `near` and the far end until both directions have ended, one fails, or the permit ends.
     /// `already` is what the near end sent before.
     pub async fn relay(self, mut near: SharedIo, already: BytesMut, mut record: Record) {
-        let Self { io: mut far, already: greeting, mut permit, until, lease: _lease } = self;
+        let Self { io: mut far, already: greeting, mut permit, tenure, lease: _lease } = self;
         let relay = async {
             near.write_all(&greeting).await?;
             near.flush().await?;
@@ -56,7 +54,7 @@ impl Tunnel {
         };
         let outcome = tokio::select! {
             outcome = relay => outcome,
-            refusal = lapsed(permit.as_mut(), until) => return record.refused(&refusal),
+            refusal = lapsed(permit.as_mut(), tenure.as_ref()) => return record.refused(&refusal),
         };
         match outcome {
             Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),

@@ -40,6 +40,12 @@ pub enum LeafError {
     /// Somebody else than a control plane.
     #[error("`{0}` is not a control plane")]
     NotControlPlane(String),
+    /// The operator has revoked it.
+    #[error("{0}")]
+    Revoked(String),
+    /// Its chain leads to nobody who is trusted now.
+    #[error("its trust anchor has left the bundle")]
+    Anchor,
     /// A CA certificate, or one that may sign.
     #[error("it may sign certificates")]
     Signs,

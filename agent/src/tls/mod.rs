@@ -1,14 +1,19 @@
 //! Mutual TLS inside the mesh: TLS 1.3 only, both sides proved, no tickets, no resumption, no early data.
 
+mod anchor;
 mod control;
 mod leaf;
+mod revoked;
+mod tenure;
 mod trust;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+pub use anchor::AnchorId;
 pub use control::{ControlPlaneTrust, control_plane_config};
 pub use leaf::{Leaf, LeafError};
-pub use trust::{Trust, TrustError};
+pub use tenure::Tenure;
+pub use trust::{Standing, Trust, TrustError};
 
 use outrider_policy::{ServiceName, SpiffeId};
 use rustls::{
@@ -81,12 +86,19 @@ fn problem(error: &std::io::Error) -> (Reason, String) {
     let Some(rustls::Error::InvalidCertificate(certificate)) = error.get_ref().and_then(|inner| inner.downcast_ref()) else {
         return (Reason::ConnectFailed, error.to_string());
     };
+    let mut reason = Reason::PeerIdentity;
     let text = match certificate {
+        CertificateError::Other(rustls::OtherError(rule))
+            if matches!(rule.downcast_ref::<LeafError>(), Some(LeafError::Revoked(_))) =>
+        {
+            reason = Reason::PeerRevoked;
+            rule.to_string()
+        }
         CertificateError::UnknownIssuer => "the certificate is signed by nobody in the trust bundle".to_owned(),
         CertificateError::Other(rustls::OtherError(rule)) => format!("the certificate is not acceptable: {rule}"),
         other => other.to_string(),
     };
-    (Reason::PeerIdentity, text)
+    (reason, text)
 }
 
 /// The one TLS provider.
@@ -98,6 +110,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 #[derive(Clone)]
 pub struct MeshAcceptor {
     acceptor: TlsAcceptor,
+    trust: Arc<Trust>,
 }
 
 impl std::fmt::Debug for MeshAcceptor {
@@ -114,7 +127,7 @@ impl MeshAcceptor {
     pub fn new(svids: Arc<Svids>, trust: Arc<Trust>) -> Result<Self, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(trust)
+            .with_client_cert_verifier(trust.clone())
             .with_cert_resolver(svids);
         config.alpn_protocols =
             [MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Tcp].map(|protocol| protocol.alpn().to_vec()).into();
@@ -122,7 +135,7 @@ impl MeshAcceptor {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)) })
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), trust })
     }
 
     /// Takes a handshake.
@@ -134,9 +147,12 @@ impl MeshAcceptor {
         let stream = tokio::time::timeout(within, self.acceptor.accept(stream))
             .await
             .map_err(|_| failed("TLS handshake timed out".to_owned()))?
-            .map_err(|error| failed(format!("TLS handshake: {}", problem(&error).1)))?;
+            .map_err(|error| match problem(&error) {
+                (Reason::PeerRevoked, text) => Refusal::new(Reason::PeerRevoked, text),
+                (_, text) => failed(format!("TLS handshake: {text}")),
+            })?;
         let session = stream.get_ref().1;
-        let peer = Peer::of(session, address).map_err(|error| failed(error.to_string()))?;
+        let peer = Peer::of(session, address, &self.trust).map_err(|error| failed(error.to_string()))?;
         let protocol = session
             .alpn_protocol()
             .and_then(MeshProtocol::from_alpn)
@@ -174,6 +190,7 @@ pub struct MeshConnector {
     http1: TlsConnector,
     http2: TlsConnector,
     tcp: TlsConnector,
+    trust: Arc<Trust>,
 }
 
 impl std::fmt::Debug for MeshConnector {
@@ -199,7 +216,13 @@ impl MeshConnector {
             config.enable_early_data = false;
             Ok(TlsConnector::from(Arc::new(config)))
         };
-        Ok(Self { http1: build(MeshProtocol::Http1)?, http2: build(MeshProtocol::Http2)?, tcp: build(MeshProtocol::Tcp)? })
+        let [http1, http2, tcp] = [MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Tcp].map(build);
+        Ok(Self { http1: http1?, http2: http2?, tcp: tcp?, trust })
+    }
+
+    /// Who is believed.
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
     }
 
     /// Makes a handshake with an endpoint that must prove `expected`.
@@ -227,7 +250,8 @@ impl MeshConnector {
             Refusal::new(reason, format!("TLS handshake with {address}: {text}"))
         })?;
         let session = stream.get_ref().1;
-        let peer = Peer::of(session, address).map_err(|error| Refusal::new(Reason::PeerIdentity, error.to_string()))?;
+        let peer =
+            Peer::of(session, address, &self.trust).map_err(|error| Refusal::new(Reason::PeerIdentity, error.to_string()))?;
         if peer.id() != Some(expected) {
             return Err(Refusal::new(Reason::PeerIdentity, format!("{address} proved `{}`, expected `{expected}`", peer.name())));
         }

@@ -1,38 +1,51 @@
-//! The trust bundle, and who is believed because of it.
+//! The trust bundle and the revocations in force, and who is believed because of them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use outrider_policy::TrustDomain;
+use outrider_proto::v1::{RevocationList, TrustBundle};
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
-    client::{
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
+    DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
-    server::{
-        ParsedCertificate, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{AnchorId, Leaf, LeafError, anchor::Anchor, provider, revoked::Revoked};
+use crate::{
+    identity::Peer,
+    refusal::{Reason, Refusal},
 };
 
-use super::{Leaf, LeafError, provider};
+/// Most anchors of a bundle.
+const MOST_ANCHORS: usize = 16;
+/// How long exchanges may go on with a peer whose trust anchor has left the bundle. Nothing new begins with it.
+const LEAVE: Duration = Duration::from_secs(10);
 
-/// Trust anchors of our trust domain. Empty at first: then nobody is believed.
+/// Trust anchors of our trust domain, and who is revoked. Without anchors, as at first, nobody is believed.
 #[derive(Debug)]
 pub struct Trust {
-    anchors: ArcSwapOption<Anchors>,
+    state: ArcSwap<State>,
+    changed: Arc<watch::Sender<u64>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
+#[derive(Clone, Debug, Default)]
+struct State {
+    bundle: Option<Arc<Bundle>>,
+    revoked: Arc<Revoked>,
+    /// Anchors that left the bundle not long ago, and when the last exchanges of their peers end.
+    left: Vec<(AnchorId, Instant)>,
+}
+
 #[derive(Debug)]
-struct Anchors {
+struct Bundle {
     domain: TrustDomain,
     ders: Vec<Vec<u8>>,
-    roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
+    anchors: Vec<Anchor>,
 }
 
 /// A bundle that cannot be used.
@@ -41,63 +54,223 @@ pub enum TrustError {
     /// Nobody could ever be verified.
     #[error("the trust bundle holds no certificate")]
     Empty,
+    /// More than anybody needs.
+    #[error("the trust bundle holds {0} certificates, at most {MOST_ANCHORS} are taken")]
+    TooMany(usize),
     /// Not a trust domain.
     #[error("trust domain: {0}")]
     Domain(String),
     /// Not a certificate that can be an anchor.
     #[error("trust anchor: {0}")]
     Anchor(String),
+    /// Not a list of revocations.
+    #[error("revocations: {0}")]
+    Revocations(String),
+}
+
+/// Whether a peer that was believed still is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is.
+    Good,
+    /// Its trust anchor has left the bundle: what is under way may go on until then.
+    Leaving(Instant),
+    /// It was revoked.
+    Revoked,
 }
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { anchors: ArcSwapOption::empty(), algorithms: provider().signature_verification_algorithms }
+        let algorithms = provider().signature_verification_algorithms;
+        Self { state: ArcSwap::default(), changed: Arc::new(watch::Sender::new(0)), algorithms }
     }
 }
 
-impl Trust {
-    /// Puts a bundle in force for all handshakes from now on.
-    ///
-    /// # Errors
-    /// When it cannot be used; what was in force before still is.
-    pub fn replace(&self, bundle: &outrider_proto::v1::TrustBundle) -> Result<(), TrustError> {
+impl Bundle {
+    fn read(bundle: &TrustBundle) -> Result<Self, TrustError> {
         let domain: TrustDomain = bundle.trust_domain.parse().map_err(|error| TrustError::Domain(format!("{error}")))?;
-        let mut roots = RootCertStore::empty();
-        for der in &bundle.roots {
-            roots.add(CertificateDer::from(der.as_slice())).map_err(|error| TrustError::Anchor(error.to_string()))?;
+        match bundle.roots.len() {
+            0 => return Err(TrustError::Empty),
+            1..=MOST_ANCHORS => {}
+            many => return Err(TrustError::TooMany(many)),
         }
-        if roots.is_empty() {
-            return Err(TrustError::Empty);
+        let anchors = bundle.roots.iter().map(|der| Anchor::read(der)).collect::<Result<_, _>>()?;
+        Ok(Self { domain, ders: bundle.roots.clone(), anchors })
+    }
+
+    /// Tries each anchor; the error is that of the one the chain names, where it names one.
+    fn verify(&self, leaf: &CertificateDer<'_>, chain: impl Fn(&Anchor) -> Result<(), Error>) -> Result<Leaf, Error> {
+        let mut refused = None;
+        for anchor in &self.anchors {
+            match chain(anchor) {
+                Ok(()) => {
+                    refused = None;
+                    break;
+                }
+                Err(error) => {
+                    let unknown = Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+                    if refused.is_none() || error != unknown {
+                        refused = Some(error);
+                    }
+                }
+            }
         }
-        let roots = Arc::new(roots);
-        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
-        let clients = clients.build().map_err(|error| TrustError::Anchor(error.to_string()))?;
-        self.anchors.store(Some(Arc::new(Anchors { domain, ders: bundle.roots.clone(), roots, clients })));
-        Ok(())
-    }
-
-    /// The bundle in force.
-    pub fn bundle(&self) -> Option<outrider_proto::v1::TrustBundle> {
-        let anchors = self.anchors.load();
-        anchors.as_ref().map(|anchors| outrider_proto::v1::TrustBundle {
-            trust_domain: anchors.domain.to_string(),
-            roots: anchors.ders.clone(),
-        })
-    }
-
-    fn anchors(&self) -> Result<Arc<Anchors>, Error> {
-        self.anchors.load_full().ok_or_else(|| Error::General("no trust bundle yet".to_owned()))
-    }
-}
-
-impl Anchors {
-    /// The identity rules that chain building knows nothing of.
-    fn check_identity(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        if let Some(error) = refused {
+            return Err(error);
+        }
         let leaf = Leaf::parse(leaf)?;
         if leaf.id.trust_domain() != self.domain.as_str() {
             return Err(LeafError::TrustDomain(leaf.id.to_string()).into());
         }
+        Ok(leaf)
+    }
+}
+
+impl Trust {
+    /// Puts a bundle in force for all handshakes from now on. Peers whose anchor is not in it any more begin nothing new.
+    ///
+    /// # Errors
+    /// When it cannot be used; what was in force before still is.
+    pub fn replace(&self, bundle: &TrustBundle) -> Result<(), TrustError> {
+        let read = Arc::new(Bundle::read(bundle)?);
+        let now = Instant::now();
+        self.state.rcu(|state| {
+            let holds = |id: &AnchorId| read.anchors.iter().any(|anchor| anchor.id == *id);
+            let mut left: Vec<_> = state.left.iter().filter(|(id, until)| *until > now && !holds(id)).copied().collect();
+            let before = state.bundle.iter().flat_map(|before| &before.anchors);
+            left.extend(before.filter(|anchor| !holds(&anchor.id)).map(|anchor| (anchor.id, now + LEAVE)));
+            State { bundle: Some(read.clone()), revoked: state.revoked.clone(), left }
+        });
+        self.tell();
         Ok(())
+    }
+
+    /// Puts a list of revocations in force, for handshakes and for whoever is connected.
+    ///
+    /// # Errors
+    /// When it cannot be read; what was in force before still is.
+    pub fn revoke(&self, list: &RevocationList) -> Result<(), TrustError> {
+        let read = Arc::new(Revoked::read(list).map_err(TrustError::Revocations)?);
+        if self.state.load().revoked != read {
+            self.state.rcu(|state| State { revoked: read.clone(), ..State::clone(state) });
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// The bundle in force.
+    pub fn bundle(&self) -> Option<TrustBundle> {
+        let state = self.state.load();
+        let bundle = state.bundle.as_ref()?;
+        Some(TrustBundle { trust_domain: bundle.domain.to_string(), roots: bundle.ders.clone() })
+    }
+
+    /// SHA-256 of the public key of the bundle's first anchor.
+    pub fn pin(&self) -> Option<[u8; 32]> {
+        self.state.load().bundle.as_ref().and_then(|bundle| Some(bundle.anchors.first()?.pin))
+    }
+
+    /// Told at every change of what is believed, and of policy. Subscribe before looking, so that no change is lost.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// What [`Trust::changes`] hears of.
+    pub(crate) fn changed(&self) -> Arc<watch::Sender<u64>> {
+        self.changed.clone()
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// The anchor that this chain, which was verified just now, leads to.
+    pub(crate) fn anchor_of(&self, chain: &[CertificateDer<'_>]) -> Option<AnchorId> {
+        let state = self.state.load();
+        let anchors = &state.bundle.as_ref()?.anchors;
+        if let [only] = anchors.as_slice() {
+            return Some(only.id);
+        }
+        // A path ends with a certificate that names the anchor as its issuer. Only when several are named it is walked again.
+        let named: Vec<&Anchor> = anchors.iter().filter(|anchor| anchor.is_named_in(chain)).collect();
+        match named.as_slice() {
+            [] => None,
+            [only] => Some(only.id),
+            several => {
+                let (leaf, intermediates) = chain.split_first()?;
+                let now = UnixTime::now();
+                several.iter().find(|anchor| anchor.verify_client(leaf, intermediates, now).is_ok()).map(|anchor| anchor.id)
+            }
+        }
+    }
+
+    /// Whether a peer that was believed at its handshake still is. A caller in plaintext proved nothing that could fall.
+    pub fn standing(&self, peer: &Peer) -> Standing {
+        let (Some(id), Some(serial), Some(anchor)) = (peer.id(), peer.serial(), peer.anchor()) else { return Standing::Good };
+        let state = self.state.load();
+        if state.revoked.check(id, serial).is_err() {
+            return Standing::Revoked;
+        }
+        let anchors = state.bundle.iter().flat_map(|bundle| &bundle.anchors);
+        if anchors.map(|anchor| &anchor.id).any(|id| id == anchor) {
+            return Standing::Good;
+        }
+        let left = state.left.iter().find(|(id, _)| id == anchor);
+        Standing::Leaving(left.map_or_else(Instant::now, |(_, until)| *until))
+    }
+
+    /// What a peer is told that is no longer believed; `None` while it may go on.
+    pub fn refusal(&self, peer: &Peer) -> Option<Refusal> {
+        match self.standing(peer) {
+            Standing::Good => None,
+            Standing::Leaving(until) => (Instant::now() >= until)
+                .then(|| Refusal::new(Reason::PolicyRevoked, "the trust anchor of the peer's certificate has left the bundle")),
+            Standing::Revoked => {
+                let (id, serial) = (peer.id()?, peer.serial()?);
+                let detail = self.state.load().revoked.check(id, serial).err();
+                Some(Refusal::new(Reason::PeerRevoked, detail.map_or_else(String::new, |error| error.to_string())))
+            }
+        }
+    }
+
+    /// Ends when a peer is no longer believed.
+    pub async fn fallen(&self, peer: &Peer) -> Refusal {
+        // Subscribed before the first look: a change in between is seen as a change.
+        let mut changes = self.changes();
+        loop {
+            if let Some(refusal) = self.refusal(peer) {
+                return refusal;
+            }
+            let leaving = match self.standing(peer) {
+                Standing::Leaving(until) => Some(until),
+                Standing::Good | Standing::Revoked => None,
+            };
+            let left = async {
+                match leaving {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() {
+                    return Refusal::new(Reason::Draining, "the agent is going away");
+                },
+                () = left => {}
+            }
+        }
+    }
+
+    /// Ends when a peer should begin nothing new.
+    pub async fn unsettled(&self, peer: &Peer) {
+        let mut changes = self.changes();
+        while self.standing(peer) == Standing::Good && changes.changed().await.is_ok() {}
+    }
+
+    fn verify(&self, leaf: &CertificateDer<'_>, chain: impl Fn(&Anchor) -> Result<(), Error>) -> Result<(), Error> {
+        let state = self.state.load_full();
+        let bundle = state.bundle.as_ref().ok_or_else(|| Error::General("no trust bundle yet".to_owned()))?;
+        let Leaf { id, serial, .. } = bundle.verify(leaf, chain)?;
+        Ok(state.revoked.check(&id, &serial)?)
     }
 }
 
@@ -110,10 +283,7 @@ impl ServerCertVerifier for Trust {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let anchors = self.anchors()?;
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &anchors.roots, intermediates, now, self.algorithms.all)?;
-        anchors.check_identity(leaf)?;
+        self.verify(leaf, |anchor| anchor.verify_server(leaf, intermediates, now, self.algorithms))?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -151,10 +321,8 @@ impl ClientCertVerifier for Trust {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let anchors = self.anchors()?;
-        let verified = anchors.clients.verify_client_cert(leaf, intermediates, now)?;
-        anchors.check_identity(leaf)?;
-        Ok(verified)
+        self.verify(leaf, |anchor| anchor.verify_client(leaf, intermediates, now))?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -84,7 +84,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, key: Key, client: H1Client, generation: u64) {
-        if !client.is_over() || Instant::now() >= client.usable_until {
+        if !client.is_over() || client.tenure.is_over() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -116,7 +116,7 @@ impl Pool {
             let leads_somewhere = leads_somewhere(key);
             clients.retain(|idle| {
                 let fresh = idle.generation == generation && idle.since.elapsed() < IDLE_FOR;
-                leads_somewhere && fresh && Instant::now() < idle.client.usable_until
+                leads_somewhere && fresh && !idle.client.tenure.is_over()
             });
             !clients.is_empty()
         });

@@ -27,7 +27,7 @@ use crate::{
     refusal::{Reason, Refusal},
     route::{AnswerParts, Directory, Endpoint, Kind, Route},
     telemetry::UpstreamMetrics,
-    tls::{MeshConnector, MeshProtocol},
+    tls::{MeshConnector, MeshProtocol, Tenure},
 };
 
 /// Tries of a request on connections that turn out to have ended.
@@ -63,7 +63,7 @@ pub struct Upstreams {
 struct Connected {
     io: SharedIo,
     peer: Option<Rc<Peer>>,
-    usable_until: Instant,
+    tenure: Tenure,
 }
 
 impl Upstreams {
@@ -121,17 +121,17 @@ impl Upstreams {
         Ok(response)
     }
 
-    /// Opens an opaque connection along a route: the far end, who it is, and when its certificates end.
+    /// Opens an opaque connection along a route: the far end, who it is, and how long it may be used.
     ///
     /// # Errors
     /// `connect_failed`, `peer_identity`, `no_identity`, `no_endpoint`, `overloaded`.
-    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Instant>), Refusal> {
+    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Tenure>), Refusal> {
         let connected = match route.kind() {
             Kind::Local { program, .. } => self.connect(&Key::Program(*program), None, MeshProtocol::Tcp).await?,
             Kind::Mesh { service, port, .. } => self.connect_any(&self.fleet(service, *port)).await?,
             Kind::Answer(_) => return Err(Refusal::new(Reason::ProtocolMismatch, "a route answers, and nothing can be opened")),
         };
-        Ok((connected.io, connected.peer, Some(connected.usable_until)))
+        Ok((connected.io, connected.peer, Some(connected.tenure)))
     }
 
     /// An opaque connection to whichever endpoint can be reached.
@@ -174,7 +174,7 @@ impl Upstreams {
             let (client, reused) = match self.pool.take(key, generation) {
                 Some(client) => (client, true),
                 None => match self.connect(key, endpoint, MeshProtocol::Http1).await {
-                    Ok(connected) => (H1Client::new(connected.io, connected.usable_until), false),
+                    Ok(connected) => (H1Client::new(connected.io, connected.tenure), false),
                     Err(refusal) => return Err(Failure::unsent(refusal, body)),
                 },
             };
@@ -233,7 +233,7 @@ impl Upstreams {
         }
         let opened = async {
             let connected = self.connect(key, endpoint, MeshProtocol::Http2).await?;
-            H2Client::open(connected.io, connected.usable_until, &self.limits, &self.tasks).await
+            H2Client::open(connected.io, connected.tenure, &self.limits, &self.tasks).await
         };
         match opened.await {
             Ok(client) => {
@@ -258,8 +258,8 @@ impl Upstreams {
         let (service, port, endpoint) = match (key, endpoint) {
             (Key::Program(program), _) => {
                 let stream = dial(*program).await?;
-                let usable_until = Instant::now() + std::time::Duration::from_secs(24 * 3600);
-                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, usable_until });
+                let tenure = Tenure::until(Instant::now() + std::time::Duration::from_secs(24 * 3600));
+                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, tenure });
             }
             (Key::Mesh { service, port, .. }, Some(endpoint)) => (service, *port, endpoint),
             (Key::Mesh { .. }, None) => return Err(Refusal::new(Reason::NoEndpoint, "no endpoint")),
@@ -268,8 +268,10 @@ impl Upstreams {
         let address = resolve(&endpoint.address).await?;
         let stream = dial(address).await?;
         let secured = self.connector.connect(stream, address, service, port, protocol, &endpoint.identity).await?;
-        let usable_until = secured.peer.deadline().min(own.deadline());
-        Ok(Connected { io: secured.io, usable_until, peer: Some(Rc::new(secured.peer)) })
+        let peer = Rc::new(secured.peer);
+        let until = peer.deadline().min(own.deadline());
+        let tenure = Tenure::of(peer.clone(), self.connector.trust().clone(), until);
+        Ok(Connected { io: secured.io, tenure, peer: Some(peer) })
     }
 }
 

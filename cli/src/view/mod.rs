@@ -7,12 +7,13 @@ mod flip;
 mod laggard;
 mod policy;
 mod revision;
+mod revocation;
 mod route;
 mod service;
 
 pub(crate) use self::{
     agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
-    revision::Revision, route::Route, service::Service,
+    revision::Revision, revocation::Revocation, route::Route, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -29,6 +29,8 @@ pub(crate) struct Answers {
     pub(crate) agents: Option<ListAgentsResponse>,
     pub(crate) decisions: Option<ListDecisionsResponse>,
     pub(crate) certificates: Option<ListCertificatesResponse>,
+    pub(crate) revoke: Option<Result<RevokeResponse, Status>>,
+    pub(crate) revocations: Option<ListRevocationsResponse>,
     pub(crate) explain: Option<Result<ExplainResponse, Status>>,
     pub(crate) token: Option<CreateTokenResponse>,
     pub(crate) status: Option<StatusResponse>,
@@ -231,6 +233,21 @@ impl Admin for Fake {
         request: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
         self.list(request, &self.answers.certificates)
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        self.answer(request, &self.answers.revoke)
+    }
+
+    async fn unrevoke(&self, request: Request<UnrevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        self.answer(request, &self.answers.revoke)
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<ListRevocationsResponse>, Status> {
+        self.list(request, &self.answers.revocations)
     }
 
     async fn rotate_certificates(

@@ -337,6 +337,23 @@ impl Admin for Operators {
         }))
     }
 
+    async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
+        let uid = uid(&request);
+        self.revoked(request.into_inner(), uid).await.map(Response::new)
+    }
+
+    async fn unrevoke(&self, request: Request<v1::UnrevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
+        let uid = uid(&request);
+        self.unrevoked(request.into_inner(), uid).await.map(Response::new)
+    }
+
+    async fn list_revocations(
+        &self,
+        _request: Request<v1::ListRevocationsRequest>,
+    ) -> Result<Response<v1::ListRevocationsResponse>, Status> {
+        Ok(Response::new(self.revocations()))
+    }
+
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let authorities = self.authority.describe();
         let mut warnings = words::ca_warnings(&authorities, clock::now());
@@ -359,7 +376,7 @@ impl Admin for Operators {
 }
 
 impl Operators {
-    fn trust_domain(&self) -> &TrustDomain {
+    pub(super) fn trust_domain(&self) -> &TrustDomain {
         self.authority.trust_domain()
     }
 

@@ -40,7 +40,7 @@ impl Config for Subscriptions {
         self.tasks.spawn_scoped(async move {
             match hello(&publication, &mut inbound, &peer).await {
                 Ok(hello) => match Stream::open(publication, hello, out.clone()).await {
-                    Ok(stream) => stream.run(inbound, peer.not_after).await,
+                    Ok(stream) => stream.run(inbound, &peer).await,
                     Err(status) => refuse(&out, &peer, status),
                 },
                 Err(status) => refuse(&out, &peer, status),

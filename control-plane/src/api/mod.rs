@@ -9,6 +9,7 @@ mod socket;
 mod telemetry;
 mod tls;
 mod trial;
+mod trust;
 
 use outrider_proto::v1::{
     admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, telemetry_server::TelemetryServer,

@@ -13,10 +13,11 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{known_peer, unavailable};
 use crate::{
     clock,
+    issue::Issuance,
     limit::Limit,
     metrics::Metrics,
     peer::Peer,
-    registry::World,
+    registry::{Revoked, World},
     store::{DecisionRow, Store},
 };
 
@@ -43,6 +44,7 @@ pub(crate) struct Reports {
     /// Knows whether candidates are being tried.
     world: watch::Receiver<Arc<World>>,
     limit: Arc<Limit>,
+    revoked: Revoked,
     tasks: Tasks,
     drain: Drain,
 }
@@ -85,8 +87,10 @@ impl Refused {
 }
 
 impl Reports {
-    pub(crate) fn new(store: Store, metrics: Metrics, world: watch::Receiver<Arc<World>>, tasks: Tasks, drain: Drain) -> Self {
-        Self { store, metrics, world, limit: Arc::new(Limit::new(RECORDS_AT_ONCE, RECORDS_A_SECOND)), tasks, drain }
+    pub(crate) fn new(issuance: Issuance, world: watch::Receiver<Arc<World>>, tasks: Tasks, drain: Drain) -> Self {
+        let Issuance { store, metrics, revoked, .. } = issuance;
+        let limit = Arc::new(Limit::new(RECORDS_AT_ONCE, RECORDS_A_SECOND));
+        Self { store, metrics, world, limit, revoked, tasks, drain }
     }
 
     async fn take_all(
@@ -95,8 +99,11 @@ impl Reports {
         peer: &Peer,
         out: &mpsc::Sender<Result<ReportResponse, Status>>,
     ) -> Result<(), Status> {
+        let mut revoked = self.revoked.clone();
         loop {
             let batch = tokio::select! {
+                biased;
+                () = revoked.fall(peer) => return Err(Status::permission_denied("revoked")),
                 batch = inbound.message() => batch?,
                 () = self.drain.stopping() => return Err(Status::unavailable("the control plane is stopping")),
                 () = out.closed() => return Ok(()),

@@ -16,7 +16,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::{ca::ServerLeaf, peer::Peer};
+use crate::{ca::ServerLeaf, peer::Peer, registry::Revoked};
 
 /// Why the door cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +34,10 @@ pub(crate) fn server_config(
     leaf: Arc<ServerLeaf>,
     roots: &[CertificateDer<'static>],
     trust_domain: &TrustDomain,
+    revoked: Revoked,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier::new(roots, trust_domain, &provider)?;
+    let verifier = PeerVerifier::new(roots, trust_domain, revoked, &provider)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -54,12 +55,14 @@ pub(crate) fn server_config(
 struct PeerVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust_domain: TrustDomain,
+    revoked: Revoked,
 }
 
 impl PeerVerifier {
     fn new(
         roots: &[CertificateDer<'static>],
         trust_domain: &TrustDomain,
+        revoked: Revoked,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
@@ -68,7 +71,7 @@ impl PeerVerifier {
         }
         let chain =
             WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).allow_unauthenticated().build()?;
-        Ok(Self { chain, trust_domain: trust_domain.clone() })
+        Ok(Self { chain, trust_domain: trust_domain.clone(), revoked })
     }
 }
 
@@ -89,7 +92,10 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         let peer = Peer::read(end_entity, &self.trust_domain);
-        peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
+        let peer = peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
+        if self.revoked.holds(&peer) {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
         Ok(verified)
     }
 

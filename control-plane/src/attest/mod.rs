@@ -59,6 +59,9 @@ pub(crate) enum AttestError {
     /// A certificate that ended while its connection lived.
     #[error("certificate `{0}` has expired: join again with a token")]
     ExpiredCertificate(String),
+    /// It is no longer believed.
+    #[error("`{0}` was revoked: `outrider certs unrevoke` undoes that")]
+    Revoked(SpiffeId),
     /// A flood.
     #[error("`{0}` asks for certificates too often: try again in a second")]
     TooOften(SpiffeId),
@@ -72,6 +75,7 @@ impl AttestError {
     pub(crate) fn outward(&self) -> tonic::Status {
         match self {
             Self::Malformed | Self::Unknown => tonic::Status::unauthenticated("the join token is not accepted"),
+            Self::Revoked(_) => tonic::Status::permission_denied("revoked"),
             Self::OtherIdentity { .. } => tonic::Status::permission_denied(self.to_string()),
             Self::TooOften(_) => tonic::Status::resource_exhausted(self.to_string()),
             Self::Store(StoreError::TokenUsed) => tonic::Status::unauthenticated("the join token has been used already"),
@@ -90,6 +94,7 @@ impl AttestError {
             Self::OtherIdentity { .. } => "other_identity",
             Self::NoCertificate => "no_certificate",
             Self::UnknownCertificate(_) => "unknown_certificate",
+            Self::Revoked(_) => "revoked",
             Self::TooOften(_) => "too_often",
             Self::Store(_) => "store",
         }

@@ -1,4 +1,4 @@
-//! What one agent gets, and no more: the trust bundle, its own services' policies, the services it calls and
+//! What one agent gets, and no more: the trust bundle, who is revoked, its own services' policies, the services it calls and
 //! the routes to them.
 
 use std::{
@@ -24,6 +24,8 @@ pub(crate) struct Scope {
     pub(crate) targets: Arc<[Target]>,
     /// The services it calls.
     pub(crate) wants: BTreeSet<ServiceName>,
+    /// Whether it knows what revocations are.
+    pub(crate) takes_revocations: bool,
     /// Who it is: some agents get candidates.
     pub(crate) agent_id: String,
     /// Namespace of its identity: routes there are for its calls.
@@ -37,7 +39,9 @@ pub(crate) fn view(world: &World, scope: &Scope) -> View {
     // A name that nobody knows is answered too: who asked need not wait in vain.
     let services = scope.wants.iter().map(|name| world.described(name));
     let routes = scope.wants.iter().flat_map(|name| world.routes_of(name, &scope.namespace)).map(|route| &route.resource);
+    let revocations = world.revocations.resource.as_ref().filter(|_| scope.takes_revocations);
     std::iter::once(&world.bundle)
+        .chain(revocations)
         .chain(policies)
         .chain(routes)
         .cloned()

@@ -30,6 +30,8 @@ pub(crate) struct Hello {
     pub(crate) agent: AgentRow,
     pub(crate) known: Vec<(Key, [u8; 32])>,
     pub(crate) wants: BTreeSet<ServiceName>,
+    /// Whether it knows what revocations are.
+    pub(crate) takes_revocations: bool,
     /// Serial of its certificate, lower-case hex.
     pub(crate) serial: String,
     /// Unix seconds.
@@ -83,6 +85,7 @@ impl Hello {
             agent,
             known: hello.known.into_iter().map(known).collect::<Result<_, _>>().map_err(invalid)?,
             wants: hello.want.as_ref().map_or_else(|| Ok(BTreeSet::new()), wants).map_err(invalid)?,
+            takes_revocations: hello.capabilities.iter().any(|capability| capability == "Revocations"),
             serial,
             certificate_end,
         })

@@ -18,8 +18,9 @@ use crate::{
     clock,
     compile::{Scope, view},
     metrics::Metrics,
+    peer::Peer,
     publish::Mesh,
-    registry::{ChangeError, Command, Request, Session},
+    registry::{ChangeError, Command, Request, Revoked, Session},
     store::Store,
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct Publication {
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
+    pub(crate) revoked: Revoked,
 }
 
 /// Why a stream ended.
@@ -42,6 +44,8 @@ pub(crate) struct Publication {
 pub(crate) enum StreamEnd {
     /// The agent said goodbye.
     Goodbye,
+    /// The agent was revoked: its endpoints go at once.
+    Revoked,
     /// The connection ended.
     Gone,
     /// We end it, with this status.
@@ -97,16 +101,22 @@ impl Stream {
         mesh.ask(|reply| Request::Join { agent: hello.agent, epoch, reply }).await.map_err(|error| refuse(&error))?;
         mesh.sessions.open(session);
         publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
-        let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), namespace };
+        let takes_revocations = hello.takes_revocations;
+        let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations, namespace };
         let ledger = Ledger::new(hello.known);
         Ok(Self { publication, agent_id, identity, epoch, scope, ledger, sent_at: Instant::now(), out, commands })
     }
 
-    /// Serves the agent until an end; `certificate_end` (Unix seconds) is one of them.
-    pub(crate) async fn run(mut self, mut inbound: Streaming<v1::SubscribeRequest>, certificate_end: i64) {
-        let end = self.serve(&mut inbound, certificate_end).await;
-        let goodbye = matches!(end, StreamEnd::Goodbye);
-        if let StreamEnd::Closed(status) = end {
+    /// Serves the agent until an end; that of the connection's certificate is one of them, and its revocation.
+    pub(crate) async fn run(mut self, mut inbound: Streaming<v1::SubscribeRequest>, peer: &Peer) {
+        let end = self.serve(&mut inbound, peer).await;
+        let goodbye = matches!(end, StreamEnd::Goodbye | StreamEnd::Revoked);
+        let status = match end {
+            StreamEnd::Closed(status) => Some(status),
+            StreamEnd::Revoked => Some(Status::permission_denied("revoked")),
+            StreamEnd::Goodbye | StreamEnd::Gone => None,
+        };
+        if let Some(status) = status {
             tracing::info!(agent = self.agent_id, identity = self.identity, reason = status.message(), "stream closed");
             // A full queue means that it does not read: it will see the connection end.
             let _ = self.out.try_send(Err(status));
@@ -118,16 +128,18 @@ impl Stream {
         mesh.leave(self.agent_id, self.epoch, goodbye).await;
     }
 
-    async fn serve(&mut self, inbound: &mut Streaming<v1::SubscribeRequest>, certificate_end: i64) -> StreamEnd {
-        let left = u64::try_from(certificate_end - clock::now()).unwrap_or(0);
+    async fn serve(&mut self, inbound: &mut Streaming<v1::SubscribeRequest>, peer: &Peer) -> StreamEnd {
+        let left = u64::try_from(peer.not_after - clock::now()).unwrap_or(0);
         let expiry = Instant::now() + Duration::from_secs(left);
         let mut world = self.publication.mesh.world.clone();
         let drain = self.publication.drain.clone();
+        let mut revoked = self.publication.revoked.clone();
         world.mark_changed();
         let mut due = None;
         loop {
             let ready = self.ledger.is_idle();
             let end = tokio::select! {
+                () = revoked.fall(peer) => Some(StreamEnd::Revoked),
                 message = inbound.message() => match message {
                     Ok(Some(v1::SubscribeRequest { message: Some(message) })) => {
                         due.get_or_insert_with(Instant::now);
@@ -276,7 +288,9 @@ fn stopping() -> StreamEnd {
 fn refuse(error: &ChangeError) -> Status {
     match error {
         ChangeError::AgentTaken(_) => Status::permission_denied(error.to_string()),
-        ChangeError::TooManyAgents(_) | ChangeError::TooManyOfIdentity(..) => Status::resource_exhausted(error.to_string()),
+        ChangeError::TooManyAgents(_) | ChangeError::TooManyOfIdentity(..) | ChangeError::TooManyRevocations(_) => {
+            Status::resource_exhausted(error.to_string())
+        }
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
         ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
         ChangeError::Store(_) | ChangeError::Stopping => Status::unavailable("the control plane cannot answer now"),

@@ -4,7 +4,7 @@ use outrider_policy::{Diagnostic, SpiffeId};
 use tokio::sync::{oneshot, watch};
 
 use super::{CanaryOrder, CanaryState, RolledBack};
-use crate::store::{AgentRow, StoreError};
+use crate::store::{AgentRow, RevocationRow, StoreError};
 
 /// What happened to a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub(crate) enum ChangeError {
     /// More agents than one identity may have.
     #[error("`{0}` has {1} agents, which is as many as one identity may have")]
     TooManyOfIdentity(SpiffeId, usize),
+    /// More revocations than agents hold.
+    #[error("there are {0} revocations, which is as many as agents hold: revoke an identity instead of its certificates")]
+    TooManyRevocations(usize),
     /// Candidates are being tried.
     #[error("a canary (revision {0}) is under way: wait for its end, or end it with `outrider rollback`")]
     Canary(u64),
@@ -67,8 +70,19 @@ pub(crate) enum Request {
     Canary { order: CanaryOrder, reply: Reply<watch::Receiver<CanaryState>> },
     /// Puts policies back to a revision; 0 is before the last change.
     Rollback { revision: u64, dry_run: bool, uid: u32, reply: Reply<RolledBack> },
+    /// Changes who is believed.
+    Trust(TrustChange),
     /// An agent opened a stream.
     Join { agent: AgentRow, epoch: u64, reply: Reply<()> },
     /// An agent's stream ended; with `goodbye` its endpoints go at once.
     Leave { agent_id: String, epoch: u64, goodbye: bool, _done: oneshot::Sender<()> },
+}
+
+/// A change of who is believed. Each answers with its revision.
+#[derive(Debug)]
+pub(crate) enum TrustChange {
+    /// Revokes a certificate or an identity.
+    Revoke { row: RevocationRow, uid: u32, reply: Reply<u64> },
+    /// Undoes the revocation of this subject.
+    Unrevoke { subject: String, uid: u32, reply: Reply<u64> },
 }

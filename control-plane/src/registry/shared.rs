@@ -57,6 +57,8 @@ impl Publisher {
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
         let changes = self.store.changes_since(self.world.revision).await?;
         if changes.revision > self.world.revision {
+            // Read after the revision: it is at least as new, and never shown later than that.
+            self.load_trust(changes.revision).await?;
             for (revision, touched) in self.world.absorb(changes)? {
                 let concerned = |targets: &[outrider_policy::Target]| touched.iter().any(|policy| policy.applies_to_any(targets));
                 self.sessions.remember(revision, self.world.reach(concerned));

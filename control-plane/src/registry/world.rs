@@ -11,7 +11,7 @@ use outrider_proto::v1;
 use prost::Message;
 
 use super::{
-    Canary, Reach, Route, Routes, ServiceEntry,
+    Canary, Reach, Revocations, Route, Routes, ServiceEntry,
     service::{nobody, service},
 };
 use crate::store::{AgentRow, PolicyRow, StoreError};
@@ -71,6 +71,7 @@ impl Policy {
 pub(crate) struct World {
     pub(crate) revision: u64,
     pub(crate) bundle: Arc<Encoded>,
+    pub(crate) revocations: Arc<Revocations>,
     /// By `namespace/name`.
     pub(crate) policies: Arc<BTreeMap<String, Arc<Policy>>>,
     pub(crate) routes: Arc<Routes>,
@@ -89,6 +90,7 @@ impl World {
     pub(crate) fn load(
         revision: u64,
         bundle: v1::TrustBundle,
+        revocations: Arc<Revocations>,
         policies: Vec<PolicyRow>,
         ages: &BTreeMap<(String, String), u64>,
         agents: Vec<AgentRow>,
@@ -104,6 +106,7 @@ impl World {
         let mut world = Self {
             revision,
             bundle: Arc::new(Encoded::new(v1::ResourceKind::TrustBundle, name, 0, &bundle)),
+            revocations,
             policies: Arc::new(policies.collect::<Result<_, _>>()?),
             routes: Arc::new(routes.collect::<Result<_, _>>()?),
             agents: Arc::default(),

@@ -13,6 +13,7 @@ mod open;
 mod policies;
 mod postgres;
 mod replica;
+mod revocations;
 mod schema;
 mod sessions;
 mod sql;
@@ -40,6 +41,7 @@ pub use open::{Backend, OpenError};
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;
+pub(crate) use revocations::{MAX_REVOCATIONS, RevocationRow};
 pub(crate) use sessions::SessionRow;
 pub(crate) use tokens::{TokenHash, TokenRow};
 

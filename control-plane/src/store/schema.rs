@@ -1,11 +1,12 @@
 //! The schema, step by step, for both databases.
 
 /// The steps. They are only ever added.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
     include_str!("../../migrations/0004_replicas.sql"),
+    include_str!("../../migrations/0005_revocations.sql"),
 ];
 
 /// How many steps this version knows.

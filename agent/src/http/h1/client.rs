@@ -10,7 +10,6 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncWriteExt as _, BufWriter},
     task::JoinHandle,
-    time::Instant,
 };
 
 use super::{
@@ -25,6 +24,7 @@ use crate::{
         message::{Body, Frame, RequestHead, Response},
     },
     refusal::{Reason, Refusal},
+    tls::Tenure,
     upstream::Lease,
 };
 
@@ -38,8 +38,8 @@ pub struct H1Client {
     reader: Rc<RefCell<Reader>>,
     /// Sends the current request's body.
     pump: Option<Pump>,
-    /// After this it is not used for another exchange.
-    pub usable_until: Instant,
+    /// When this is over it is not used for another exchange.
+    pub tenure: Tenure,
 }
 
 /// Sends a request's body. Dropped, it stops.
@@ -100,9 +100,9 @@ pub enum Exchange {
 
 impl H1Client {
     /// A client over a fresh connection.
-    pub fn new(io: SharedIo, usable_until: Instant) -> Self {
+    pub fn new(io: SharedIo, tenure: Tenure) -> Self {
         let reader = Rc::new(RefCell::new(Reader::new(io.clone(), BytesMut::new())));
-        Self { io, reader, pump: None, usable_until }
+        Self { io, reader, pump: None, tenure }
     }
 
     /// Whether the exchange before is over in both directions. An upstream may answer before it has the whole request: what
@@ -113,7 +113,7 @@ impl H1Client {
 
     /// Whether another exchange may start on it.
     pub fn is_usable(&mut self) -> bool {
-        if !self.is_over() || Instant::now() >= self.usable_until {
+        if !self.is_over() || self.tenure.is_over() {
             return false;
         }
         self.pump = None;
@@ -134,7 +134,7 @@ pub async fn exchange(
 ) -> Result<Exchange, Refusal> {
     let reused = lease.reused;
     let client = lease.client_mut()?;
-    let (io, reader, until) = (client.io.clone(), client.reader.clone(), client.usable_until);
+    let (io, reader, tenure) = (client.io.clone(), client.reader.clone(), client.tenure.clone());
     let mut writer = io.clone();
     let without_body = body.is_end();
     let sent = async {
@@ -160,7 +160,7 @@ pub async fn exchange(
                 Ok(Ok(())) => None,
                 Ok(Err(PumpError::Source(detail))) => return Err(Refusal::new(Reason::Malformed, detail)),
                 Ok(Err(PumpError::Sink)) | Err(_) => {
-                    client.usable_until = Instant::now();
+                    client.tenure.end();
                     let stopped = |_| Err(Refusal::new(Reason::UpstreamFailed, "upstream stopped reading").into());
                     Some(tokio::time::timeout(LAST_WORDS, &mut to_answer).await.unwrap_or_else(stopped))
                 }
@@ -170,7 +170,11 @@ pub async fn exchange(
     let late = |_| Err(Answer::Refused(Refusal::new(Reason::UpstreamTimeout, "no response in time")));
     let parsed = match early {
         Some(parsed) => parsed,
-        None => tokio::time::timeout(limits.response_head, to_answer).await.unwrap_or_else(late),
+        None => tokio::select! {
+            biased;
+            parsed = tokio::time::timeout(limits.response_head, to_answer) => parsed.unwrap_or_else(late),
+            refusal = tenure.fallen() => Err(refusal.into()),
+        },
     };
     let parsed = match parsed {
         Ok(parsed) => parsed,
@@ -178,13 +182,13 @@ pub async fn exchange(
         Err(Answer::Ended(refusal) | Answer::Refused(refusal)) => return Err(refusal),
     };
     if !parsed.keep_alive {
-        client.usable_until = Instant::now();
+        client.tenure.end();
     }
     if parsed.switches {
         let already = reader.borrow_mut().take_rest();
         let switched = Some(Switched { io, already, lease });
         let (status, fields) = (parsed.status, parsed.fields);
-        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, until: Some(until), switched }));
+        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, tenure: Some(tenure), switched }));
     }
     reader.borrow_mut().begin_body(parsed.framing);
     let body = if reader.borrow().body_is_end() {
@@ -193,7 +197,7 @@ pub async fn exchange(
     } else {
         Body::H1(BodyReader::new(reader.clone(), Some(lease)))
     };
-    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body, until: Some(until), switched: None }))
+    Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body, tenure: Some(tenure), switched: None }))
 }
 
 enum Answer {

@@ -141,8 +141,8 @@ async fn write_now(writer: &mut BufWriter<SharedIo>, bytes: &[u8]) -> std::io::R
 /// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
 /// request may follow.
 async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
-    let Reply { response, mut permit, mut record, .. } = reply;
-    let until = response.until;
+    let Reply { mut response, mut permit, mut record, .. } = reply;
+    let tenure = response.tenure.take();
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
@@ -152,7 +152,7 @@ async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>,
                 false
             }
         },
-        refusal = lapsed(permit.as_mut(), until) => {
+        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => {
             record.refused(&refusal);
             false
         }

@@ -5,12 +5,13 @@ use std::{cell::Cell, rc::Rc};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use outrider_runtime::Tasks;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::task::JoinHandle;
 
 use super::{BodyReader, WINDOW, as_map, server::send_data};
 use crate::{
     http::{Body, Fields, Frame, Limits, RequestHead, Response, SharedIo},
     refusal::{Reason, Refusal},
+    tls::Tenure,
     upstream::StreamLease,
 };
 
@@ -18,8 +19,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct H2Client {
     send: SendRequest<Bytes>,
-    /// After this it is not used for another exchange, and what is under way ends.
-    pub usable_until: Instant,
+    /// When this is over it is not used for another exchange, and what is under way ends.
+    pub tenure: Tenure,
     /// Set when the connection has ended, or takes no more streams.
     closed: Rc<Cell<bool>>,
 }
@@ -49,7 +50,7 @@ impl H2Client {
     ///
     /// # Errors
     /// When the peer does not speak HTTP/2.
-    pub async fn open(io: SharedIo, usable_until: Instant, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
+    pub async fn open(io: SharedIo, tenure: Tenure, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
         let handshake = h2::client::Builder::new()
             .enable_push(false)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
@@ -68,12 +69,12 @@ impl H2Client {
             }
             ended.set(true);
         });
-        Ok(Self { send, usable_until, closed })
+        Ok(Self { send, tenure, closed })
     }
 
     /// Whether another exchange may start on it.
     pub fn is_usable(&self) -> bool {
-        !self.closed.get() && Instant::now() < self.usable_until
+        !self.closed.get() && !self.tenure.is_over()
     }
 
     /// Waits for room for a stream and opens it. An error means that the connection takes no more of them.
@@ -122,9 +123,13 @@ pub async fn exchange(
     };
     let response = match early {
         Some(response) => response,
-        None => tokio::time::timeout(limits.response_head, response)
-            .await
-            .map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?,
+        None => tokio::select! {
+            biased;
+            response = tokio::time::timeout(limits.response_head, response) => {
+                response.map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?
+            }
+            refusal = client.tenure.fallen() => return Err(refusal),
+        },
     };
     let response = match response {
         Ok(response) => response,
@@ -133,7 +138,7 @@ pub async fn exchange(
         }
         Err(error) => return Err(failed(&error)),
     };
-    let until = Some(client.usable_until);
+    let tenure = Some(client.tenure.clone());
     let (parts, stream) = response.into_parts();
     let mut fields = Fields::default();
     let mut length = None;
@@ -156,7 +161,7 @@ pub async fn exchange(
     } else {
         Body::H2(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump })))
     };
-    Ok(Exchange::Answered(Response { status, fields, body, until, switched: None }))
+    Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
 }
 
 fn wire_head(head: &RequestHead, fields: &Fields, body: &Body) -> Result<http::Request<()>, Refusal> {

@@ -45,7 +45,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             accepted = connection.accept() => accepted,
             () = service.closing(), if !closing => {
                 closing = true;
-                deadline.as_mut().reset(Instant::now() + LINGER);
+                let idle = Rc::strong_count(&open) == 1;
+                deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
                 connection.graceful_shutdown();
                 continue;
             }
@@ -170,7 +171,7 @@ fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Reques
 /// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
 async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, stall: Duration) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let (mut body, until) = (response.body, response.until);
+    let (mut body, tenure) = (response.body, response.tenure);
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
         record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
@@ -195,7 +196,7 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
     let outcome = tokio::select! {
         biased;
         copied = copy(&mut body, &mut stream, &mut record, stall) => copied.map_err(Err),
-        refusal = lapsed(permit.as_mut(), until) => Err(Ok(refusal)),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => Err(Ok(refusal)),
     };
     match outcome {
         Ok(()) => Some(()),

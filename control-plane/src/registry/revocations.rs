@@ -1,0 +1,156 @@
+//! Who is no longer believed, as the control plane itself and its agents see it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use outrider_policy::SpiffeId;
+use outrider_proto::v1;
+use tokio::sync::watch;
+
+use super::{ChangeError, Encoded, TrustChange};
+use crate::{
+    clock,
+    peer::Peer,
+    publish::Publisher,
+    store::{MAX_REVOCATIONS, RevocationRow, StoreError},
+};
+
+/// Clocks of members may differ by this: a certificate is revoked for that much longer than it lives.
+const SKEW: i64 = 120;
+
+/// The revocations at one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Revocations {
+    pub(crate) rows: Vec<RevocationRow>,
+    subjects: BTreeSet<String>,
+    /// What agents get; none while nobody is revoked.
+    pub(crate) resource: Option<Arc<Encoded>>,
+}
+
+impl Revocations {
+    /// `trust_domain` names the resource.
+    pub(crate) fn new(rows: Vec<RevocationRow>, trust_domain: &str, revision: u64) -> Self {
+        use v1::revocation::Subject;
+        let revocation = |row: &RevocationRow| {
+            let subject = row.subject.clone();
+            let subject = if row.is_identity() { Subject::Identity(subject) } else { Subject::Serial(subject) };
+            v1::Revocation { subject: Some(subject), reason: row.reason.clone() }
+        };
+        let list = v1::RevocationList { revocations: rows.iter().map(revocation).collect() };
+        let encode = || Encoded::new(v1::ResourceKind::Revocations, trust_domain.to_owned(), revision, &list);
+        let resource = (!rows.is_empty()).then(|| Arc::new(encode()));
+        Self { subjects: rows.iter().map(|row| row.subject.clone()).collect(), rows, resource }
+    }
+
+    /// Whether nobody of this identity is believed.
+    pub(crate) fn holds_identity(&self, identity: &SpiffeId) -> bool {
+        self.subjects.contains(identity.as_str())
+    }
+
+    /// Whether this certificate, or everybody of its identity, is not believed.
+    pub(crate) fn holds(&self, identity: &SpiffeId, serial: &str) -> bool {
+        self.subjects.contains(serial) || self.holds_identity(identity)
+    }
+}
+
+/// The revocations as they are now. Clones see the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Revoked(watch::Receiver<Arc<Revocations>>);
+
+impl Revoked {
+    pub(crate) fn new(now: watch::Receiver<Arc<Revocations>>) -> Self {
+        Self(now)
+    }
+
+    /// Whether this peer is revoked.
+    pub(crate) fn holds(&self, peer: &Peer) -> bool {
+        self.0.borrow().holds(&peer.identity, &peer.serial)
+    }
+
+    /// Whether this identity is revoked.
+    pub(crate) fn holds_identity(&self, identity: &SpiffeId) -> bool {
+        self.0.borrow().holds_identity(identity)
+    }
+
+    /// Ends when this peer is revoked.
+    pub(crate) async fn fall(&mut self, peer: &Peer) {
+        // The sender lives as long as the control plane.
+        if self.0.wait_for(|revocations| revocations.holds(&peer.identity, &peer.serial)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Publisher {
+    /// Makes a change of who is believed.
+    pub(crate) async fn change_trust(&mut self, change: TrustChange) {
+        // Nobody waits any more: what was stored stays stored.
+        match change {
+            TrustChange::Revoke { row, uid, reply } => drop(reply.send(self.revoke(row, uid).await)),
+            TrustChange::Unrevoke { subject, uid, reply } => drop(reply.send(self.unrevoke(&subject, uid).await)),
+        }
+    }
+
+    /// Revokes a certificate or an identity, for everybody who is connected and whoever comes.
+    async fn revoke(&mut self, row: RevocationRow, uid: u32) -> Result<u64, ChangeError> {
+        let revision = self.store.revoke(&row, uid).await?.ok_or(ChangeError::TooManyRevocations(MAX_REVOCATIONS))?;
+        tracing::warn!(subject = row.subject, identity = row.identity, reason = row.reason, revision, "revoked");
+        self.show_revocations(revision).await?;
+        Ok(revision)
+    }
+
+    /// Undoes a revocation.
+    async fn unrevoke(&mut self, subject: &str, uid: u32) -> Result<u64, ChangeError> {
+        let nothing = || ChangeError::NotFound(format!("`{subject}` is not revoked: see `outrider certs list --revoked`"));
+        let revision = self.store.unrevoke(subject, uid, clock::now()).await?.ok_or_else(nothing)?;
+        tracing::info!(subject, revision, "revocation undone");
+        self.show_revocations(revision).await?;
+        Ok(revision)
+    }
+
+    /// Forgets revocations of certificates that have ended.
+    pub(crate) async fn prune_revocations(&mut self) {
+        let before = clock::now() - SKEW;
+        if !self.world.revocations.rows.iter().any(|row| row.ends.is_some_and(|ends| ends < before)) {
+            return;
+        }
+        let pruned = async {
+            match self.store.prune_revocations(before).await? {
+                Some(revision) => self.show_revocations(revision).await,
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = pruned.await {
+            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "revocations not pruned, trying again");
+        }
+    }
+
+    /// Shows what was stored as this revision.
+    async fn show_revocations(&mut self, revision: u64) -> Result<(), StoreError> {
+        if self.store.is_shared() {
+            self.catch_up().await?;
+        } else {
+            self.load_trust(revision).await?;
+            self.world.revision = revision;
+            self.show();
+        }
+        let revocations = Arc::clone(&self.world.revocations);
+        // Whoever is revoked need not hear of it: its stream ends.
+        let reach = self.world.reach(|_| true).into_iter().filter(|agent| {
+            let serial = self.sessions.find(&agent.id).map(|session| session.serial).unwrap_or_default();
+            !revocations.holds(&agent.identity, &serial)
+        });
+        self.sessions.remember(revision, reach.collect());
+        Ok(())
+    }
+
+    /// Takes in who is believed, as the store has it now.
+    pub(super) async fn load_trust(&mut self, revision: u64) -> Result<(), StoreError> {
+        let rows = self.store.revocations().await?;
+        if rows != self.world.revocations.rows {
+            let revocations = Arc::new(Revocations::new(rows, &self.world.bundle.name, revision));
+            self.world.revocations = Arc::clone(&revocations);
+            self.revoked.send_replace(revocations);
+        }
+        Ok(())
+    }
+}
