@@ -208,5 +208,5 @@ fn redirected(redirect: &Redirect, head: &RequestHead, prefix: Option<&str>) -> 
     let mut fields = Fields::default();
     fields.push(b"location", format!("{scheme}://{host}{port}{path}{query}").as_bytes());
     let status = redirect.status_code.unwrap_or(302);
-    Ok(Response { status, fields, body: Body::Empty, until: None, switched: None })
+    Ok(Response { status, fields, body: Body::Empty, tenure: None, switched: None })
 }

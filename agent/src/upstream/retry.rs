@@ -150,7 +150,7 @@ mod tests {
         if let Some(said) = said {
             fields.push(FIELD.as_bytes(), said);
         }
-        Response { status, fields, body: Body::Empty, until: None, switched: None }
+        Response { status, fields, body: Body::Empty, tenure: None, switched: None }
     }
 
     fn failure(reason: Reason, unsent: bool) -> Failure {

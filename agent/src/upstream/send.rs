@@ -101,7 +101,7 @@ impl Upstreams {
             }
             Kind::Answer(answer) => {
                 let (status, fields) = AnswerParts::clone(answer);
-                Ok(Response { status, fields, body: Body::Empty, until: None, switched: None })
+                Ok(Response { status, fields, body: Body::Empty, tenure: None, switched: None })
             }
         }
     }
