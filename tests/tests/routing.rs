@@ -15,7 +15,7 @@ fn backing(service: &str, backend: &Backend) -> AgentOptions {
 }
 
 fn open(service: &str) -> String {
-    allow("open", service, "[\"shop/*\", \"lab/*\"]", "[GET, POST]", "[\"/{rest=**}\"]")
+    allow(&service.replace('/', "-"), service, "[\"shop/*\", \"lab/*\"]", "[GET, POST]", "[\"/{rest=**}\"]")
 }
 
 fn route(name: &str, namespace: &str, rules: &str) -> String {
@@ -76,7 +76,7 @@ async fn weights_split_requests_within_statistical_bounds() -> Outcome {
 #[tokio::test]
 async fn a_route_never_opens_what_the_policy_of_its_backend_denies() -> Outcome {
     let shop = shop().await;
-    shop.mesh.apply(&allow("open", "shop/next", "[shop/nobody]", "[GET]", "[\"/{rest=**}\"]"));
+    shop.mesh.apply(&allow("shop-next", "shop/next", "[shop/nobody]", "[GET]", "[\"/{rest=**}\"]"));
     shop.mesh.apply(&route("all", "shop", "[{ backendRefs: [{ name: next, port: 80 }] }]"));
     assert_eq!(shop.get("/", "").await?.status, 403);
     assert!(shop.next.seen().is_empty() && shop.orders.seen().is_empty());

@@ -16,6 +16,10 @@ use super::{
 
 /// Time in which an endpoint that comes to others that are there already gets its full share.
 const SLOW_START: Duration = Duration::from_secs(10);
+/// Latencies up to this, in seconds, count alike: below it chance decides who is quicker, not the endpoint.
+const QUICK: f64 = 0.01;
+/// Of so many requests one goes to a random endpoint, so that what is known of a slow one stays fresh.
+const EXPLORED: usize = 16;
 /// Share that it gets at the beginning.
 const FIRST_SHARE: f64 = 0.1;
 /// Of a hundred endpoints, so many at most are ejected.
@@ -62,7 +66,9 @@ impl<T> Place<T> {
 
     /// What one more request would cost there. `usual` stands in for a latency that is not known.
     fn cost(&self, now: Duration, usual: f64) -> f64 {
-        let latency = self.latency.get().expected(now).unwrap_or(usual).max(1e-6);
+        // In powers of two: what is nearly as quick is as good.
+        let latency = self.latency.get().expected(now).unwrap_or(usual).max(QUICK);
+        let latency = (latency / QUICK).log2().round().exp2();
         let since = self.joined.max(self.suspicion.get().until());
         let age = since.map_or(1.0, |since| now.saturating_sub(since).as_secs_f64() / SLOW_START.as_secs_f64());
         latency * (self.load.get() as f64 + 1.0) / age.clamp(FIRST_SHARE, 1.0)
@@ -134,7 +140,8 @@ impl<T> Balancer<T> {
         let second = if pool.len() > 1 { (first + 1 + random(pool.len() - 1)) % pool.len() } else { first };
         let (Some(one), Some(other)) = (at(first), at(second)) else { return Err(Nobody::NoEndpoint) };
         let usual = one.latency.get().expected(now).or_else(|| other.latency.get().expected(now)).unwrap_or(0.001);
-        let better = if other.cost(now, usual) < one.cost(now, usual) { other } else { one };
+        let explores = random(EXPLORED) == 0;
+        let better = if !explores && other.cost(now, usual) < one.cost(now, usual) { other } else { one };
         if better.load.get() < most {
             return Ok(better.clone());
         }

@@ -168,7 +168,7 @@ impl Upstreams {
         (head, added): (&Rc<RequestHead>, &Fields),
         (body, stream): (Body, StreamLease),
     ) -> Result<Response, Failure> {
-        let began = Instant::now();
+        let (began, connects) = (Instant::now(), self.fleets.connects.get());
         let stop = &chosen.what;
         let exchange = async {
             // Between agents a request keeps the version it came with.
@@ -189,8 +189,8 @@ impl Upstreams {
         match &outcome {
             Ok(response) => {
                 let own_fault = response.status >= 500 && response.fields.single(retry::FIELD) != Some(retry::FURTHER_DOWN);
-                // Failing is quick: it must not look like a quick endpoint.
-                if !own_fault {
+                // Failing is quick: it must not look like a quick endpoint. And handshakes say nothing about answers.
+                if !own_fault && self.fleets.connects.get() == connects {
                     chosen.answered(now, began.elapsed());
                 }
                 fleet.note(chosen, if own_fault { Outcome::Failed } else { Outcome::Served }, now);

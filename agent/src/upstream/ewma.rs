@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Time in which an old observation loses most of its weight.
-const DECAY: f64 = 10.0;
+const DECAY: f64 = 5.0;
 
 /// Peak-sensitive moving average of latencies. Times are since the worker's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -48,7 +48,7 @@ mod tests {
         latency.observe(Duration::from_millis(1), Duration::from_secs(1));
         assert_eq!(latency.expected(Duration::from_millis(1)), Some(1.0));
         latency.observe(Duration::from_secs(1), Duration::from_millis(10));
-        assert!(latency.expected(Duration::from_secs(1)).is_some_and(|expected| expected > 0.8), "one quick answer is no proof");
+        assert!(latency.expected(Duration::from_secs(1)).is_some_and(|expected| expected > 0.7), "one quick answer is no proof");
         assert!(latency.expected(Duration::from_secs(60)).is_some_and(|expected| expected < 0.01));
     }
 

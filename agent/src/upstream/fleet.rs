@@ -198,6 +198,8 @@ pub struct Fleets {
     known: RefCell<HashMap<(ServiceName, u16), Rc<Fleet>>>,
     /// Requests that wait for a connection.
     pub(super) connecting: Gauge,
+    /// Connections that were made or tried.
+    pub(super) connects: Cell<u64>,
     /// Copies of requests under way.
     pub(super) copies: Gauge,
     began: Instant,
@@ -205,7 +207,13 @@ pub struct Fleets {
 
 impl Default for Fleets {
     fn default() -> Self {
-        Self { known: RefCell::default(), connecting: Gauge::default(), copies: Gauge::default(), began: Instant::now() }
+        Self {
+            known: RefCell::default(),
+            connecting: Gauge::default(),
+            connects: Cell::new(0),
+            copies: Gauge::default(),
+            began: Instant::now(),
+        }
     }
 }
 

@@ -249,6 +249,7 @@ impl Upstreams {
 
     /// A new connection to an endpoint, or to the own program when there is none.
     async fn connect(&self, key: &Key, endpoint: Option<&Endpoint>, protocol: MeshProtocol) -> Result<Connected, Refusal> {
+        self.fleets.connects.set(self.fleets.connects.get() + 1);
         let _connecting = self.fleets.connecting.begin(self.bounds.connecting, "requests wait for a connection")?;
         let connected = tokio::time::timeout(self.limits.connect, self.open(key, endpoint, protocol)).await;
         connected.unwrap_or_else(|_| Err(Refusal::new(Reason::ConnectFailed, "connecting timed out")))

@@ -29,7 +29,7 @@ fn equal_endpoints_get_equal_shares_and_a_slow_one_gets_less() {
         place.answered(NOW, Duration::from_millis(if at == 2 { 200 } else { 2 }));
     }
     let counts = shares(&all, NOW, 4000);
-    assert_eq!(counts[2], 0, "the better of two is never the slow one");
+    assert!(counts[2] < 120, "the better of two is the slow one only where it is tried out: {}", counts[2]);
     all.places().iter().filter(|place| place.what != 2).for_each(|place| place.load.set(200));
     assert!(shares(&all, NOW, 4000)[2] > 1500, "an idle slow one beats a quick one with a long queue");
 }
@@ -41,7 +41,7 @@ fn an_endpoint_that_comes_to_others_begins_slowly() {
     let joined = Duration::from_secs(100);
     all.update(joined, (0..4).map(|what| (what, false)), |_| Rc::new(Cell::new(3)));
     let share = |after: u64| shares(&all, joined + Duration::from_secs(after), 4000)[3];
-    assert_eq!(share(0), 0);
+    assert!(share(0) < 120);
     assert!(share(10) > 800);
     let loads = |load| all.places().iter().for_each(|place| place.load.set(if place.what == 3 { load } else { 3 }));
     loads(0);
