@@ -5,7 +5,9 @@
 //! [`listener`], [`tls`], [`identity`], [`policy`], [`route`], [`upstream`].
 
 mod app;
+pub mod capture;
 pub mod config;
+pub mod dns;
 pub mod http;
 pub mod identity;
 mod inbound;
@@ -19,6 +21,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 mod worker;
+pub mod workload;
 
 pub use app::{Agent, StartError};
 pub use config::{Config, ConfigProblems, Settings, StateDir, StateDirError};

@@ -17,8 +17,10 @@ mod frames;
 mod mesh;
 mod postgres;
 mod process;
+mod python;
 mod raw;
 mod relay;
+mod space;
 
 pub use backend::{Backend, Seen};
 pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
@@ -29,8 +31,10 @@ pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_heade
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use postgres::{Cluster, Disk};
 pub use process::Process;
+pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
 pub use relay::Relay;
+pub use space::{Space, Spaces};
 
 /// Waits until something holds.
 ///

@@ -12,7 +12,7 @@ use outrider_proto::v1::{CreateTokenRequest, admin_client::AdminClient};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Process, free_port, program};
+use crate::{Process, Space, free_port, program};
 
 /// How a mesh is started.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +42,10 @@ pub struct Mesh {
     /// Where agents connect.
     pub address: SocketAddr,
     options: MeshOptions,
+    flags: Vec<String>,
     health: u16,
+    /// Network namespace the control plane runs in; that of the test when none.
+    space: Option<String>,
 }
 
 /// An agent.
@@ -85,19 +88,49 @@ pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) 
 impl Mesh {
     /// Starts a control plane and waits until it answers.
     pub async fn start(options: MeshOptions) -> Self {
-        let dir = directory();
-        let (port, health) = (free_port(), free_port());
-        let control_plane = Self::spawn(dir.path(), port, health, &options);
-        let mesh = Self { dir, control_plane, address: loopback(port), options, health };
+        Self::start_with(options, &[]).await
+    }
+
+    /// Starts a control plane with more flags and waits until it answers.
+    pub async fn start_with(options: MeshOptions, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(ToString::to_string).collect();
+        Self::begin(options, flags, loopback(free_port()), None).await
+    }
+
+    /// Starts a control plane inside a network namespace.
+    pub async fn start_in(space: &Space) -> Self {
+        let address = SocketAddr::new(space.v4.parse().expect("an address"), 15110);
+        Self::begin(MeshOptions::default(), Vec::new(), address, Some(space.name.clone())).await
+    }
+
+    async fn begin(options: MeshOptions, flags: Vec<String>, address: SocketAddr, space: Option<String>) -> Self {
+        let (dir, health) = (directory(), free_port());
+        let control_plane = Self::spawn(dir.path(), address, health, (&options, &flags), space.as_deref());
+        let mesh = Self { dir, control_plane, address, options, flags, health, space };
         mesh.ready().await;
         mesh
     }
 
-    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions) -> Process {
-        let mut command = Command::new(program("outrider-control-plane"));
+    fn spawn(
+        dir: &Path,
+        address: SocketAddr,
+        health: u16,
+        (options, flags): (&MeshOptions, &[String]),
+        space: Option<&str>,
+    ) -> Process {
+        let program = program("outrider-control-plane");
+        let mut command = match space {
+            None => Command::new(program),
+            Some(space) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", space]).arg(program);
+                command
+            }
+        };
         command
             .args(["--state-dir", &dir.join("control-plane").display().to_string()])
-            .args(["--listen", &loopback(port).to_string(), "--health-listen", &loopback(health).to_string()])
+            .args(["--listen", &address.to_string(), "--health-listen", &loopback(health).to_string()])
+            .args(flags)
             .env_remove("OUTRIDER_ADMIN_SOCKET");
         if let Some(ttl) = options.leaf_ttl {
             command.args(["--leaf-ttl", ttl]);
@@ -107,7 +140,8 @@ impl Mesh {
 
     /// Starts the control plane again, on the same address and directory.
     pub async fn restart_control_plane(&mut self) {
-        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options);
+        let settings = (&self.options, self.flags.as_slice());
+        self.control_plane = Self::spawn(self.dir.path(), self.address, self.health, settings, self.space.as_deref());
         self.ready().await;
     }
 

@@ -8,7 +8,8 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, route::StoredRoute};
 use outrider_proto::v1::{
-    self as wire, KnownResource, Resource, ResourceKind, RevocationList, RouteBody, ServicePolicyBody, TrustBundle, Update,
+    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, RevocationList, RouteBody, ServicePolicyBody, TrustBundle,
+    Update,
 };
 use prost::Message as _;
 
@@ -16,6 +17,7 @@ use crate::{
     policy::PolicyBook,
     route::{Directory, Endpoint, ServiceEntry, ServiceRoutes},
     tls::{Trust, TrustError},
+    workload::JwtKeys,
 };
 
 /// An update that cannot be put in force.
@@ -91,8 +93,14 @@ impl View {
     ///
     /// # Errors
     /// When any part cannot be understood or enforced; what was in force before still is.
-    pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
-        let (mut bundle, mut revocations) = (None, RevocationList::default());
+    pub fn put_in_force(
+        &self,
+        trust: &Trust,
+        policies: &PolicyBook,
+        directory: &Directory,
+        jwt_keys: &JwtKeys,
+    ) -> Result<(), ViewError> {
+        let (mut bundle, mut revocations, mut keys) = (None, RevocationList::default(), None);
         let (mut services, mut stored, mut routes) = (Vec::new(), Vec::new(), Vec::new());
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
@@ -101,6 +109,7 @@ impl View {
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
                 Ok(ResourceKind::Route) => routes.push(route(resource)?),
+                Ok(ResourceKind::JwtBundle) => keys = Some(jwt_bundle(resource)?),
                 Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
             }
         }
@@ -134,6 +143,8 @@ impl View {
         }
         revoke(trust)?;
         directory.replace_all(services, routes, backends, checks);
+        // Checked when it was read.
+        let _ = jwt_keys.replace(keys.as_ref());
         Ok(())
     }
 }
@@ -141,6 +152,12 @@ impl View {
 fn read<M: prost::Message + Default>(resource: &Resource) -> Result<M, ViewError> {
     M::decode(resource.body.as_slice())
         .map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })
+}
+
+fn jwt_bundle(resource: &Resource) -> Result<JwtBundle, ViewError> {
+    let bundle = read(resource)?;
+    JwtKeys::check(&bundle).map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })?;
+    Ok(bundle)
 }
 
 fn policy(resource: &Resource) -> Result<StoredPolicy, ViewError> {
@@ -226,7 +243,7 @@ mod tests {
             View::default().after(&Update { revision: 7, upserts, ..Update::default() })
         };
         for broken in [bundle(Vec::new()), bundle(vec![b"no certificate".to_vec()])] {
-            assert!(view(broken).put_in_force(&trust, &policies, &directory).is_err());
+            assert!(view(broken).put_in_force(&trust, &policies, &directory, &JwtKeys::default()).is_err());
             assert_eq!((policies.revision(), trust.bundle()), (0, None), "a part was put in force");
         }
     }

@@ -226,6 +226,7 @@ impl Renewal {
                 }
                 Err(error) => {
                     failures += 1;
+                    self.control_plane.turn_away();
                     self.metrics.renewal_failures.inc();
                     tracing::warn!(%error, failures, "renewal failed: the current certificate stays in use");
                 }

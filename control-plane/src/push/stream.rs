@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use outrider_proto::v1::{self, subscribe_request::Message, subscribe_response};
 use outrider_runtime::Drain;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tonic::{Status, Streaming};
@@ -20,12 +20,14 @@ use crate::{
     metrics::Metrics,
     peer::Peer,
     publish::Mesh,
-    registry::{ChangeError, Command, Request, Revoked, Session},
+    registry::{ChangeError, Command, Encoded, Request, Revoked, Session},
     store::Store,
 };
 
 /// Changes within this time become one update.
 const COALESCE: Duration = Duration::from_millis(10);
+/// About how long a stream lasts where there are several replicas.
+const AGE: Duration = Duration::from_secs(1800);
 /// Longest text of a refusal that is kept, in characters.
 const MAX_REASON: usize = 2000;
 
@@ -37,6 +39,16 @@ pub(crate) struct Publication {
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
     pub(crate) revoked: Revoked,
+    /// Keys for tokens: they come and go on their own, without a revision of the mesh.
+    pub(crate) jwt_bundle: watch::Receiver<Arc<Encoded>>,
+}
+
+impl Publication {
+    /// How long a stream lasts. Agents of a control plane with several replicas choose anew now and then, so that they spread
+    /// over those that came later.
+    fn age(&self) -> Duration {
+        if self.store.is_shared() { AGE.mul_f64(0.75 + 0.5 * fastrand::f64()) } else { Duration::from_secs(365 * 86_400) }
+    }
 }
 
 /// Why a stream ended.
@@ -59,6 +71,8 @@ pub(crate) struct Stream {
     identity: String,
     epoch: u64,
     scope: Scope,
+    /// For agents that know what they are.
+    jwt_bundle: Option<watch::Receiver<Arc<Encoded>>>,
     ledger: Ledger,
     sent_at: Instant,
     out: mpsc::Sender<Result<v1::SubscribeResponse, Status>>,
@@ -104,7 +118,8 @@ impl Stream {
         let takes_revocations = hello.takes_revocations;
         let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations, namespace };
         let ledger = Ledger::new(hello.known);
-        Ok(Self { publication, agent_id, identity, epoch, scope, ledger, sent_at: Instant::now(), out, commands })
+        let jwt_bundle = hello.takes_jwt_bundle.then(|| publication.jwt_bundle.clone());
+        Ok(Self { publication, agent_id, identity, epoch, scope, jwt_bundle, ledger, sent_at: Instant::now(), out, commands })
     }
 
     /// Serves the agent until an end; that of the connection's certificate is one of them, and its revocation.
@@ -131,6 +146,7 @@ impl Stream {
     async fn serve(&mut self, inbound: &mut Streaming<v1::SubscribeRequest>, peer: &Peer) -> StreamEnd {
         let left = u64::try_from(peer.not_after - clock::now()).unwrap_or(0);
         let expiry = Instant::now() + Duration::from_secs(left);
+        let move_on = Instant::now() + self.publication.age();
         let mut world = self.publication.mesh.world.clone();
         let drain = self.publication.drain.clone();
         let mut revoked = self.publication.revoked.clone();
@@ -157,8 +173,10 @@ impl Stream {
                     let world = Arc::clone(&world.borrow_and_update());
                     self.push(&world)
                 }
+                () = changed(&mut self.jwt_bundle) => { due.get_or_insert_with(|| Instant::now() + COALESCE); None }
                 command = self.commands.recv() => self.obey(command),
                 () = sleep_until(expiry) => Some(StreamEnd::Closed(Status::unauthenticated("the certificate of the connection has expired"))),
+                () = sleep_until(move_on) => Some(StreamEnd::Closed(Status::unavailable("time to choose a replica anew"))),
                 () = drain.stopping() => Some(stopping()),
                 () = self.out.closed() => Some(StreamEnd::Gone),
             };
@@ -170,7 +188,12 @@ impl Stream {
 
     /// Sends what the agent lacks, or notes that it lacks nothing.
     fn push(&mut self, world: &crate::registry::World) -> Option<StreamEnd> {
-        match self.ledger.step(&view(world, &self.scope), world.revision) {
+        let mut view = view(world, &self.scope);
+        if let Some(bundle) = &mut self.jwt_bundle {
+            let bundle = Arc::clone(&bundle.borrow_and_update());
+            view.insert((bundle.kind, bundle.name.clone()), bundle);
+        }
+        match self.ledger.step(&view, world.revision) {
             Step::Wait => {
                 self.note(|session| session.considered = world.revision);
                 None
@@ -274,6 +297,14 @@ impl Stream {
 
     fn note(&self, change: impl FnOnce(&mut Session)) {
         self.publication.mesh.sessions.update(&self.agent_id, self.epoch, change);
+    }
+}
+
+/// Ends when there are other keys than those that were pushed; never for agents that take none.
+async fn changed(bundle: &mut Option<watch::Receiver<Arc<Encoded>>>) {
+    let Some(bundle) = bundle else { return std::future::pending().await };
+    if bundle.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::config::KeySource;
 
+mod migrating;
 #[expect(dead_code, unreachable_pub, reason = "other tests use the rest of it")]
 #[path = "../../../../tests/src/postgres.rs"]
 mod postgres;
