@@ -228,6 +228,7 @@ impl Mesh {
             ("--report-allows", "1".to_owned()),
         ]
         .into_iter()
+        .filter(|(flag, _)| !options.more.iter().any(|word| word == flag))
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
         arguments.extend(options.services.iter().flat_map(|service| ["--service".to_owned(), service.clone()]));
@@ -251,14 +252,14 @@ impl Mesh {
             .expect("outrider runs")
     }
 
-    /// `outrider apply --wait` of this YAML; it must succeed.
+    /// `outrider apply --wait` of this YAML, also for services that are to come; it must succeed.
     ///
     /// # Panics
     /// When it does not.
     pub fn apply(&self, yaml: &str) {
         let file = self.dir.path().join("policy.yaml");
         std::fs::write(&file, yaml).expect("a file");
-        let output = self.outrider(&["apply", "-f", &file.display().to_string(), "--wait"]);
+        let output = self.outrider(&["apply", "-f", &file.display().to_string(), "--wait", "--allow-unknown-services"]);
         assert!(
             output.status.success(),
             "{}{}",

@@ -16,7 +16,7 @@ use super::{
     retry::{self, Failure, Known, Next, Sending},
 };
 use crate::{
-    http::{Body, Fields, Frame, Request, RequestHead, Response, Version},
+    http::{Body, Fields, Frame, Request, RequestHead, Response},
     refusal::{Reason, Refusal},
     route::{self, Plan, ServiceEntry},
 };
@@ -170,14 +170,7 @@ impl Upstreams {
     ) -> Result<Response, Failure> {
         let (began, connects) = (Instant::now(), self.fleets.connects.get());
         let stop = &chosen.what;
-        let exchange = async {
-            // Between agents a request keeps the version it came with.
-            if head.version == Version::Http2 {
-                self.exchange_http2(&stop.key, Some(&stop.endpoint), head, added, body, stream).await
-            } else {
-                self.exchange_http1(&stop.key, Some(&stop.endpoint), head, added, body, stream).await
-            }
-        };
+        let exchange = self.exchange_mesh((&stop.key, &stop.endpoint), head, added, body, stream);
         let outcome = match sending.try_timeout {
             None => exchange.await,
             Some(timeout) => tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {

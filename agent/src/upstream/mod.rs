@@ -10,6 +10,7 @@ mod deadline;
 mod ewma;
 mod fleet;
 mod lease;
+mod mesh;
 mod mirror;
 mod outlier;
 mod pool;

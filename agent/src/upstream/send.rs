@@ -60,10 +60,11 @@ pub struct Upstreams {
     pub metrics: UpstreamMetrics,
 }
 
-struct Connected {
-    io: SharedIo,
+pub(super) struct Connected {
+    pub(super) io: SharedIo,
     peer: Option<Rc<Peer>>,
-    tenure: Tenure,
+    pub(super) protocol: MeshProtocol,
+    pub(super) tenure: Tenure,
 }
 
 impl Upstreams {
@@ -248,7 +249,12 @@ impl Upstreams {
     }
 
     /// A new connection to an endpoint, or to the own program when there is none.
-    async fn connect(&self, key: &Key, endpoint: Option<&Endpoint>, protocol: MeshProtocol) -> Result<Connected, Refusal> {
+    pub(super) async fn connect(
+        &self,
+        key: &Key,
+        endpoint: Option<&Endpoint>,
+        protocol: MeshProtocol,
+    ) -> Result<Connected, Refusal> {
         self.fleets.connects.set(self.fleets.connects.get() + 1);
         let _connecting = self.fleets.connecting.begin(self.bounds.connecting, "requests wait for a connection")?;
         let connected = tokio::time::timeout(self.limits.connect, self.open(key, endpoint, protocol)).await;
@@ -260,7 +266,7 @@ impl Upstreams {
             (Key::Program(program), _) => {
                 let stream = dial(*program).await?;
                 let tenure = Tenure::until(Instant::now() + std::time::Duration::from_secs(24 * 3600));
-                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, tenure });
+                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, protocol, tenure });
             }
             (Key::Mesh { service, port, .. }, Some(endpoint)) => (service, *port, endpoint),
             (Key::Mesh { .. }, None) => return Err(Refusal::new(Reason::NoEndpoint, "no endpoint")),
@@ -272,7 +278,7 @@ impl Upstreams {
         let peer = Rc::new(secured.peer);
         let until = peer.deadline().min(own.deadline());
         let tenure = Tenure::of(peer.clone(), self.connector.trust().clone(), until);
-        Ok(Connected { io: secured.io, tenure, peer: Some(peer) })
+        Ok(Connected { io: secured.io, tenure, protocol: secured.protocol, peer: Some(peer) })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use outrider_policy::{
-    Diagnostic, Manifest, ServiceName, Severity, StoredPolicy,
+    Diagnostic, Manifest, ServiceName, Severity, StoredPolicy, Unknown,
     manifest::{self, RouteManifest},
     route::{self, StoredRoute},
 };
@@ -95,11 +95,11 @@ pub(super) struct ComparedRoutes {
 
 impl World {
     /// Reads documents of all kinds and says what is wrong, or only odd, with them in this mesh.
-    pub(crate) fn check_all(&self, documents: &[(String, String)]) -> Checked {
+    pub(crate) fn check_all(&self, documents: &[(String, String)], unknown: Unknown) -> Checked {
         let mut checked = read(documents);
         let existing: Vec<StoredPolicy> = self.policies.values().map(|policy| policy.stored.clone()).collect();
         let targets = self.targets();
-        checked.diagnostics.extend(outrider_policy::analyse(&checked.policies, &existing, &targets));
+        checked.diagnostics.extend(outrider_policy::analyse(&checked.policies, &existing, &self.ground(unknown)));
         let existing: Vec<_> = self.routes.values().map(|route| Arc::clone(&route.stored.route)).collect();
         checked.diagnostics.extend(route::analyse(&checked.routes, &existing, &targets));
         checked
