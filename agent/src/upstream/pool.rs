@@ -137,7 +137,7 @@ impl Pool {
         });
         self.mesh.borrow_mut().retain(|key, slot| {
             let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
-            busy || slot.try_lock().map_or(true, |place| place.is_fresh(generation))
+            busy || (leads_somewhere(key) && slot.try_lock().map_or(true, |place| place.is_fresh(generation)))
         });
         self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
     }

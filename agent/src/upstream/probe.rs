@@ -68,7 +68,7 @@ impl Upstreams {
         let mut added = Fields::default();
         added.push(b"x-request-id", head.id.as_bytes());
         let stream = StreamLease::take(&Rc::default(), None);
-        let answered = self.exchange_http1(&stop.key, Some(&stop.endpoint), &head, &added, Body::Empty, stream).await;
+        let answered = self.exchange_mesh((&stop.key, &stop.endpoint), &head, &added, Body::Empty, stream).await;
         let Ok(mut response) = answered else { return false };
         for _ in 0..READ {
             if !matches!(response.body.frame().await, Ok(Some(_))) {
