@@ -18,7 +18,7 @@ use crate::{
     compile::{ExplainError, Recorded, describe, explain, identity},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Route, Session, World, nearest},
-    store::{AgentRow, Store},
+    store::{AgentRow, Store, StoreError},
 };
 
 /// Most names of one deletion, most manifests of one apply.
@@ -457,6 +457,7 @@ fn changed(error: &ChangeError) -> Status {
     match error {
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
         ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Store(overtaken @ StoreError::Overtaken) => Status::aborted(overtaken.to_string()),
         ChangeError::Store(error) => unavailable("change", error),
         _ => Status::unavailable(error.to_string()),
     }
