@@ -20,6 +20,7 @@ mod process;
 mod python;
 mod raw;
 mod relay;
+pub mod soak;
 mod space;
 
 pub use backend::{Backend, Seen};
