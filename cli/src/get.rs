@@ -3,13 +3,8 @@
 use std::time::Duration;
 
 use outrider_proto::v1::{
-<<<<<<< HEAD
-    ListAgentsRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest, ListRevisionsRequest,
-    ListRoutesRequest, ListServicesRequest,
-=======
     ListAgentsRequest, ListAuditRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest,
-    ListRevisionsRequest, ListServicesRequest,
->>>>>>> main
+    ListRevisionsRequest, ListRoutesRequest, ListServicesRequest,
 };
 
 use crate::{
@@ -18,18 +13,11 @@ use crate::{
     names,
     output::Console,
     table::Row,
-<<<<<<< HEAD
-    view::{Agent, Certificate, Decision, Named, Policy, Revision, Route, Service},
-};
-
-/// List policies, routes, revisions, services, agents, decisions or certificates.
-=======
-    view::{Agent, Audit, Certificate, Decision, Named, Policy, Revision, Service},
+    view::{Agent, Audit, Certificate, Decision, Named, Policy, Revision, Route, Service},
     when,
 };
 
-/// List policies, revisions, services, agents, decisions, certificates or the audit log.
->>>>>>> main
+/// List policies, routes, revisions, services, agents, decisions, certificates or the audit log.
 ///
 /// With -o json or -o yaml the answer is always an array, also when one NAME is asked for.
 #[derive(Debug, clap::Args)]

@@ -14,13 +14,8 @@ mod route;
 mod service;
 
 pub(crate) use self::{
-<<<<<<< HEAD
-    agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
-    revision::Revision, revocation::Revocation, route::Route, service::Service,
-=======
     agent::Agent, audit::Audit, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard,
-    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, service::Service,
->>>>>>> main
+    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, route::Route, service::Service,
 };
 
 /// A name in a list, for filters.
