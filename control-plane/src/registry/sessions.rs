@@ -1,11 +1,11 @@
 //! The agents that are connected now, and what is in force at each. Written by their streams, read by operators.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use outrider_policy::Target;
+use outrider_policy::{ServiceName, Target};
 use tokio::sync::{mpsc, watch};
 
 use crate::store::AgentRow;
@@ -31,6 +31,10 @@ pub(crate) struct Session {
     pub(crate) identity: String,
     pub(crate) version: String,
     pub(crate) targets: Arc<[Target]>,
+    /// Namespace of its identity; empty when it is of another form.
+    pub(crate) namespace: String,
+    /// The services it calls.
+    pub(crate) wants: Arc<BTreeSet<ServiceName>>,
     /// Store revision in force there; 0 before the first acknowledgement.
     pub(crate) in_force: u64,
     /// Revision and reason of its last refusal, until it acknowledges something newer.
@@ -90,7 +94,8 @@ struct State {
 
 impl State {
     fn find(&self, agent_id: &str) -> Option<&Session> {
-        self.open.get(agent_id).or_else(|| self.elsewhere.get(agent_id))
+        // Where it joined last counts: a stream of ours that it has left behind may not have ended yet.
+        self.elsewhere.get(agent_id).or_else(|| self.open.get(agent_id))
     }
 }
 
@@ -117,7 +122,10 @@ impl Sessions {
 
     /// Adds a stream; an older one of the same agent is told to end.
     pub(crate) fn open(&self, session: Session) {
-        let before = self.state().open.insert(session.agent_id.clone(), session);
+        let mut state = self.state();
+        state.elsewhere.remove(&session.agent_id);
+        let before = state.open.insert(session.agent_id.clone(), session);
+        drop(state);
         if let Some(before) = before {
             before.tell(Command::Replaced);
         }
@@ -149,8 +157,8 @@ impl Sessions {
     /// All of them by agent id, those of other replicas too.
     pub(crate) fn list(&self) -> Vec<Session> {
         let state = self.state();
-        let elsewhere = state.elsewhere.values().filter(|session| !state.open.contains_key(&session.agent_id));
-        let mut all: Vec<Session> = state.open.values().chain(elsewhere).cloned().collect();
+        let ours = state.open.values().filter(|session| !state.elsewhere.contains_key(&session.agent_id));
+        let mut all: Vec<Session> = ours.chain(state.elsewhere.values()).cloned().collect();
         all.sort_by(|left, right| left.agent_id.cmp(&right.agent_id));
         all
     }

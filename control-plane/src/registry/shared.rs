@@ -8,14 +8,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use outrider_runtime::Drain;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{ChangeError, Command, Policy, Session, Sessions, World, targets_of};
+use super::{ChangeError, Command, Policy, Route, Session, Sessions, World, routes::label_of, targets_of};
 use crate::{
     publish::{Mesh, Publisher},
     store::{Changes, PolicyRow, SessionRow, Store, StoreError},
 };
 
 /// Attempts at a change while other replicas make theirs.
-pub(crate) const ATTEMPTS: u32 = 8;
+pub(crate) const ATTEMPTS: u32 = 30;
 /// How often the store is asked when it gives no hint.
 pub(crate) const ASK: Duration = Duration::from_millis(800);
 /// What agents say within this time is told to the others at once.
@@ -39,10 +39,16 @@ macro_rules! abreast {
             if !overtaken || attempts == ATTEMPTS {
                 break done;
             }
+            $crate::registry::give_way(attempts).await;
         }
     }};
 }
 pub(crate) use abreast;
+
+/// Leaves others the time that they need, each time more, and never the same for two that are in each other's way.
+pub(crate) async fn give_way(attempts: u32) {
+    sleep(Duration::from_millis(10).mul_f64(fastrand::f64() * f64::from(attempts.min(20)))).await;
+}
 
 impl Publisher {
     /// Before a change: on the newest state of the mesh.
@@ -99,6 +105,13 @@ impl World {
     fn absorb(&mut self, changes: Changes) -> Result<BTreeMap<u64, Vec<Policy>>, StoreError> {
         let mut touched: BTreeMap<u64, Vec<Policy>> = BTreeMap::new();
         for (namespace, name, revision, json) in changes.policies {
+            if Route::is_row_of(&name) {
+                self.absorb_route(
+                    PolicyRow { namespace, name, json: json.clone().unwrap_or_default(), revision },
+                    json.is_some(),
+                )?;
+                continue;
+            }
             let full_name = format!("{namespace}/{name}");
             let of_revision = touched.entry(revision).or_default();
             of_revision.extend(self.policies.get(&full_name).map(|old| Policy::clone(old)));
@@ -113,6 +126,22 @@ impl World {
         }
         self.put_agents(changes.agents, changes.revision);
         Ok(touched)
+    }
+}
+
+/// Routes that another replica put in or took out. Whom they concern is not remembered here.
+impl World {
+    fn absorb_route(&mut self, row: PolicyRow, is_there: bool) -> Result<(), StoreError> {
+        let (revision, label) = (row.revision, label_of(&row));
+        if is_there {
+            let created = self.routes.get(&label).map_or(revision, |old| old.stored.created);
+            let route = Route::read(row, created)?;
+            self.change_routes(vec![route], &[], revision);
+        } else {
+            self.change_routes(Vec::new(), &[label], revision);
+        }
+        self.revision = revision;
+        Ok(())
     }
 }
 
@@ -205,6 +234,9 @@ async fn learn_once(store: &Store, mesh: &Mesh) -> Result<(), StoreError> {
             identity: agent.identity.to_string(),
             version: agent.version.clone(),
             targets: targets_of(agent).into(),
+            namespace: agent.identity.namespace().unwrap_or_default().to_owned(),
+            // What its program calls only its own replica knows.
+            wants: Arc::default(),
             in_force: row.in_force,
             refused: row.refused,
             considered: row.considered,
