@@ -38,6 +38,8 @@ enum Name {
     Rotation,
     /// 10^7 requests through a pair of agents, then 20 000 idle connections: nothing fails, memory does not grow
     Dataplane,
+    /// 200 times kill -9 during issuance, on SQLite and on PostgreSQL
+    Store,
 }
 
 /// What a rotation saw.
@@ -66,6 +68,9 @@ impl Soak {
             return self.dataplane();
         }
         setup::run()?;
+        if matches!(self.name, Name::Store) {
+            return store(if self.quick { "20" } else { "200" });
+        }
         let mut build = command::cargo();
         build.args(["build", "--workspace", "--bins", "--profile", &self.profile]);
         command::run(&mut build)?;
@@ -102,4 +107,11 @@ impl Soak {
         }
         Ok(())
     }
+}
+
+/// The test of the suite, with more kills. It fails when an acknowledged leaf is lost, or anything is half there.
+fn store(kills: &str) -> anyhow::Result<()> {
+    let mut test = command::cargo();
+    test.args(["test", "-p", "outrider-control-plane", "--test", "it", "kill_9_during_issuance", "--", "--nocapture"]);
+    command::run(test.env("OUTRIDER_KILLS", kills))
 }
