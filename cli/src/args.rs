@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     admin::{self, Admin},
-    apply, certs, check, completions, delete, explain,
+    apply, ca, certs, check, completions, delete, explain,
     failure::{Exit, Failure},
     get, import,
     output::{Console, Format},
@@ -56,6 +56,8 @@ enum Command {
     Import(import::Import),
     /// List, rotate and revoke certificates
     Certs(certs::Certs),
+    /// Look at the certificate authority and change the trust anchor
+    Ca(ca::Ca),
     /// Make join tokens for agents
     Token(token::Token),
     /// Look over the control plane, its agents and their certificates
@@ -84,6 +86,7 @@ impl Args {
             Command::Test(verb) => verb.run(console),
             Command::Import(verb) => verb.run(console),
             Command::Certs(verb) => verb.run(&socket, console).await,
+            Command::Ca(verb) => verb.run(&socket, console).await,
             Command::Token(verb) => verb.run(&socket, console).await,
             Command::Check(verb) => verb.run(&socket, console).await,
             Command::Up(verb) => verb.run(&socket, console).await,

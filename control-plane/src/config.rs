@@ -19,6 +19,14 @@ use crate::store::{Backend, PostgresUrl, is_replica_id};
 const LEAF_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest leaf lifetime.
 const LEAF_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Lifetime of an issuing CA.
+const ISSUING_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// Lifetime of a root.
+const ROOT_TTL: Duration = Duration::from_secs(3650 * 86_400);
+/// Shortest lifetime of a CA: shorter ones cannot be renewed in time.
+const CA_TTL_MIN: Duration = Duration::from_secs(4);
+/// Longest lifetime of a CA.
+const CA_TTL_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 /// Below this a short outage of the control plane ends the mesh.
 const LEAF_TTL_ADVISED: Duration = Duration::from_secs(300);
 
@@ -47,6 +55,12 @@ pub struct Raw {
     /// Lifetime of leaf certificates, 2s to 24h [default: 1h]
     #[arg(long, value_name = "TIME")]
     pub leaf_ttl: Option<String>,
+    /// Lifetime of issuing CAs, which renew themselves at half of it; no leaf outlives its issuing CA [default: 7d]
+    #[arg(long, value_name = "TIME")]
+    pub issuing_ttl: Option<String>,
+    /// Lifetime of a root that is made from now on [default: 3650d]
+    #[arg(long, value_name = "TIME")]
+    pub root_ttl: Option<String>,
     /// File with the key that encrypts CA keys, made at the first start; the environment variable OUTRIDER_KEY (32 bytes in
     /// base64) takes its place [default: key in the state directory]
     #[arg(long, value_name = "FILE")]
@@ -141,6 +155,10 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Lifetime of leaf certificates.
     pub leaf_ttl: Duration,
+    /// Lifetime of issuing CAs.
+    pub issuing_ttl: Duration,
+    /// Lifetime of new roots.
+    pub root_ttl: Duration,
     /// The key that encrypts CA keys.
     pub key: KeySource,
     /// Which database the store is in.
@@ -183,6 +201,14 @@ impl Raw {
                 leaf_ttl.as_secs()
             ));
         }
+        let issuing_ttl = wrong.ttl("issuing-ttl", self.issuing_ttl.as_deref(), ISSUING_TTL);
+        let root_ttl = wrong.ttl("root-ttl", self.root_ttl.as_deref(), ROOT_TTL);
+        if issuing_ttl < leaf_ttl * 2 {
+            let (issuing, leaf) = (issuing_ttl.as_secs(), leaf_ttl.as_secs());
+            warnings.push(format!(
+                "issuing CAs live {issuing} s and cut short leaf certificates of {leaf} s: no leaf outlives its CA"
+            ));
+        }
         let name = self.trust_domain.as_deref().unwrap_or("mesh.internal");
         let trust_domain = TrustDomain::new(name).map_err(|error| wrong.say(format!("`--trust-domain`: {error}")));
         let log_format = wrong.checked("log-format", self.log_format.as_deref().unwrap_or("text").parse(), Format::Text);
@@ -203,6 +229,8 @@ impl Raw {
             admin_socket: self.admin_socket.unwrap_or_else(|| state_dir.join("admin.sock")),
             trust_domain,
             leaf_ttl,
+            issuing_ttl,
+            root_ttl,
             key,
             store,
             replica: self.replica,
@@ -239,6 +267,15 @@ impl Wrong {
 
     fn time(&mut self, flag: &str, value: Option<&str>, default: Duration) -> Duration {
         value.map_or(default, |text| self.checked(flag, parse_time(text), default))
+    }
+
+    /// The lifetime of a CA.
+    fn ttl(&mut self, flag: &str, value: Option<&str>, default: Duration) -> Duration {
+        let ttl = self.time(flag, value, default);
+        if !(CA_TTL_MIN..=CA_TTL_MAX).contains(&ttl) {
+            self.say(format!("`--{flag}` must be from 4s to 36500d"));
+        }
+        ttl
     }
 
     fn advertise(&mut self, value: Option<String>) -> Option<String> {

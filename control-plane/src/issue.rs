@@ -118,6 +118,7 @@ impl Issuance {
             agent_id: String::new(),
             replaced_by: None,
             replica: self.store.replica().to_owned(),
+            root: leaf.root.clone(),
         };
         let recorded = self.store.issued(&row, &attested.redeem, now).await;
         if matches!(&recorded, Err(error) if !matches!(error, StoreError::TokenUsed)) {

@@ -18,6 +18,7 @@ mod peer;
 mod publish;
 mod push;
 mod registry;
+mod rotate;
 mod store;
 mod upkeep;
 

@@ -13,9 +13,10 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 7] = [
     Need { program: "nginx", package: "nginx", why: "the service behind an agent" },
     Need { program: "curl", package: "curl", why: "a client that nobody here wrote" },
+    Need { program: "faketime", package: "faketime", why: "a clock that is wrong" },
     Need { program: "wrk", package: "wrk", why: "HTTP/1.1 load" },
     Need { program: "h2load", package: "nghttp2-client", why: "HTTP/2 load" },
     Need { program: "pg_ctlcluster", package: "postgresql", why: "a store that several control planes share" },

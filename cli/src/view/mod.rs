@@ -1,6 +1,7 @@
 //! What the control plane reports, in the shape that programs read: field names here are a contract (see `OUTPUT.md`).
 
 mod agent;
+mod authority;
 mod certificate;
 mod decision;
 mod flip;
@@ -8,11 +9,12 @@ mod laggard;
 mod policy;
 mod revision;
 mod revocation;
+mod rotation;
 mod service;
 
 pub(crate) use self::{
-    agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
-    revision::Revision, revocation::Revocation, service::Service,
+    agent::Agent, authority::CertificateAuthority, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded,
+    laggard::Laggard, policy::Policy, revision::Revision, revocation::Revocation, rotation::Rotation, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -5,6 +5,7 @@ mod admin_words;
 mod config;
 mod identity;
 mod listener;
+mod rotation;
 mod socket;
 mod telemetry;
 mod tls;

@@ -87,6 +87,7 @@ fn leaf(serial: &str) -> CertificateRow {
         agent_id: String::new(),
         replaced_by: None,
         replica: "solo".to_owned(),
+        root: String::new(),
     }
 }
 
@@ -220,14 +221,17 @@ on_both! {
         let (first, _claim, kek) = place.try_open_as("first").await.unwrap();
         let second = first.as_replica("second");
         let ca = |id: &str, role| CaRow { id: id.to_owned(), role, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
-        assert_eq!(first.found_ca(ca("r1", Role::Root), &kek, 1).await.unwrap().id, "r1");
-        assert_eq!(second.found_ca(ca("r2", Role::Root), &kek, 1).await.unwrap().id, "r1", "the first root stays");
-        first.put_ca(&ca("i1", Role::Issuing), &kek, 1).await.unwrap();
-        second.put_ca(&ca("i2", Role::Issuing), &kek, 1).await.unwrap();
-        first.put_ca(&ca("i3", Role::Issuing), &kek, 2).await.unwrap();
-        assert_eq!(first.ca(Role::Issuing, &kek).await.unwrap().unwrap().id, "i3");
-        assert_eq!(second.ca(Role::Issuing, &kek).await.unwrap().unwrap().id, "i2", "another replica's renewal does not erase it");
-        assert_eq!(second.ca(Role::Root, &kek).await.unwrap().unwrap().id, "r1");
+        first.found(&ca("r1", Role::Root), &kek, 1).await.unwrap();
+        second.found(&ca("r2", Role::Root), &kek, 1).await.unwrap();
+        let marks = second.root_marks().await.unwrap();
+        assert_eq!((marks.len(), marks[0].id.as_str(), marks[0].active), (1, "r1", true), "the first root stays");
+        for (store, id, now) in [(&first, "i1", 1), (&second, "i2", 1), (&first, "i3", 2)] {
+            assert!(store.put_issuing(&ca(id, Role::Issuing), "r1", &kek, now).await.unwrap());
+        }
+        assert!(!first.put_issuing(&ca("i4", Role::Issuing), "r2", &kek, 3).await.unwrap(), "there is no such root");
+        assert_eq!(first.issuing("r1", &kek).await.unwrap().unwrap().id, "i3");
+        assert_eq!(second.issuing("r1", &kek).await.unwrap().unwrap().id, "i2", "another replica's renewal does not erase it");
+        assert_eq!(second.root("r1", &kek).await.unwrap().unwrap().id, "r1");
     }
 
     async fn what_was_stored_is_there_after_the_store_was_closed(place) {
@@ -277,7 +281,8 @@ async fn replicas_that_start_at_once_on_an_empty_database_make_one_store() {
             let (store, kek) = Store::open_as(&claim, &place.backend, replica, domain, key).await.unwrap();
             let root =
                 CaRow { id: format!("r{number}"), role: Role::Root, certificate: vec![], key: zeroize::Zeroizing::new(vec![]) };
-            store.found_ca(root, &kek, 1).await.unwrap().id
+            store.found(&root, &kek, 1).await.unwrap();
+            store.root_marks().await.unwrap()[0].id.clone()
         }
     });
     let roots = futures_util::future::join_all(starts).await;
