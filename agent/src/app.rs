@@ -8,7 +8,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
 use crate::{
+    capture::{self, Captured, Direction},
     config::{Config, ControlPlane, ExplicitUpstream, PlaintextPort, StateDir, StateDirError, Subscription, View, send_reports},
+    dns::{self, Addresses, Resolver},
     identity::{IdentityError, Renewal, Svids},
     listener::{self, Bound, ListenError},
     telemetry::{AccessLog, Exporter, Metrics, OtlpError, Scrape, SpanQueue, report_queue, wire_protocol},
@@ -70,6 +72,7 @@ struct Listeners {
     outbound: Bound,
     upstreams: Vec<(ExplicitUpstream, Bound)>,
     plaintext: Vec<(PlaintextPort, Bound)>,
+    captured: Vec<(Direction, Bound)>,
 }
 
 impl Listeners {
@@ -85,6 +88,10 @@ impl Listeners {
             outbound: listener::bind(config.outbound, config.workers, "--outbound")?,
             upstreams: upstreams.collect::<Result<_, ListenError>>()?,
             plaintext: plaintext.collect::<Result<_, ListenError>>()?,
+            captured: match &config.capture {
+                Some(capture) => capture::listeners(capture, |address, flag| listener::bind(address, config.workers, flag))?,
+                None => Vec::new(),
+            },
         })
     }
 
@@ -93,7 +100,9 @@ impl Listeners {
         let gone = || std::io::Error::other("a worker's socket is gone");
         let upstreams = self.upstreams.iter_mut().map(|(upstream, bound)| Ok((upstream.clone(), bound.take().ok_or_else(gone)?)));
         let plaintext = self.plaintext.iter_mut().map(|(port, bound)| Ok((port.clone(), bound.take().ok_or_else(gone)?)));
+        let captured = self.captured.iter_mut().map(|(direction, bound)| Ok((*direction, bound.take().ok_or_else(gone)?)));
         Ok(Sockets {
+            captured: captured.collect::<std::io::Result<_>>()?,
             upstreams: upstreams.collect::<std::io::Result<_>>()?,
             plaintext: plaintext.collect::<std::io::Result<_>>()?,
             mesh: self.mesh.take().ok_or_else(gone)?,
@@ -135,7 +144,8 @@ impl Agent {
 
         let (reports, records) = report_queue(config.report_allows, metrics.reports_dropped.clone());
         let spans = export_spans(&config, &svids, state.agent_id(), &metrics, drain, tasks)?;
-        let shared = Shared::new(&config, &svids, &trust, &metrics, (reports, spans), drain, tasks)?;
+        let mut shared = Shared::new(&config, &svids, &trust, &metrics, (reports, spans), drain, tasks)?;
+        start_capture(&config, &state, &mut shared, tasks, drain)?;
         let subscription = Subscription {
             control_plane: control_plane.clone(),
             agent_id: state.agent_id().to_owned(),
@@ -223,6 +233,18 @@ fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
         }
     }
     services
+}
+
+/// What captured connections need, and the resolver for the programs that make them.
+fn start_capture(config: &Config, state: &StateDir, shared: &mut Shared, tasks: &Tasks, drain: &Drain) -> Result<(), StartError> {
+    let Some(capture) = &config.capture else { return Ok(()) };
+    let addresses = Arc::new(Addresses::open(capture.virtual_v4, capture.virtual_v6, state.sealed("addresses")));
+    shared.captured = Some(Arc::new(Captured::new(addresses.clone(), capture.egress.clone(), config.backed.clone())));
+    let resolver = Arc::new(Resolver { directory: shared.directory.clone(), addresses, forward: capture.forward.clone() });
+    for listener in capture.dns.map(dns::listen).transpose()?.unwrap_or_default() {
+        listener.start(&resolver, tasks, drain);
+    }
+    Ok(())
 }
 
 /// Puts the last good view in force, so that a restart without control plane serves.

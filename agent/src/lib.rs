@@ -5,7 +5,9 @@
 //! [`listener`], [`tls`], [`identity`], [`policy`], [`route`], [`upstream`].
 
 mod app;
+pub mod capture;
 pub mod config;
+pub mod dns;
 pub mod http;
 pub mod identity;
 mod inbound;

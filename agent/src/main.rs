@@ -4,22 +4,34 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
-use outrider_agent::{Agent, Config, Settings};
+use outrider_agent::{Agent, Config, Settings, capture::command::CaptureCommand};
 use outrider_runtime::{Drain, Drained, Tasks, config::layered, drain, telemetry};
 
 /// The Outrider agent: identity, mutual TLS and policy beside one program.
 #[derive(Debug, Parser)]
-#[command(name = "outrider-agent", version)]
+#[command(name = "outrider-agent", version, args_conflicts_with_subcommands = true)]
 struct Args {
     /// YAML file of settings: the same names as the flags
     #[arg(long, env = "OUTRIDER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What the program does instead of running as an agent.
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Print, install, check or remove the kernel's rules that redirect connections of programs to the agent
+    Capture(CaptureCommand),
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Verb::Capture(capture)) = args.verb {
+        return capture.run();
+    }
     match run(args) {
         Ok(code) => code,
         Err(error) => {

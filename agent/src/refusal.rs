@@ -180,6 +180,10 @@ reasons! {
     NoIdentity = "no_identity", Mesh, 503, Tls, Both;
     /// A limit of this agent is reached.
     Overloaded = "overloaded", Mesh, 503, Accept, Both;
+    /// A connection to a capture port that no capture rule sent there.
+    NotRedirected = "not_redirected", Caller, 400, Accept, Both;
+    /// A captured connection that leads back to this agent.
+    CaptureLoop = "capture_loop", Mesh, 503, Route, Outbound;
     /// The agent is leaving.
     Draining = "draining", Mesh, 503, Stream, Both;
 }

@@ -7,6 +7,7 @@ use outrider_runtime::{Drain, Tasks};
 use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
 
 use crate::{
+    capture::{self, Captured, Direction},
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
     identity::{Peer, Svids},
@@ -32,6 +33,8 @@ pub(crate) struct Sockets {
     pub(crate) upstreams: Vec<(ExplicitUpstream, TcpListener)>,
     /// Listeners for callers in plaintext.
     pub(crate) plaintext: Vec<(PlaintextPort, TcpListener)>,
+    /// Listeners for captured connections.
+    pub(crate) captured: Vec<(Direction, TcpListener)>,
 }
 
 /// What every worker shares.
@@ -39,6 +42,8 @@ pub(crate) struct Sockets {
 pub(crate) struct Shared {
     pub(crate) policies: Arc<PolicyBook>,
     pub(crate) directory: Arc<Directory>,
+    /// What captured connections need; none when there are none.
+    pub(crate) captured: Option<Arc<Captured>>,
     svids: Arc<Svids>,
     trust: Arc<Trust>,
     local: Arc<Vec<LocalPort>>,
@@ -70,6 +75,7 @@ impl Shared {
         Ok(Self {
             policies: Arc::new(PolicyBook::new(config.backed.iter().map(|port| target(config, port)).collect(), trust.clone())),
             directory: Arc::default(),
+            captured: None,
             svids: svids.clone(),
             trust: trust.clone(),
             local: Arc::new(local),
@@ -147,7 +153,8 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 }
 
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
-    let Sockets { mesh, outbound, upstreams, plaintext } = sockets;
+    let Sockets { mesh, outbound, upstreams, plaintext, captured } = sockets;
+    let capture = shared.captured;
     let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
     let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
     let observer = Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone());
@@ -187,6 +194,13 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
             worker.spawn(Side::Outbound, outbound::serve(worker.clone(), accepted, fixed.clone()));
         });
         tasks.spawn_local("outbound listener", outbound);
+    }
+    for (direction, socket) in captured {
+        let (worker, Some(capture)) = (worker.clone(), capture.clone()) else { continue };
+        let captured = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
+            worker.spawn(direction.side(), capture::serve(worker.clone(), capture.clone(), direction, accepted));
+        });
+        tasks.spawn_local("capture listener", captured);
     }
     let mut tick = tokio::time::interval(TICK);
     let mut pooled = (0, 0);

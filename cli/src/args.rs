@@ -10,7 +10,7 @@ use crate::{
     failure::{Exit, Failure},
     get, import,
     output::{Console, Format},
-    replay, rollback, run, test, tied, token, up,
+    replay, rollback, run, store, test, tied, token, up,
 };
 
 /// Outrider, a zero-trust mesh: an agent beside every service, mutual TLS, and a policy for every request.
@@ -60,6 +60,8 @@ enum Command {
     Ca(ca::Ca),
     /// Make join tokens for agents
     Token(token::Token),
+    /// Move the store of a control plane to another database
+    Store(store::Store),
     /// Look over the control plane, its agents and their certificates
     Check(check::Check),
     /// Run a whole mesh on this machine and show what it does
@@ -88,6 +90,7 @@ impl Args {
             Command::Certs(verb) => verb.run(&socket, console).await,
             Command::Ca(verb) => verb.run(&socket, console).await,
             Command::Token(verb) => verb.run(&socket, console).await,
+            Command::Store(verb) => verb.run(console).await,
             Command::Check(verb) => verb.run(&socket, console).await,
             Command::Up(verb) => verb.run(&socket, console).await,
             Command::Run(verb) => verb.run(&socket, console).await,

@@ -83,6 +83,9 @@ pub(crate) enum Failure {
     /// A value cannot be shown as JSON or YAML.
     #[error("cannot render the output: {0}")]
     Render(String),
+    /// A store is not as it should be.
+    #[error("{0}")]
+    Store(String),
     /// The agent beside a program does not start, or stopped.
     #[error("agent: {0}")]
     Agent(String),
@@ -115,6 +118,7 @@ impl Failure {
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::Invalid(_)
+            | Self::Store(_)
             | Self::Output(_)
             | Self::Render(_)
             | Self::Runtime(_) => None,

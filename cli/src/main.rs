@@ -24,6 +24,7 @@ mod report;
 mod revoke;
 mod rollback;
 mod run;
+mod store;
 mod table;
 mod test;
 mod tied;

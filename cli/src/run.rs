@@ -48,7 +48,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "LISTEN=SERVICE")]
     upstream: Vec<String>,
     /// Control plane to join [default: the one on this machine, else the one joined last]
-    #[arg(long, env = "OUTRIDER_CONTROL_PLANE", value_name = "HOST:PORT")]
+    #[arg(long, env = "OUTRIDER_CONTROL_PLANE", value_name = "HOST:PORT[,…]")]
     control_plane: Option<String>,
     /// One-time join token [default: made through the admin socket of the control plane on this machine]
     #[arg(long, env = "OUTRIDER_TOKEN", hide_env_values = true, value_name = "TOKEN")]

@@ -23,6 +23,7 @@ use crate::{
     registry::{Revocations, Revoked, World, bundle, learn, tell},
     rotate::Keeper,
     store::{Claim, DirError, OpenError, Redeem, Store, StoreError},
+    turns::Turns,
     upkeep,
 };
 
@@ -105,14 +106,16 @@ impl ControlPlane {
         enter(&store, &config, &doors).await?;
         let now = clock::now();
         let lifetimes = Lifetimes::new(config.leaf_ttl, config.issuing_ttl, config.root_ttl);
-        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), lifetimes, now).await;
+        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), lifetimes, config.ca_files.clone(), now);
+        let authority = authority.await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone());
         let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);
         let revocations = revocations(&store, &config).await.map_err(OpenError::from)?;
         let (revoking, revoked) = watch::channel(Arc::new(revocations));
         let revoked = Revoked::new(revoked);
-        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), revoked, store: store.clone(), metrics };
+        let issuance =
+            Issuance { authority, tokens, limit: Arc::new(limit), revoked, turns: Turns::new(), store: store.clone(), metrics };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;

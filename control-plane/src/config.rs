@@ -13,7 +13,10 @@ use outrider_policy::identity::TrustDomain;
 use outrider_runtime::telemetry::Format;
 use zeroize::Zeroizing;
 
-use crate::store::{Backend, PostgresUrl, is_replica_id};
+use crate::{
+    ca::CaFiles,
+    store::{Backend, PostgresUrl, is_replica_id},
+};
 
 /// Shortest leaf lifetime: shorter ones cannot be renewed in time.
 const LEAF_TTL_MIN: Duration = Duration::from_secs(2);
@@ -61,6 +64,16 @@ pub struct Raw {
     /// Lifetime of a root that is made from now on [default: 3650d]
     #[arg(long, value_name = "TIME")]
     pub root_ttl: Option<String>,
+    /// PEM file with a CA that somebody else makes, and what it chains to (tls.crt of cert-manager): it signs the leaves. Read
+    /// again when it changes; with --ca-key and --ca-bundle
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// PEM file with its key (tls.key)
+    #[arg(long, value_name = "FILE")]
+    pub ca_key: Option<PathBuf>,
+    /// PEM file with every root that members shall believe (ca.crt)
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
     /// File with the key that encrypts CA keys, made at the first start; the environment variable OUTRIDER_KEY (32 bytes in
     /// base64) takes its place [default: key in the state directory]
     #[arg(long, value_name = "FILE")]
@@ -159,6 +172,8 @@ pub struct Config {
     pub issuing_ttl: Duration,
     /// Lifetime of new roots.
     pub root_ttl: Duration,
+    /// A CA that somebody else makes.
+    pub ca_files: Option<CaFiles>,
     /// The key that encrypts CA keys.
     pub key: KeySource,
     /// Which database the store is in.
@@ -209,6 +224,7 @@ impl Raw {
                 "issuing CAs live {issuing} s and cut short leaf certificates of {leaf} s: no leaf outlives its CA"
             ));
         }
+        let ca_files = wrong.ca_files(self.ca_cert, self.ca_key, self.ca_bundle);
         let name = self.trust_domain.as_deref().unwrap_or("mesh.internal");
         let trust_domain = TrustDomain::new(name).map_err(|error| wrong.say(format!("`--trust-domain`: {error}")));
         let log_format = wrong.checked("log-format", self.log_format.as_deref().unwrap_or("text").parse(), Format::Text);
@@ -231,6 +247,7 @@ impl Raw {
             leaf_ttl,
             issuing_ttl,
             root_ttl,
+            ca_files,
             key,
             store,
             replica: self.replica,
@@ -267,6 +284,18 @@ impl Wrong {
 
     fn time(&mut self, flag: &str, value: Option<&str>, default: Duration) -> Duration {
         value.map_or(default, |text| self.checked(flag, parse_time(text), default))
+    }
+
+    /// All three files, or none.
+    fn ca_files(&mut self, certificate: Option<PathBuf>, key: Option<PathBuf>, bundle: Option<PathBuf>) -> Option<CaFiles> {
+        match (certificate, key, bundle) {
+            (Some(certificate), Some(key), Some(bundle)) => Some(CaFiles { certificate, key, bundle }),
+            (None, None, None) => None,
+            _ => {
+                self.say("`--ca-cert`, `--ca-key` and `--ca-bundle` belong together: set all three, or none".to_owned());
+                None
+            }
+        }
     }
 
     /// The lifetime of a CA.

@@ -20,11 +20,13 @@ mod push;
 mod registry;
 mod rotate;
 mod store;
+mod turns;
 mod upkeep;
 
 pub use api::SocketError;
 pub use app::{ControlPlane, Running, StartError};
+pub use ca::CaFiles;
 #[cfg(feature = "bench")]
 pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
-pub use store::{Backend, DirError, KeyError, OpenError, PostgresUrl};
+pub use store::{Backend, DirError, KeyError, MigrateError, Moved, OpenError, Place, PostgresUrl, migrate};

@@ -51,6 +51,7 @@ async fn renew_once(issuance: &Issuance, leaf: &ServerLeaf, now: i64) -> Result<
             tracing::warn!(error = outrider_runtime::tasks::chain(&error), "own certificate not recorded");
         }
     }
+    issuance.metrics.mounted_refused.set(issuance.authority.refused_files().is_some().into());
     issuance.metrics.leaf_ends.set(leaf.not_after());
     set_ends(&issuance.authority, &issuance.metrics);
     Ok(())

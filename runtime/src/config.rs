@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 /// A settings file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,15 +37,23 @@ pub fn layered<T: Serialize + DeserializeOwned>(file: Option<&Path>, flags: T) -
     let below: T = serde_saphyr::from_str(&text).map_err(|error| parse(error.to_string()))?;
     let mut merged = serde_json::to_value(&below).map_err(|error| parse(error.to_string()))?;
     let above = serde_json::to_value(&flags).map_err(|error| parse(error.to_string()))?;
-    if let (Some(merged), serde_json::Value::Object(above)) = (merged.as_object_mut(), above) {
-        for (key, value) in above {
-            let empty = value.as_array().is_some_and(Vec::is_empty);
-            if !value.is_null() && !empty {
-                merged.insert(key, value);
+    lay(&mut merged, above);
+    serde_json::from_value(merged).map_err(|error| parse(error.to_string()))
+}
+
+/// Lays what is set above over what is below, group by group.
+fn lay(below: &mut Value, above: Value) {
+    let (Some(below), Value::Object(above)) = (below.as_object_mut(), above) else { return };
+    for (key, value) in above {
+        let empty = value.as_array().is_some_and(Vec::is_empty);
+        match below.get_mut(&key) {
+            Some(group) if group.is_object() && value.is_object() => lay(group, value),
+            _ if value.is_null() || empty => {}
+            _ => {
+                below.insert(key, value);
             }
         }
     }
-    serde_json::from_value(merged).map_err(|error| parse(error.to_string()))
 }
 
 #[cfg(test)]
@@ -56,6 +65,14 @@ mod tests {
     struct Settings {
         address: Option<String>,
         ttl: Option<u32>,
+        group: Group,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Group {
+        list: Vec<u32>,
+        word: Option<String>,
     }
 
     fn file(name: &str, text: &str) -> PathBuf {
@@ -67,8 +84,16 @@ mod tests {
     #[test]
     fn flags_win_over_the_file() {
         let path = file("layers", "address: a\nttl: 5\n");
-        let settings = layered(Some(&path), Settings { address: Some("b".into()), ttl: None }).unwrap();
-        assert_eq!(settings, Settings { address: Some("b".into()), ttl: Some(5) });
+        let settings = layered(Some(&path), Settings { address: Some("b".into()), ..Settings::default() }).unwrap();
+        assert_eq!(settings, Settings { address: Some("b".into()), ttl: Some(5), ..Settings::default() });
+    }
+
+    #[test]
+    fn flags_of_a_group_win_one_by_one() {
+        let path = file("groups", "group: { list: [1, 2], word: a }\n");
+        let flags = Settings { group: Group { word: Some("b".into()), ..Group::default() }, ..Settings::default() };
+        let settings = layered(Some(&path), flags).unwrap();
+        assert_eq!(settings.group, Group { list: vec![1, 2], word: Some("b".into()) });
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod mesh;
 mod postgres;
 mod process;
 mod raw;
+mod space;
 
 pub use backend::{Backend, Seen};
 pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
@@ -31,6 +32,7 @@ pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use postgres::{Cluster, Disk};
 pub use process::Process;
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
+pub use space::{Space, Spaces};
 
 /// Waits until something holds.
 ///

@@ -12,7 +12,7 @@ use outrider_proto::v1::{CreateTokenRequest, admin_client::AdminClient};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Process, free_port, program};
+use crate::{Process, Space, free_port, program};
 
 /// How a mesh is started.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +43,8 @@ pub struct Mesh {
     pub address: SocketAddr,
     options: MeshOptions,
     health: u16,
+    /// Network namespace the control plane runs in; that of the test when none.
+    space: Option<String>,
 }
 
 /// An agent.
@@ -100,23 +102,40 @@ pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) 
 impl Mesh {
     /// Starts a control plane and waits until it answers.
     pub async fn start(options: MeshOptions) -> Self {
-        let dir = directory();
-        let (port, health) = (free_port(), free_port());
-        let control_plane = Self::spawn(dir.path(), port, health, &options);
-        let mesh = Self { dir, control_plane, address: loopback(port), options, health };
+        Self::begin(options, loopback(free_port()), None).await
+    }
+
+    /// Starts a control plane inside a network namespace.
+    pub async fn start_in(space: &Space) -> Self {
+        let address = SocketAddr::new(space.v4.parse().expect("an address"), 15110);
+        Self::begin(MeshOptions::default(), address, Some(space.name.clone())).await
+    }
+
+    async fn begin(options: MeshOptions, address: SocketAddr, space: Option<String>) -> Self {
+        let (dir, health) = (directory(), free_port());
+        let control_plane = Self::spawn(dir.path(), address, health, &options, space.as_deref());
+        let mesh = Self { dir, control_plane, address, options, health, space };
         mesh.ready().await;
         mesh
     }
 
-    fn spawn(dir: &Path, port: u16, health: u16, options: &MeshOptions) -> Process {
-        Process::start("outrider-control-plane", &mut Self::command(dir, port, health, options))
+    fn spawn(dir: &Path, address: SocketAddr, health: u16, options: &MeshOptions, space: Option<&str>) -> Process {
+        Process::start("outrider-control-plane", &mut Self::command(dir, address, health, options, space))
     }
 
-    fn command(dir: &Path, port: u16, health: u16, options: &MeshOptions) -> Command {
-        let mut command = Command::new(program("outrider-control-plane"));
+    fn command(dir: &Path, address: SocketAddr, health: u16, options: &MeshOptions, space: Option<&str>) -> Command {
+        let program = program("outrider-control-plane");
+        let mut command = match space {
+            None => Command::new(program),
+            Some(space) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", space]).arg(program);
+                command
+            }
+        };
         command
             .args(["--state-dir", &dir.join("control-plane").display().to_string()])
-            .args(["--listen", &loopback(port).to_string(), "--health-listen", &loopback(health).to_string()])
+            .args(["--listen", &address.to_string(), "--health-listen", &loopback(health).to_string()])
             .env_remove("OUTRIDER_ADMIN_SOCKET");
         if let Some(ttl) = options.leaf_ttl {
             command.args(["--leaf-ttl", ttl]);
@@ -126,14 +145,15 @@ impl Mesh {
 
     /// As [`Mesh::restart_control_plane`], under a clock that is off by this much: `+1d`, `-1d`.
     pub async fn restart_control_plane_at(&mut self, clock: &str) {
-        let mut command = Self::command(self.dir.path(), self.address.port(), self.health, &self.options);
+        let space = self.space.as_deref();
+        let mut command = Self::command(self.dir.path(), self.address, self.health, &self.options, space);
         self.control_plane = Process::start("outrider-control-plane", command.envs(wrong_clock(clock)));
         self.ready().await;
     }
 
     /// Starts the control plane again, on the same address and directory.
     pub async fn restart_control_plane(&mut self) {
-        self.control_plane = Self::spawn(self.dir.path(), self.address.port(), self.health, &self.options);
+        self.control_plane = Self::spawn(self.dir.path(), self.address, self.health, &self.options, self.space.as_deref());
         self.ready().await;
     }
 

@@ -152,7 +152,8 @@ impl MeshPeer {
     pub async fn join(mesh: &Mesh, identity: &str) -> Self {
         let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
         let token: JoinToken = mesh.token(identity, &[]).await.parse().expect("a token");
-        let control_plane = ControlPlane::new(mesh.address.to_string(), trust.clone(), svids.clone());
+        let control_plane =
+            ControlPlane::new(Arc::new(mesh.address.to_string().parse().expect("an address")), trust.clone(), svids.clone());
         let channel = control_plane.join(&token).await.expect("a connection");
         let request = SigningRequest::new().expect("a key");
         let evidence = Some(Evidence::JoinToken(WireToken { token: token.as_str().to_owned() }));

@@ -13,12 +13,16 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 7] = [
+const NEEDS: &[Need] = &[
     Need { program: "nginx", package: "nginx", why: "the service behind an agent" },
     Need { program: "curl", package: "curl", why: "a client that nobody here wrote" },
     Need { program: "faketime", package: "faketime", why: "a clock that is wrong" },
     Need { program: "wrk", package: "wrk", why: "HTTP/1.1 load" },
     Need { program: "h2load", package: "nghttp2-client", why: "HTTP/2 load" },
+    Need { program: "ip", package: "iproute2", why: "network namespaces for tests of capture" },
+    Need { program: "nft", package: "nftables", why: "capture rules" },
+    Need { program: "dig", package: "bind9-dnsutils", why: "a resolver that nobody here wrote" },
+    Need { program: "dnsmasq", package: "dnsmasq-base", why: "a name server that nobody here wrote" },
     Need { program: "pg_ctlcluster", package: "postgresql", why: "a store that several control planes share" },
     Need { program: "/usr/share/tomcat10/bin/catalina.sh", package: "tomcat10", why: "a server that reads paths its own way" },
 ];

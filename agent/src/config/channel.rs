@@ -1,18 +1,25 @@
 //! Connections to the control plane.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::Addresses;
 use crate::{
     identity::{JoinToken, Svids},
     tls::{ControlPlaneTrust, Trust, control_plane_config},
 };
 
+/// A connection that says nothing is asked whether it lives after this time, and given up when it does not answer for as long.
+const ALIVE: Duration = Duration::from_secs(6);
 /// Time for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -39,17 +46,30 @@ pub enum ControlPlaneError {
 }
 
 /// Where the control plane is and how it is recognised.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ControlPlane {
-    address: String,
+    addresses: Arc<Addresses>,
+    /// The replica of the last connection that this one made.
+    last: ArcSwap<String>,
     trust: Arc<Trust>,
     svids: Arc<Svids>,
 }
 
+impl Clone for ControlPlane {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.addresses), Arc::clone(&self.trust), Arc::clone(&self.svids))
+    }
+}
+
 impl ControlPlane {
-    /// The control plane at `address`, `host:port`.
-    pub fn new(address: String, trust: Arc<Trust>, svids: Arc<Svids>) -> Self {
-        Self { address, trust, svids }
+    /// The control plane at these addresses.
+    pub fn new(addresses: Arc<Addresses>, trust: Arc<Trust>, svids: Arc<Svids>) -> Self {
+        Self { addresses, last: ArcSwap::default(), trust, svids }
+    }
+
+    /// Takes note that the last connection did not do: the next one goes to another replica, if there is one.
+    pub fn turn_away(&self) {
+        self.addresses.failed(&self.last.load(), Instant::now());
     }
 
     /// Told when our certificate is replaced: a connection proves only what its certificate proved.
@@ -76,33 +96,51 @@ impl ControlPlane {
 
     /// `believed` is the key of a root that we believe: a control plane that changes its root shows a chain to that one.
     async fn open(&self, config: ClientConfig, believed: Option<[u8; 32]>) -> Result<Channel, ControlPlaneError> {
-        let wrong = || ControlPlaneError::Address(self.address.clone());
-        let connector = TlsConnector::from(Arc::new(config));
-        // The identity in the certificate is what counts; the name is only there because TLS wants one.
+        let config = Arc::new(config);
         let name = believed.map_or_else(|| HOST.to_owned(), |pin| format!("{}.{HOST}", short(&pin)));
-        let name = ServerName::try_from(name).map_err(|_| wrong())?;
-        let address = self.address.clone();
-        let dial = tower::service_fn(move |_: Uri| {
-            let (connector, name, address) = (connector.clone(), name.clone(), address.clone());
-            async move {
-                let stream = TcpStream::connect(&address).await?;
-                let _ = stream.set_nodelay(true);
-                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+        let mut failure = None;
+        for address in self.addresses.order(fastrand::usize(..), Instant::now()) {
+            match reach(&address, &name, &config).await {
+                Ok(channel) => {
+                    self.last.store(Arc::new(address));
+                    return Ok(channel);
+                }
+                Err(error) => {
+                    self.addresses.failed(&address, Instant::now());
+                    failure = Some(error);
+                }
             }
-        });
-        Endpoint::from_shared(format!("http://{}", self.address))
-            .map_err(|_| wrong())?
-            .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .keep_alive_while_idle(true)
-            .connect_with_connector(dial)
-            .await
-            .map_err(|error| ControlPlaneError::Connect {
-                address: self.address.clone(),
-                reason: outrider_runtime::tasks::chain(&error),
-            })
+        }
+        Err(failure.unwrap_or_else(|| ControlPlaneError::Address(self.addresses.to_string())))
     }
+}
+
+async fn reach(address: &str, name: &str, config: &Arc<ClientConfig>) -> Result<Channel, ControlPlaneError> {
+    let wrong = || ControlPlaneError::Address(address.to_owned());
+    let connector = TlsConnector::from(Arc::clone(config));
+    // The identity in the certificate is what counts; the name is only there because TLS wants one.
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| wrong())?;
+    let host = address.to_owned();
+    let dial = tower::service_fn(move |_: Uri| {
+        let (connector, name, host) = (connector.clone(), name.clone(), host.clone());
+        async move {
+            let stream = TcpStream::connect(&host).await?;
+            let _ = stream.set_nodelay(true);
+            Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+        }
+    });
+    Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|_| wrong())?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(ALIVE)
+        .keep_alive_timeout(ALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(dial)
+        .await
+        .map_err(|error| ControlPlaneError::Connect {
+            address: address.to_owned(),
+            reason: outrider_runtime::tasks::chain(&error),
+        })
 }
 
 /// The first half of a pin in hex: what fits in a label of a server name.

@@ -1,5 +1,6 @@
 //! What the agent is told: settings at its start, the control plane's view while it runs, and what it keeps on disk.
 
+mod addresses;
 mod channel;
 mod sealed;
 mod settings;
@@ -9,6 +10,7 @@ mod telemetry_stream;
 mod tracing;
 mod view;
 
+pub use addresses::Addresses;
 pub use channel::{ControlPlane, ControlPlaneError};
 pub use sealed::{SealError, SealedFile};
 pub use settings::{BackedPort, Config, ConfigProblems, ExplicitUpstream, PlaintextPort, Settings};

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,15 +12,19 @@ use outrider_policy::{Protocol, ServiceAccount, ServiceName, SpiffeId, names};
 use outrider_runtime::telemetry::Format;
 use serde::{Deserialize, Serialize};
 
-use super::tracing;
-use crate::{identity::JoinToken, telemetry::AccessLogTarget};
+use super::{Addresses, tracing};
+use crate::{
+    capture::{Capture, CaptureSettings},
+    identity::JoinToken,
+    telemetry::AccessLogTarget,
+};
 
 /// Settings as flags, environment or a YAML file give them.
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Settings {
-    /// Control plane to join, HOST:PORT
-    #[arg(long, env = "OUTRIDER_CONTROL_PLANE", value_name = "HOST:PORT")]
+    /// Control plane to join, HOST:PORT; of several replicas all, with commas between them
+    #[arg(long, env = "OUTRIDER_CONTROL_PLANE", value_name = "HOST:PORT[,…]")]
     pub control_plane: Option<String>,
     /// One-time join token from `outrider token create`; needed for the first start only
     #[arg(long, env = "OUTRIDER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
@@ -42,6 +47,9 @@ pub struct Settings {
     /// Listener that takes callers in plaintext to a port of an own service whose policy is Permissive, [HOST:]PORT=NAMESPACE/NAME:PORT; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE:PORT")]
     pub plaintext: Vec<String>,
+    /// Transparent capture
+    #[command(flatten)]
+    pub capture: CaptureSettings,
     /// Where the program beside this agent finds the mesh as an HTTP proxy [default: 127.0.0.1:15101]
     #[arg(long, env = "OUTRIDER_OUTBOUND", value_name = "ADDRESS")]
     pub outbound: Option<SocketAddr>,
@@ -129,8 +137,8 @@ pub struct PlaintextPort {
 /// Checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Control plane, `host:port`.
-    pub control_plane: String,
+    /// Control plane: its replicas.
+    pub control_plane: Arc<Addresses>,
     /// Join token for the first start.
     pub token: Option<JoinToken>,
     /// Identity that must come out, as the user wrote it.
@@ -143,6 +151,8 @@ pub struct Config {
     pub upstreams: Vec<ExplicitUpstream>,
     /// Listeners for callers in plaintext.
     pub plaintext: Vec<PlaintextPort>,
+    /// Transparent capture, if any.
+    pub capture: Option<Capture>,
     /// HTTP proxy for the own program.
     pub outbound: SocketAddr,
     /// Mesh listener.
@@ -183,7 +193,7 @@ impl TryFrom<Settings> for Config {
 
     fn try_from(settings: Settings) -> Result<Self, ConfigProblems> {
         let mut problems = Problems(Vec::new());
-        let control_plane = problems.take(host_port("--control-plane", settings.control_plane));
+        let control_plane = problems.take(addresses(settings.control_plane)).map(Arc::new);
         let state_dir = problems.take(
             settings
                 .state_dir
@@ -201,7 +211,11 @@ impl TryFrom<Settings> for Config {
         let upstreams = settings.upstream.iter().filter_map(|text| problems.take(explicit_upstream(text))).collect();
         let read = |text: &String| plaintext_port(text, &backed);
         let plaintext = settings.plaintext.iter().filter_map(|text| problems.take(read(text))).collect();
-        let advertise = settings.advertise.and_then(|text| problems.take(host_port("--advertise", Some(text))));
+        let capture = settings.capture.check().unwrap_or_else(|wrong| {
+            problems.0.extend(wrong);
+            None
+        });
+        let advertise = settings.advertise.and_then(|text| problems.take(host_port("--advertise", text)));
         let report_allows = settings.report_allows.unwrap_or(0.01);
         if !(0.0..=1.0).contains(&report_allows) {
             problems.0.push(format!("`--report-allows` is `{report_allows}`: use a share between 0 and 1"));
@@ -233,6 +247,7 @@ impl TryFrom<Settings> for Config {
             labels,
             upstreams,
             plaintext,
+            capture,
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
             mesh: settings.mesh.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 15108))),
             advertise,
@@ -247,8 +262,12 @@ impl TryFrom<Settings> for Config {
     }
 }
 
-fn host_port(flag: &str, text: Option<String>) -> Result<String, String> {
-    let text = text.ok_or_else(|| format!("`{flag}` is missing: HOST:PORT of the control plane, 15110 by default"))?;
+fn addresses(text: Option<String>) -> Result<Addresses, String> {
+    let text = text.ok_or("`--control-plane` is missing: HOST:PORT of the control plane, 15110 by default")?;
+    text.parse().map_err(|error| format!("`--control-plane`: {error}"))
+}
+
+fn host_port(flag: &str, text: String) -> Result<String, String> {
     let plain = text.strip_prefix("https://").unwrap_or(&text).to_owned();
     let well_formed = plain.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if well_formed { Ok(plain) } else { Err(format!("`{flag}` is `{text}`: use HOST:PORT")) }

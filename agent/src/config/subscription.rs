@@ -111,6 +111,7 @@ impl Subscription {
             };
             let Err(error) = outcome else { continue };
             before = None;
+            self.control_plane.turn_away();
             failures += 1;
             let pause = retry_after(failures, fastrand::f64());
             tracing::warn!(%error, retry_in = ?pause, "no stream from the control plane: the last good view stays in force");

@@ -34,6 +34,16 @@ pub enum ListenError {
     },
 }
 
+impl ListenError {
+    /// Whether this machine lacks the address's family, IPv6 that is.
+    pub fn has_no_such_family(&self) -> bool {
+        use std::io::ErrorKind::{AddrNotAvailable, Unsupported};
+        let Self::Failed { address, reason, .. } = self else { return false };
+        // Linux: EAFNOSUPPORT, which the standard library has no kind for.
+        address.is_ipv6() && (matches!(reason.kind(), AddrNotAvailable | Unsupported) || reason.raw_os_error() == Some(97))
+    }
+}
+
 /// An address with a socket for each worker.
 #[derive(Debug)]
 pub struct Bound {
@@ -69,6 +79,10 @@ pub fn bind(address: SocketAddr, workers: usize, flag: &'static str) -> Result<B
 
 fn open(address: SocketAddr, share: bool) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // Every address of either family, whatever the system's default is.
+        socket.set_only_v6(false)?;
+    }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
     socket.set_nonblocking(true)?;

@@ -159,6 +159,11 @@ impl Directory {
         answer.unwrap_or_else(|_| Err(unanswered()))
     }
 
+    /// Whether the control plane says that there is no such service.
+    pub fn is_denied(&self, name: &ServiceName) -> bool {
+        self.services.load().get(name).is_some_and(|service| service.is_unknown())
+    }
+
     /// What the control plane said of a name, if anything.
     fn known(&self, name: &ServiceName) -> Option<Result<Arc<ServiceEntry>, Refusal>> {
         let service = self.services.load().get(name).cloned()?;

@@ -22,6 +22,9 @@ impl Record {
             line.plain("trace", |out| out.extend_from_slice(&traced.context.trace_id()));
         }
         self.with_source(|source| line.text("source", source));
+        if let Some(to) = self.outside {
+            line.text("outside", &to.to_string());
+        }
         if let Some(destination) = &self.destination {
             line.text("destination", destination.service.as_str());
             line.number("port", u64::from(destination.port));

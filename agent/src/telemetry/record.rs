@@ -44,6 +44,7 @@ pub struct Record {
     pub(super) peer: Option<Rc<Peer>>,
     pub(super) destination: Option<Rc<Destination>>,
     pub(super) address: Option<std::net::SocketAddr>,
+    pub(super) outside: Option<std::net::SocketAddr>,
     pub(super) verdict: Option<Verdict>,
     pub(super) status: u16,
     /// Until the head of the response.
@@ -66,6 +67,7 @@ impl Record {
             peer: None,
             destination: None,
             address: None,
+            outside: None,
             verdict: None,
             status: 0,
             answered: None,
@@ -107,6 +109,11 @@ impl Record {
     /// Where the caller is.
     pub fn address(&mut self, address: std::net::SocketAddr) {
         self.address = Some(address);
+    }
+
+    /// Where a connection out of the mesh goes.
+    pub fn outside(&mut self, to: std::net::SocketAddr) {
+        self.outside = Some(to);
     }
 
     /// What the call is for.

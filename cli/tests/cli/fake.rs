@@ -246,7 +246,7 @@ impl Admin for Fake {
     }
 
     async fn get_ca_rotation(&self, request: Request<GetCaRotationRequest>) -> Result<Response<CaRotation>, Status> {
-        self.list(request, &self.answers.ca_rotation.last().cloned())
+        self.answer(request, &Some(Ok(self.answers.ca_rotation.last().cloned().unwrap_or_default())))
     }
 
     async fn list_revocations(

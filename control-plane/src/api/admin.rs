@@ -274,7 +274,7 @@ impl Admin for Operators {
             token,
             expires,
             identity: identity.to_string(),
-            control_plane: self.advertise.clone(),
+            control_plane: self.addresses().await,
         }))
     }
 
@@ -356,6 +356,8 @@ impl Admin for Operators {
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let authorities = self.authority.describe();
         let mut warnings = words::ca_warnings(&authorities, clock::now());
+        let refused = self.authority.refused_files();
+        warnings.extend(refused.map(|reason| format!("the mounted CA is refused, the one before is in use: {reason}")));
         warnings.extend(self.mesh.sessions.list().iter().filter_map(words::refusal));
         let world = Arc::clone(&self.mesh.world.borrow());
         warnings.extend(world.canary.as_deref().map(words::under_way));
@@ -364,8 +366,8 @@ impl Admin for Operators {
         Ok(Response::new(v1::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trust_domain: self.trust_domain().to_string(),
-            revision: self.mesh.world.borrow().revision,
-            address: self.advertise.clone(),
+            revision: world.revision,
+            address: self.addresses().await,
             agents_connected: u32::try_from(self.mesh.sessions.list().len()).unwrap_or(u32::MAX),
             certificate_authorities: authorities.into_iter().map(words::authority).collect(),
             warnings,
@@ -378,6 +380,14 @@ impl Admin for Operators {
 impl Operators {
     pub(super) fn trust_domain(&self) -> &TrustDomain {
         self.authority.trust_domain()
+    }
+
+    /// Where agents find this control plane: all replicas that live, this one first.
+    async fn addresses(&self) -> String {
+        let others = if self.store.is_shared() { self.store.replicas().await.unwrap_or_default() } else { Vec::new() };
+        let others = others.into_iter().filter(|replica| replica.is_live() && replica.address != self.advertise);
+        let all: Vec<String> = std::iter::once(self.advertise.clone()).chain(others.map(|replica| replica.address)).collect();
+        all.join(",")
     }
 
     /// Tells progress whenever it differs, until it is done or nobody listens.

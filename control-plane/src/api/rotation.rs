@@ -28,6 +28,10 @@ impl Operators {
         uid: u32,
     ) -> Result<Response<Progress<v1::CaRotation>>, Status> {
         let v1::RotateCaRequest { step, abort, skip_away } = request;
+        if self.authority.is_mounted() {
+            let way = "the CA is mounted from files: change it where it is made, and the control plane follows";
+            return Err(Status::failed_precondition(way));
+        }
         let live = self.stored_rotation().await?.filter(|row| !row.phase.is_over());
         let goal = match (abort, live) {
             (true, row) => {

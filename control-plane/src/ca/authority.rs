@@ -13,6 +13,7 @@ use rustls_pki_types::CertificateDer;
 use super::{
     SigningRequest,
     certificate::{self, hex},
+    external::{CaFiles, External, Mounted},
     schedule::{Lifetimes, Validity},
     signer::{CaInfo, Signer},
 };
@@ -44,6 +45,9 @@ pub(crate) enum CaError {
     /// Nobody could be verified by these roots.
     #[error("the roots are not usable: {0}")]
     Roots(String),
+    /// The files of a mounted CA.
+    #[error("the mounted CA is not usable: {0}")]
+    Mounted(String),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -71,6 +75,8 @@ pub(crate) struct Authority {
     keys: ArcSwap<Keys>,
     /// Every root there ever was.
     known: Mutex<Vec<String>>,
+    /// Somebody else's CA takes the place of our own.
+    external: Option<External>,
     store: Store,
     kek: Kek,
 }
@@ -86,8 +92,25 @@ struct Keys {
 
 #[derive(Clone)]
 struct Root {
-    signer: Arc<Signer>,
+    info: CaInfo,
+    der: CertificateDer<'static>,
+    /// None of a root that somebody else holds.
+    signer: Option<Arc<Signer>>,
     issuing: Option<Arc<Signer>>,
+    /// What a leaf is sent with: from the CA that signed it to the one below the root.
+    via: Vec<CertificateDer<'static>>,
+}
+
+impl Root {
+    fn own(signer: Signer) -> Self {
+        Self {
+            info: signer.info.clone(),
+            der: signer.der.clone(),
+            signer: Some(Arc::new(signer)),
+            issuing: None,
+            via: Vec::new(),
+        }
+    }
 }
 
 /// What a look at the CAs changed.
@@ -123,22 +146,31 @@ impl Authority {
         kek: Kek,
         trust_domain: TrustDomain,
         lifetimes: Lifetimes,
+        files: Option<CaFiles>,
         now: i64,
     ) -> Result<Self, CaError> {
-        if !store.root_marks().await?.iter().any(|mark| mark.active) {
+        if files.is_none() && !store.root_marks().await?.iter().any(|mark| mark.active) {
             // Another replica may be first.
             store.found(&Signer::make_root(&trust_domain, lifetimes.root, now)?, &kek, now).await?;
         }
         let none = Keys { marks: Vec::new(), roots: Vec::new(), clients: WebPkiClientVerifier::no_client_auth() };
         let keys = ArcSwap::from_pointee(none);
-        let authority = Self { trust_domain, lifetimes, keys, known: Mutex::default(), store, kek };
+        let authority =
+            Self { trust_domain, lifetimes, keys, known: Mutex::default(), external: files.map(External::new), store, kek };
         authority.refresh(now).await?;
+        if let Some(reason) = authority.refused_files().filter(|_| authority.roots().is_empty()) {
+            return Err(CaError::Mounted(reason));
+        }
         Ok(authority)
     }
 
     /// Looks at the roots in the store, and makes a new issuing CA below each that lacks one, or whose one is past its renewal
     /// point, not valid yet because the clock was moved back, or not of that root.
     pub(crate) async fn refresh(&self, now: i64) -> Result<Refreshed, CaError> {
+        if let Some(external) = &self.external {
+            let mounted = external.look(&self.trust_domain, now);
+            return mounted.map_or_else(|| Ok(Refreshed::default()), |mounted| self.mount(mounted));
+        }
         let marks = self.store.root_marks().await?;
         let present = self.keys.load_full();
         let mut refreshed = Refreshed { roots: marks != present.marks, issuing: false };
@@ -147,7 +179,8 @@ impl Authority {
             refreshed.issuing |= self.refresh_issuing(root, now).await?;
         }
         if refreshed != Refreshed::default() {
-            let clients = if refreshed.roots { verifier(&roots)? } else { Arc::clone(&present.clients) };
+            let clients =
+                if refreshed.roots { verifier(roots.iter().map(|root| &root.der))? } else { Arc::clone(&present.clients) };
             *self.known.lock().unwrap_or_else(PoisonError::into_inner) = marks.iter().map(|mark| mark.id.clone()).collect();
             self.keys.store(Arc::new(Keys { marks, roots, clients }));
         }
@@ -159,10 +192,10 @@ impl Authority {
         let mut roots = Vec::new();
         let trusted = |active: bool| marks.iter().rev().filter(move |mark| mark.trusted && mark.active == active);
         for mark in trusted(true).chain(trusted(false)) {
-            if let Some(root) = present.roots.iter().find(|root| root.signer.info.id() == mark.id) {
+            if let Some(root) = present.roots.iter().find(|root| root.info.id() == mark.id) {
                 roots.push(root.clone());
             } else if let Some(row) = self.store.root(&mark.id, &self.kek).await? {
-                roots.push(Root { signer: Arc::new(Signer::load(row)?), issuing: None });
+                roots.push(Root::own(Signer::load(row)?));
             }
         }
         if roots.is_empty() {
@@ -173,27 +206,56 @@ impl Authority {
 
     /// Says whether it made one.
     async fn refresh_issuing(&self, root: &mut Root, now: i64) -> Result<bool, CaError> {
-        let id = root.signer.info.id();
+        let Some(signer) = root.signer.clone() else { return Ok(false) };
+        let id = root.info.id();
         if root.issuing.is_none()
             && let Some(row) = self.store.issuing(&id, &self.kek).await?
         {
-            root.issuing = Some(Arc::new(Signer::load(row)?)).filter(|issuing| issuing.is_signed_by(&root.signer));
+            root.issuing = Some(Arc::new(Signer::load(row)?)).filter(|issuing| issuing.is_signed_by(&signer));
+            root.via = root.issuing.iter().map(|issuing| issuing.der.clone()).collect();
         }
         if root.issuing.as_ref().is_some_and(|issuing| issuing.info.is_fresh(now)) {
             return Ok(false);
         }
-        if root.issuing.is_some() && root.signer.info.not_before > now {
+        if root.issuing.is_some() && root.info.not_before > now {
             // A new one would not be valid either: the clock is wrong, and status says so.
             return Ok(false);
         }
-        let (row, issuing) = root.signer.make_issuing(&self.trust_domain, self.lifetimes.issuing, now)?;
+        let (row, issuing) = signer.make_issuing(&self.trust_domain, self.lifetimes.issuing, now)?;
         if !self.store.put_issuing(&row, &id, &self.kek, now).await? {
             // The root went in this moment.
             return Ok(false);
         }
         tracing::info!(issuer = issuing.info.common_name, "issuing CA made");
+        root.via = vec![issuing.der.clone()];
         root.issuing = Some(Arc::new(issuing));
         Ok(true)
+    }
+
+    /// Puts somebody else's CA to use.
+    fn mount(&self, mounted: Mounted) -> Result<Refreshed, CaError> {
+        let Mounted { signer, via, roots } = mounted;
+        tracing::info!(issuer = signer.info.common_name, roots = roots.len(), "mounted CA in use");
+        let mut signer = Some(Arc::new(signer));
+        let root = |(info, der): (CaInfo, CertificateDer<'static>)| {
+            let issuing = signer.take();
+            Root { info, der, signer: None, via: if issuing.is_some() { via.clone() } else { Vec::new() }, issuing }
+        };
+        let roots: Vec<Root> = roots.into_iter().map(root).collect();
+        let clients = verifier(roots.iter().map(|root| &root.der))?;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = roots.iter().map(|root| root.info.id()).collect();
+        self.keys.store(Arc::new(Keys { marks: Vec::new(), roots, clients }));
+        Ok(Refreshed { roots: true, issuing: true })
+    }
+
+    /// Whether somebody else makes the CA.
+    pub(crate) fn is_mounted(&self) -> bool {
+        self.external.is_some()
+    }
+
+    /// Why the files of a mounted CA are not used as they are now.
+    pub(crate) fn refused_files(&self) -> Option<String> {
+        self.external.as_ref()?.refused()
     }
 
     /// A new root, for the store.
@@ -226,7 +288,7 @@ impl Authority {
         now: i64,
     ) -> Result<Leaf, CaError> {
         let keys = self.keys.load();
-        self.sign_below(keys.roots.iter().find(|one| one.signer.info.spki == *root), key, identity, now)
+        self.sign_below(keys.roots.iter().find(|one| one.info.spki == *root), key, identity, now)
     }
 
     fn sign_below(
@@ -245,18 +307,18 @@ impl Authority {
         let serial = params.serial_number.as_ref().map(|serial| hex(&serial.to_bytes())).unwrap_or_default();
         let leaf = params.signed_by(key, &issuing.issuer)?;
         Ok(Leaf {
-            chain: vec![leaf.der().clone(), issuing.der.clone()],
+            chain: std::iter::once(leaf.der()).chain(&root.via).cloned().collect(),
             serial,
             not_before: validity.not_before,
             not_after: validity.not_after,
             issuer: issuing.info.common_name.clone(),
-            root: root.signer.info.id(),
+            root: root.info.id(),
         })
     }
 
     /// Trust anchors of the mesh, the one that signs first.
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
-        self.keys.load().roots.iter().map(|root| root.signer.der.clone()).collect()
+        self.keys.load().roots.iter().map(|root| root.der.clone()).collect()
     }
 
     /// Believes client certificates that chain to the roots as they are now.
@@ -266,7 +328,7 @@ impl Authority {
 
     /// SHA-256 of the subject public key info of the root that signs: what join tokens pin.
     pub(crate) fn root_pin(&self) -> [u8; 32] {
-        self.keys.load().roots.first().map(|root| root.signer.info.spki).unwrap_or_default()
+        self.keys.load().roots.first().map(|root| root.info.spki).unwrap_or_default()
     }
 
     /// Ids of every root there ever was, oldest first.
@@ -278,7 +340,7 @@ impl Authority {
     pub(crate) fn describe(&self) -> Vec<CaInfo> {
         let keys = self.keys.load();
         let signing = |place: usize, info: &CaInfo| CaInfo { signs: place == 0, ..info.clone() };
-        let roots = keys.roots.iter().enumerate().map(|(place, root)| signing(place, &root.signer.info));
+        let roots = keys.roots.iter().enumerate().map(|(place, root)| signing(place, &root.info));
         let issuing = keys.roots.iter().enumerate();
         let issuing = issuing.filter_map(|(place, root)| Some(signing(place, &root.issuing.as_ref()?.info)));
         roots.chain(issuing).collect()
@@ -289,7 +351,7 @@ impl Authority {
         let keys = self.keys.load();
         let line = |root: &Root| {
             let issuing = root.issuing.as_ref()?.info.common_name.clone();
-            Some(Line { root: root.signer.info.spki, issuing })
+            Some(Line { root: root.info.spki, issuing })
         };
         keys.roots.iter().filter_map(line).collect()
     }
@@ -305,11 +367,14 @@ impl Authority {
     }
 }
 
-fn verifier(roots: &[Root]) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
+/// Believes client certificates that chain to these roots.
+pub(super) fn verifier<'a>(
+    roots: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
     let unusable = |error: &dyn fmt::Display| CaError::Roots(error.to_string());
     let mut store = RootCertStore::empty();
     for root in roots {
-        store.add(root.signer.der.clone()).map_err(|error| unusable(&error))?;
+        store.add(root.clone()).map_err(|error| unusable(&error))?;
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).allow_unauthenticated();

@@ -28,7 +28,7 @@ pub async fn leaves_per_second(directory: &std::path::Path, time: Duration) -> a
     let (store, kek) = Store::open(&claim, &trust_domain, &key).await?;
     let lifetimes =
         Lifetimes::new(Duration::from_secs(3600), Duration::from_secs(7 * 86_400), Duration::from_secs(86_400 * 3650));
-    let authority = Authority::open(store, kek, trust_domain, lifetimes, clock::now()).await?;
+    let authority = Authority::open(store, kek, trust_domain, lifetimes, None, clock::now()).await?;
     let identity = SpiffeId::new("spiffe://mesh.internal/ns/shop/sa/web")?;
     let requests = (0..PREPARED).map(|_| request()).collect::<anyhow::Result<Vec<_>>>()?;
     let begun = Instant::now();

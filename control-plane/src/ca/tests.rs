@@ -20,7 +20,7 @@ async fn authority(dir: &TempDir, ttl: u64, now: i64) -> (Authority, Store, Clai
     let claim = Claim::new(&dir.path().join("state")).unwrap();
     let key = KeySource::Given(zeroize::Zeroizing::new([7; 32]));
     let (store, kek) = Store::open(&claim, &trust_domain, &key).await.unwrap();
-    let authority = Authority::open(store.clone(), kek, trust_domain, lifetimes(ttl), now).await.unwrap();
+    let authority = Authority::open(store.clone(), kek, trust_domain, lifetimes(ttl), None, now).await.unwrap();
     (authority, store, claim)
 }
 

@@ -26,6 +26,8 @@ use crate::{
 
 /// Changes within this time become one update.
 const COALESCE: Duration = Duration::from_millis(10);
+/// About how long a stream lasts where there are several replicas.
+const AGE: Duration = Duration::from_secs(1800);
 /// Longest text of a refusal that is kept, in characters.
 const MAX_REASON: usize = 2000;
 
@@ -37,6 +39,14 @@ pub(crate) struct Publication {
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
     pub(crate) revoked: Revoked,
+}
+
+impl Publication {
+    /// How long a stream lasts. Agents of a control plane with several replicas choose anew now and then, so that they spread
+    /// over those that came later.
+    fn age(&self) -> Duration {
+        if self.store.is_shared() { AGE.mul_f64(0.75 + 0.5 * fastrand::f64()) } else { Duration::from_secs(365 * 86_400) }
+    }
 }
 
 /// Why a stream ended.
@@ -127,6 +137,7 @@ impl Stream {
     async fn serve(&mut self, inbound: &mut Streaming<v1::SubscribeRequest>, peer: &Peer) -> StreamEnd {
         let left = u64::try_from(peer.not_after - clock::now()).unwrap_or(0);
         let expiry = Instant::now() + Duration::from_secs(left);
+        let move_on = Instant::now() + self.publication.age();
         let mut world = self.publication.mesh.world.clone();
         let drain = self.publication.drain.clone();
         let mut revoked = self.publication.revoked.clone();
@@ -155,6 +166,7 @@ impl Stream {
                 }
                 command = self.commands.recv() => self.obey(command),
                 () = sleep_until(expiry) => Some(StreamEnd::Closed(Status::unauthenticated("the certificate of the connection has expired"))),
+                () = sleep_until(move_on) => Some(StreamEnd::Closed(Status::unavailable("time to choose a replica anew"))),
                 () = drain.stopping() => Some(stopping()),
                 () = self.out.closed() => Some(StreamEnd::Gone),
             };

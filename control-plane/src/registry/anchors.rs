@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use outrider_proto::v1;
+use prost::Message as _;
 use tokio::sync::watch;
 
 use super::{ChangeError, Encoded, Revocations, World};
@@ -35,6 +36,25 @@ impl Publisher {
         let Some(revision) = self.store.abort_rotation(row, uid, clock::now()).await? else { return Ok(None) };
         self.show_trust(revision).await?;
         Ok(Some(revision))
+    }
+
+    /// The roots of a mounted CA come from files: when they change, agents hear of it.
+    pub(super) async fn follow_mounted(&mut self) {
+        if !self.authority.is_mounted() {
+            return;
+        }
+        let roots: Vec<Vec<u8>> = bundle(&self.authority).roots;
+        if v1::TrustBundle::decode(self.world.bundle.body.as_slice()).is_ok_and(|shown| shown.roots == roots) {
+            return;
+        }
+        let followed = async {
+            let subject = format!("{} roots", roots.len());
+            let revision = self.store.take_revision("MountedCa", &subject, 0, clock::now()).await?;
+            self.show_trust(revision).await
+        };
+        if let Err(error) = followed.await {
+            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "roots of the mounted CA not shown, trying again");
+        }
     }
 
     /// Shows what was stored as this revision.

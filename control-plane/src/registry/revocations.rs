@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::{ChangeError, Encoded, TrustChange};
 use crate::{
+    attest::AttestError,
     clock,
     peer::Peer,
     publish::Publisher,
@@ -66,9 +67,11 @@ impl Revoked {
         self.0.borrow().holds(&peer.identity, &peer.serial)
     }
 
-    /// Whether this identity is revoked.
-    pub(crate) fn holds_identity(&self, identity: &SpiffeId) -> bool {
-        self.0.borrow().holds_identity(identity)
+    /// # Errors
+    /// When the peer that asks, or the identity that it would get a certificate for, is revoked.
+    pub(crate) fn admit(&self, peer: Option<&Peer>, identity: &SpiffeId) -> Result<(), AttestError> {
+        let revoked = peer.is_some_and(|peer| self.holds(peer)) || self.0.borrow().holds_identity(identity);
+        if revoked { Err(AttestError::Revoked(identity.clone())) } else { Ok(()) }
     }
 
     /// Ends when this peer is revoked.

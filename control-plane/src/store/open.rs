@@ -15,7 +15,7 @@ use super::{
 use crate::config::KeySource;
 
 /// Name of the file in the state directory.
-const FILE: &str = "store.db";
+pub(super) const FILE: &str = "store.db";
 
 /// Which database a store is in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

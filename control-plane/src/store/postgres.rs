@@ -90,8 +90,29 @@ fn one(url: &str, rest: &str) -> Result<PgConnectOptions, String> {
     Ok(if near || chosen { options } else { options.ssl_mode(PgSslMode::VerifyFull) })
 }
 
-/// Opens the database.
+/// Opens the database, and brings it to the newest schema.
 pub(super) async fn open(url: &PostgresUrl) -> Result<Pool, OpenError> {
+    let pool = connect(url).await?;
+    migrate(&pool, url).await?;
+    Ok(pool)
+}
+
+/// Opens a database that has the newest schema already.
+pub(super) async fn open_as_it_is(url: &PostgresUrl) -> Result<Pool, OpenError> {
+    let pool = connect(url).await?;
+    let found: Result<(i64,), _> = sql("SELECT version FROM outrider_schema WHERE id = 1").one(&pool).await;
+    match found {
+        Ok((version,)) if usize::try_from(version) == Ok(schema::KNOWN) => Ok(pool),
+        Ok((version,)) => Err(OpenError::Other {
+            path: url.to_string(),
+            reason: format!("it has schema {version}, this version knows {}: start this version on it once", schema::KNOWN),
+        }),
+        Err(sqlx::Error::Database(_)) => Err(OpenError::Foreign { path: url.to_string() }),
+        Err(error) => Err(explain(url, &error)),
+    }
+}
+
+async fn connect(url: &PostgresUrl) -> Result<Pool, OpenError> {
     let wrong = |error: sqlx::Error| explain(url, &error);
     let options = url.options().map_err(|reason| OpenError::Other { path: url.to_string(), reason })?;
     let first = reachable(&options).await.map_err(wrong)?;
@@ -101,9 +122,7 @@ pub(super) async fn open(url: &PostgresUrl) -> Result<Pool, OpenError> {
         .test_before_acquire(false)
         .before_acquire(|connection, meta| Box::pin(is_usable(connection, meta.idle_for)));
     let pool = pool.connect_with(first).await.map_err(wrong)?;
-    let pool = Pool { database: Connections::Postgres(pool), health: Health::new() };
-    migrate(&pool, url).await?;
-    Ok(pool)
+    Ok(Pool { database: Connections::Postgres(pool), health: Health::new() })
 }
 
 async fn is_usable(connection: &mut PgConnection, idle: Duration) -> Result<bool, sqlx::Error> {

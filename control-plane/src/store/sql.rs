@@ -10,7 +10,7 @@ use prometheus_client::metrics::{
     histogram::{Histogram, exponential_buckets},
 };
 use sqlx::{
-    Arguments, AssertSqlSafe, Database, Encode, FromRow, PgPool, Postgres, SqlSafeStr as _, SqlStr, Sqlite, SqlitePool,
+    Arguments, AssertSqlSafe, Database, Encode, FromRow, PgPool, Postgres, Row, SqlSafeStr as _, SqlStr, Sqlite, SqlitePool,
     Transaction, Type, postgres::PgRow, sqlite::SqliteRow,
 };
 use tokio::time::timeout;
@@ -145,6 +145,14 @@ impl<'a> From<&'a mut Change> for On<'a> {
     fn from(change: &'a mut Change) -> Self {
         Self::Change(change)
     }
+}
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Integer,
+    Text,
+    Bytes,
 }
 
 /// A value of a query. `None` is NULL.
@@ -312,6 +320,27 @@ impl Sql {
                 on!(on, executor, D => {
                     let query = sqlx::query_as_with::<D, R, _>(text, arguments::<D>(values)?).persistent(lasting);
                     query.fetch_all(executor).await
+                })
+            })
+            .await
+    }
+
+    /// All rows, as values of these kinds.
+    pub(super) async fn values<'a>(self, kinds: &[Kind], on: impl Into<On<'a>>) -> Result<Vec<Vec<Value>>, sqlx::Error> {
+        let on = on.into();
+        let health = on.health();
+        let Self { text, values, lasting } = self;
+        health
+            .observe(async {
+                on!(on, executor, D => {
+                    let query = sqlx::query_with::<D, _>(text, arguments::<D>(values)?).persistent(lasting);
+                    let rows = query.fetch_all(executor).await?;
+                    let value = |row, (index, kind): (usize, &Kind)| match kind {
+                        Kind::Integer => Row::try_get(row, index).map(Value::Integer),
+                        Kind::Text => Row::try_get(row, index).map(Value::Text),
+                        Kind::Bytes => Row::try_get(row, index).map(Value::Bytes),
+                    };
+                    rows.iter().map(|row| kinds.iter().enumerate().map(|kind| value(row, kind)).collect()).collect()
                 })
             })
             .await
