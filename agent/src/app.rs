@@ -1,9 +1,9 @@
 //! The wiring: what is shared, the workers, and the tasks that keep identity and view current.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_proto::v1::{ServiceBacking, ServicePort};
-use outrider_runtime::{Drain, Drained, Readiness, Tasks, health};
+use outrider_runtime::{Drain, Drained, Readiness, Tasks, health, unix_socket::SocketError};
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
@@ -16,6 +16,7 @@ use crate::{
     telemetry::{AccessLog, Exporter, Metrics, OtlpError, Scrape, SpanQueue, report_queue, wire_protocol},
     tls::Trust,
     worker::{self, Shared, Sockets},
+    workload::{self, Identities, JwtKeys, Tokens, WorkloadApi},
 };
 
 /// The agent cannot start.
@@ -30,6 +31,9 @@ pub enum StartError {
     /// Its certificate.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The socket of the Workload API.
+    #[error(transparent)]
+    WorkloadSocket(#[from] SocketError),
     /// TLS.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -62,6 +66,8 @@ pub struct Agent {
     pub readiness: Readiness,
     /// Its certificate.
     pub svids: Arc<Svids>,
+    /// Where the own program finds the SPIFFE Workload API; none when it is off or cannot be served.
+    pub workload_socket: Option<PathBuf>,
     drain: Drain,
     tasks: Tasks,
     deadline: Duration,
@@ -128,6 +134,7 @@ impl Agent {
 
         let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
         let control_plane = ControlPlane::new(config.control_plane.clone(), trust.clone(), svids.clone());
+        let jwt_keys = Arc::new(JwtKeys::default());
         let renew = Arc::new(Notify::new());
         let renewal = Renewal {
             control_plane: control_plane.clone(),
@@ -141,6 +148,7 @@ impl Agent {
             drain: drain.clone(),
         };
         renewal.start(config.token.as_ref()).await?;
+        let workload_socket = serve_workload(&config, &svids, &trust, &jwt_keys, &control_plane, tasks, drain).await?;
 
         let (reports, records) = report_queue(config.report_allows, metrics.reports_dropped.clone());
         let spans = export_spans(&config, &svids, state.agent_id(), &metrics, drain, tasks)?;
@@ -155,6 +163,7 @@ impl Agent {
             trust,
             policies: shared.policies.clone(),
             directory: shared.directory.clone(),
+            jwt_keys,
             svids: svids.clone(),
             renew,
             ready: policy_gate,
@@ -174,7 +183,17 @@ impl Agent {
             subscription.run().await
         });
         tasks.spawn("reports", send_reports(control_plane, records, metrics.reports_dropped, drain.clone()));
-        Ok(Self { outbound, mesh, health, readiness, svids, drain: drain.clone(), tasks: tasks.clone(), deadline: config.drain })
+        Ok(Self {
+            outbound,
+            mesh,
+            health,
+            readiness,
+            svids,
+            workload_socket,
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+            deadline: config.drain,
+        })
     }
 
     /// Runs until `stop` ends or a task fails, then drains.
@@ -255,7 +274,7 @@ fn restore(mut subscription: Subscription) -> Subscription {
         Err(error) => Err(error.to_string()),
     };
     let restored = view.and_then(|view| {
-        let put = view.put_in_force(&subscription.trust, &subscription.policies, &subscription.directory);
+        let put = view.put_in_force(&subscription.trust, &subscription.policies, &subscription.directory, &subscription.jwt_keys);
         put.map(|()| view).map_err(|error| error.to_string())
     });
     match restored {
@@ -268,6 +287,27 @@ fn restore(mut subscription: Subscription) -> Subscription {
         Err(error) => tracing::error!(error, "the kept view is not used: everything is denied until the control plane sends one"),
     }
     subscription
+}
+
+/// Serves the Workload API to the own program.
+async fn serve_workload(
+    config: &Config,
+    svids: &Arc<Svids>,
+    trust: &Arc<Trust>,
+    jwt_keys: &Arc<JwtKeys>,
+    control_plane: &ControlPlane,
+    tasks: &Tasks,
+    drain: &Drain,
+) -> Result<Option<PathBuf>, StartError> {
+    let Some(socket) = &config.workload else { return Ok(None) };
+    let identities = Identities {
+        svids: svids.clone(),
+        trust: trust.clone(),
+        jwt_keys: jwt_keys.clone(),
+        tokens: Arc::new(Tokens::new(control_plane.clone())),
+    };
+    let is_served = workload::serve(socket, WorkloadApi::new(identities, tasks.clone(), drain.clone()), tasks, drain).await?;
+    Ok(is_served.then(|| socket.path.clone()))
 }
 
 fn serve_health(

@@ -4,6 +4,7 @@
 //! A call's way is told by two pages: `inbound.rs` and `outbound.rs`. The modules they use, in order of travel:
 //! [`listener`], [`tls`], [`identity`], [`policy`], [`route`], [`upstream`].
 
+mod alarm;
 mod app;
 pub mod capture;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod http;
 pub mod identity;
 mod inbound;
 pub mod listener;
+pub mod mesh;
 mod outbound;
 pub mod policy;
 pub mod refusal;
@@ -21,6 +23,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 mod worker;
+pub mod workload;
 
 pub use app::{Agent, StartError};
 pub use config::{Config, ConfigProblems, Settings, StateDir, StateDirError};

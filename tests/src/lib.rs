@@ -18,6 +18,7 @@ mod join;
 mod mesh;
 mod postgres;
 mod process;
+mod python;
 mod raw;
 mod space;
 
@@ -31,6 +32,7 @@ pub use join::join;
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use postgres::{Cluster, Disk};
 pub use process::Process;
+pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
 pub use space::{Space, Spaces};
 

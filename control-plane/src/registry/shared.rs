@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Attempts at a change while other replicas make theirs.
-pub(crate) const ATTEMPTS: u32 = 8;
+pub(crate) const ATTEMPTS: u32 = 24;
 /// How often the store is asked when it gives no hint.
 pub(crate) const ASK: Duration = Duration::from_millis(800);
 /// What agents say within this time is told to the others at once.

@@ -6,6 +6,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aws_lc_rs::{
@@ -67,8 +68,9 @@ pub enum KeyError {
     Seal,
 }
 
-/// The key that encrypts CA keys.
-pub(crate) struct Kek(RandomizedNonceKey);
+/// The key that encrypts the keys that we sign with. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Kek(Arc<RandomizedNonceKey>);
 
 impl fmt::Debug for Kek {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,12 +113,12 @@ impl Kek {
                 key.ok_or_else(|| KeyError::Malformed { path: path.clone(), way_out })?
             }
         };
-        Ok(Self(RandomizedNonceKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| KeyError::Seal)?))
+        Ok(Self(Arc::new(RandomizedNonceKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| KeyError::Seal)?)))
     }
 
     #[cfg(test)]
     pub(crate) fn from_bytes(key: &[u8; 32]) -> Self {
-        Self(RandomizedNonceKey::new(&AES_256_GCM, key).unwrap())
+        Self(Arc::new(RandomizedNonceKey::new(&AES_256_GCM, key).unwrap()))
     }
 
     /// Encrypts; what comes out opens only under the same `name`.

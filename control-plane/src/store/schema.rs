@@ -7,7 +7,11 @@ const STEPS: [&str; 6] = [
     include_str!("../../migrations/0003_history.sql"),
     include_str!("../../migrations/0004_replicas.sql"),
     include_str!("../../migrations/0005_revocations.sql"),
+<<<<<<< HEAD
     include_str!("../../migrations/0006_rotation.sql"),
+=======
+    include_str!("../../migrations/0006_jwt_keys.sql"),
+>>>>>>> main
 ];
 
 /// How many steps this version knows.

@@ -22,3 +22,5 @@ mod replicas;
 mod starting;
 #[cfg(test)]
 mod streams;
+#[cfg(test)]
+mod tokens;

@@ -71,6 +71,11 @@ impl Report {
         self.targets.insert(key, Target::Least(least));
     }
 
+    /// The median so far.
+    pub(super) fn median(&self, contender: &str, metric: &str) -> Option<f64> {
+        self.rows().iter().find(|row| row.contender == contender && row.metric == metric).map(|row| row.median)
+    }
+
     fn key(&mut self, contender: &str, metric: &str, unit: &'static str) -> (usize, usize) {
         (place(&mut self.contenders, contender.to_owned()), place(&mut self.metrics, (metric.to_owned(), unit)))
     }
