@@ -3,12 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_policy::{SpiffeId, names::NameProblem};
-<<<<<<< HEAD
-use outrider_runtime::{Drain, Gate, Readiness, Tasks, health};
-=======
-use outrider_proto::v1;
 use outrider_runtime::{Drain, Gate, Readiness, Tasks, health, unix_socket::SocketError};
->>>>>>> main
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::TlsAcceptor;
@@ -111,16 +106,12 @@ impl ControlPlane {
         store.register(&mut registry);
         enter(&store, &config, &doors).await?;
         let now = clock::now();
-<<<<<<< HEAD
-        let lifetimes = Lifetimes::new(config.leaf_ttl, config.issuing_ttl, config.root_ttl);
-        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), lifetimes, config.ca_files.clone(), now);
-        let authority = authority.await;
-=======
         let times = JwtTimes::new(i64::try_from(config.jwt_key_life.as_secs()).unwrap_or(i64::MAX));
         let jwt_keys = JwtKeys::open(store.clone(), kek.clone(), config.trust_domain.clone(), times, now).await;
         let jwt_keys = Arc::new(jwt_keys.map_err(ca_failed)?);
-        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
->>>>>>> main
+        let lifetimes = Lifetimes::new(config.leaf_ttl, config.issuing_ttl, config.root_ttl);
+        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), lifetimes, config.ca_files.clone(), now);
+        let authority = authority.await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone());
         let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);

@@ -22,7 +22,6 @@ use crate::{
 const LEAF_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest leaf lifetime.
 const LEAF_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
-<<<<<<< HEAD
 /// Lifetime of an issuing CA.
 const ISSUING_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// Lifetime of a root.
@@ -31,12 +30,10 @@ const ROOT_TTL: Duration = Duration::from_secs(3650 * 86_400);
 const CA_TTL_MIN: Duration = Duration::from_secs(4);
 /// Longest lifetime of a CA.
 const CA_TTL_MAX: Duration = Duration::from_secs(36_500 * 86_400);
-=======
 /// Shortest life of a key for tokens: a quarter of it is the life of a token.
 const JWT_KEY_LIFE_MIN: Duration = Duration::from_secs(8);
 /// Longest life of a key for tokens.
 const JWT_KEY_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
->>>>>>> main
 /// Below this a short outage of the control plane ends the mesh.
 const LEAF_TTL_ADVISED: Duration = Duration::from_secs(300);
 
@@ -65,7 +62,6 @@ pub struct Raw {
     /// Lifetime of leaf certificates, 2s to 24h [default: 1h]
     #[arg(long, value_name = "TIME")]
     pub leaf_ttl: Option<String>,
-<<<<<<< HEAD
     /// Lifetime of issuing CAs, which renew themselves at half of it; no leaf outlives its issuing CA [default: 7d]
     #[arg(long, value_name = "TIME")]
     pub issuing_ttl: Option<String>,
@@ -82,11 +78,9 @@ pub struct Raw {
     /// PEM file with every root that members shall believe (ca.crt)
     #[arg(long, value_name = "FILE")]
     pub ca_bundle: Option<PathBuf>,
-=======
     /// How long a key signs tokens (JWT-SVIDs) before the next one does, 8s to 30d [default: 1d]
     #[arg(long, value_name = "TIME")]
     pub jwt_key_life: Option<String>,
->>>>>>> main
     /// File with the key that encrypts CA keys, made at the first start; the environment variable OUTRIDER_KEY (32 bytes in
     /// base64) takes its place [default: key in the state directory]
     #[arg(long, value_name = "FILE")]
@@ -181,17 +175,14 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Lifetime of leaf certificates.
     pub leaf_ttl: Duration,
-<<<<<<< HEAD
     /// Lifetime of issuing CAs.
     pub issuing_ttl: Duration,
     /// Lifetime of new roots.
     pub root_ttl: Duration,
     /// A CA that somebody else makes.
     pub ca_files: Option<CaFiles>,
-=======
     /// How long a key signs tokens.
     pub jwt_key_life: Duration,
->>>>>>> main
     /// The key that encrypts CA keys.
     pub key: KeySource,
     /// Which database the store is in.
@@ -234,7 +225,6 @@ impl Raw {
                 leaf_ttl.as_secs()
             ));
         }
-<<<<<<< HEAD
         let issuing_ttl = wrong.ttl("issuing-ttl", self.issuing_ttl.as_deref(), ISSUING_TTL);
         let root_ttl = wrong.ttl("root-ttl", self.root_ttl.as_deref(), ROOT_TTL);
         if issuing_ttl < leaf_ttl * 2 {
@@ -244,12 +234,10 @@ impl Raw {
             ));
         }
         let ca_files = wrong.ca_files(self.ca_cert, self.ca_key, self.ca_bundle);
-=======
         let jwt_key_life = wrong.time("jwt-key-life", self.jwt_key_life.as_deref(), Duration::from_secs(86_400));
         if !(JWT_KEY_LIFE_MIN..=JWT_KEY_LIFE_MAX).contains(&jwt_key_life) {
             wrong.say("`--jwt-key-life` must be from 8s to 30d".to_owned());
         }
->>>>>>> main
         let name = self.trust_domain.as_deref().unwrap_or("mesh.internal");
         let trust_domain = TrustDomain::new(name).map_err(|error| wrong.say(format!("`--trust-domain`: {error}")));
         let log_format = wrong.checked("log-format", self.log_format.as_deref().unwrap_or("text").parse(), Format::Text);
@@ -270,13 +258,10 @@ impl Raw {
             admin_socket: self.admin_socket.unwrap_or_else(|| state_dir.join("admin.sock")),
             trust_domain,
             leaf_ttl,
-<<<<<<< HEAD
             issuing_ttl,
             root_ttl,
             ca_files,
-=======
             jwt_key_life,
->>>>>>> main
             key,
             store,
             replica: self.replica,

@@ -126,13 +126,6 @@ impl Mesh {
         mesh
     }
 
-<<<<<<< HEAD
-    fn spawn(dir: &Path, address: SocketAddr, health: u16, options: &MeshOptions, space: Option<&str>) -> Process {
-        Process::start("outrider-control-plane", &mut Self::command(dir, address, health, options, space))
-    }
-
-    fn command(dir: &Path, address: SocketAddr, health: u16, options: &MeshOptions, space: Option<&str>) -> Command {
-=======
     fn spawn(
         dir: &Path,
         address: SocketAddr,
@@ -140,7 +133,16 @@ impl Mesh {
         (options, flags): (&MeshOptions, &[String]),
         space: Option<&str>,
     ) -> Process {
->>>>>>> main
+        Process::start("outrider-control-plane", &mut Self::command(dir, address, health, (options, flags), space))
+    }
+
+    fn command(
+        dir: &Path,
+        address: SocketAddr,
+        health: u16,
+        (options, flags): (&MeshOptions, &[String]),
+        space: Option<&str>,
+    ) -> Command {
         let program = program("outrider-control-plane");
         let mut command = match space {
             None => Command::new(program),
@@ -164,7 +166,7 @@ impl Mesh {
     /// As [`Mesh::restart_control_plane`], under a clock that is off by this much: `+1d`, `-1d`.
     pub async fn restart_control_plane_at(&mut self, clock: &str) {
         let space = self.space.as_deref();
-        let mut command = Self::command(self.dir.path(), self.address, self.health, &self.options, space);
+        let mut command = Self::command(self.dir.path(), self.address, self.health, (&self.options, &self.flags), space);
         self.control_plane = Process::start("outrider-control-plane", command.envs(wrong_clock(clock)));
         self.ready().await;
     }

@@ -1,15 +1,6 @@
 //! `Identity`: the wire's side of [`crate::issue`].
 
-<<<<<<< HEAD
-use outrider_proto::v1::{IssueRequest, IssueResponse, identity_server::Identity};
-use tonic::{Request, Response, Status};
-
-use super::peer;
-use crate::{clock, issue::Issuance, registry::bundle};
-=======
-use outrider_proto::v1::{
-    IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, TrustBundle, identity_server::Identity,
-};
+use outrider_proto::v1::{IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, identity_server::Identity};
 use std::{sync::Arc, time::Instant};
 use tonic::{Request, Response, Status};
 
@@ -19,13 +10,13 @@ use crate::{
     issue::Issuance,
     jwt::{Audience, JwtKeys},
     limit::Limit,
+    registry::bundle,
 };
 
 /// Tokens that one identity may ask for at once: all replicas of a service ask under one identity.
 const TOKENS_AT_ONCE: u32 = 200;
 /// Tokens that one identity may ask for in a second after that.
 const TOKENS_A_SECOND: u32 = 50;
->>>>>>> main
 
 /// The service.
 pub(crate) struct Identities {
@@ -45,19 +36,11 @@ impl Identities {
 impl Identity for Identities {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
         let peer = peer(&request).cloned();
-<<<<<<< HEAD
-        let issued = self.0.issue(request.get_ref(), peer.as_ref(), clock::now()).await.map_err(|error| error.outward())?;
-        Ok(Response::new(IssueResponse {
-            chain: issued.leaf.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-            bundle: Some(bundle(&self.0.authority)),
-=======
         let issued =
             self.issuance.issue(request.get_ref(), peer.as_ref(), clock::now()).await.map_err(|error| error.outward())?;
-        let roots = self.issuance.authority.roots().iter().map(|root| root.to_vec()).collect();
         Ok(Response::new(IssueResponse {
             chain: issued.leaf.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-            bundle: Some(TrustBundle { trust_domain: self.issuance.authority.trust_domain().to_string(), roots }),
->>>>>>> main
+            bundle: Some(bundle(&self.issuance.authority)),
             identity: issued.identity.to_string(),
             not_before: issued.leaf.not_before,
             not_after: issued.leaf.not_after,
@@ -72,6 +55,7 @@ impl Identity for Identities {
         }
         let audience = Audience::read(request.into_inner().audience);
         let audience = audience.ok_or_else(|| Status::invalid_argument("name 1 to 16 audiences of 1 to 256 bytes"))?;
+        self.issuance.revoked.admit(Some(&peer), &peer.identity).map_err(|error| error.outward())?;
         self.issuance.attest_peer(&peer, now).await.map_err(|error| error.outward())?;
         let token = self.jwt_keys.sign(&peer.identity, &audience, now).map_err(|error| unavailable("token", &error))?;
         Ok(Response::new(IssueJwtResponse {

@@ -66,11 +66,11 @@ async fn a_mounted_ca_signs_and_is_followed_when_its_files_change_and_bad_files_
     .await;
     let svid = plane.join("shop/web", &[]).await;
     assert_eq!((issuer_of(&svid).as_str(), svid.chain.len()), ("first issuer", 2));
-    assert_eq!(svid.response.bundle.as_ref().unwrap().roots, [old_root.der.clone()]);
+    assert_eq!(svid.response.bundle.as_ref().unwrap().roots, std::slice::from_ref(&old_root.der));
     let mut agent = plane.subscribe(&svid).await;
     agent.say(hello("a1", &[], &[])).await;
     let update = agent.update().await;
-    assert_eq!(roots(&update.upserts).unwrap(), [old_root.der.clone()]);
+    assert_eq!(roots(&update.upserts).unwrap(), std::slice::from_ref(&old_root.der));
     agent.ack(&update).await;
 
     // A key that is not that of the certificate: nothing changes, and operators hear of it.
