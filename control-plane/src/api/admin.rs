@@ -19,7 +19,7 @@ use crate::{
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
     rotate::Rotation,
-    store::{AgentRow, Store},
+    store::{AgentRow, Store, StoreError},
 };
 
 /// Most names of one deletion, most manifests of one apply.
@@ -459,6 +459,7 @@ fn changed(error: &ChangeError) -> Status {
     match error {
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
         ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Store(overtaken @ StoreError::Overtaken) => Status::aborted(overtaken.to_string()),
         ChangeError::Store(error) => unavailable("change", error),
         _ => Status::unavailable(error.to_string()),
     }

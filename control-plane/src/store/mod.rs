@@ -65,6 +65,8 @@ pub(crate) struct Store {
     url: Option<PostgresUrl>,
     /// What other replicas changed.
     pub(crate) hints: Hints,
+    /// Whether this replica has not left.
+    here: Arc<tokio::sync::Mutex<bool>>,
 }
 
 /// What changed between two revisions.
@@ -165,7 +167,7 @@ impl Store {
     /// The same store in the hands of another replica.
     #[cfg(test)]
     pub(crate) fn as_replica(&self, id: &str) -> Self {
-        Self { replica: Replica::starting(id, "elsewhere").into(), ..self.clone() }
+        Self { replica: Replica::starting(id, "elsewhere").into(), here: Arc::new(tokio::sync::Mutex::new(true)), ..self.clone() }
     }
 
     /// What a query that counts says.

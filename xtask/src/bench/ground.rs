@@ -123,7 +123,7 @@ pub(super) fn progress(steps: u64) -> ProgressBar {
 }
 
 /// Where cargo builds.
-pub(super) fn target_directory() -> anyhow::Result<PathBuf> {
+pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
     let json = command::output(command::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&json)?;
     let path = metadata.get("target_directory").and_then(|path| path.as_str());

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+pub(crate) use ground::target_directory;
+pub(crate) use report::Report;
+
 /// Measure, beside `direct` in the same run.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
