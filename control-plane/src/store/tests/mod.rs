@@ -243,6 +243,7 @@ on_both! {
         assert_eq!(second.root("r1", &kek).await.unwrap().unwrap().id, "r1");
     }
 
+    #[tokio::test]
     async fn a_rotation_goes_from_phase_to_phase_once_each_and_its_revisions_grow(place) {
         let (store, _claim, kek) = place.try_open_as("solo").await.unwrap();
         let ca = |id: &str, role| CaRow { id: id.to_owned(), role, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
@@ -264,6 +265,7 @@ on_both! {
         assert!(store.root("old", &kek).await.unwrap().is_none() && store.issuing("old", &kek).await.unwrap().is_none());
     }
 
+    #[tokio::test]
     async fn who_may_hold_a_leaf_is_known_and_a_lost_successor_counts_no_more_when_another_came(place) {
         let (store, _claim) = place.open().await;
         token(&store, 1).await;
@@ -282,6 +284,7 @@ on_both! {
         assert_eq!(store.open_tokens(0, 50).await.unwrap().0, 0);
     }
 
+    #[tokio::test]
     async fn what_is_revoked_is_bounded_undone_and_forgotten_when_the_certificate_ends(place) {
         let (store, _claim) = place.open().await;
         let row = |subject: &str, ends| RevocationRow {
