@@ -12,6 +12,7 @@ use crate::{
     issue::Issuance,
     jwt::JwtKeys,
     metrics::Metrics,
+    operators::Roster,
     store::{DECISIONS_BYTES, DECISIONS_KEPT, Lease, Redeem, Store, StoreError},
 };
 
@@ -85,6 +86,21 @@ pub(crate) async fn renew_jwt_keys(keys: Arc<JwtKeys>, drain: Drain) -> Result<(
             tracing::error!(error = outrider_runtime::tasks::chain(error), "keys for tokens not renewed, trying again");
         }
         failing = renewed.is_err();
+    }
+}
+
+/// Looks who is an operator: another replica may have removed one, whose connections here must end.
+pub(crate) async fn look_at_operators(roster: Roster, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.stopping() => return Ok(()),
+        }
+        if let Err(error) = roster.refresh().await {
+            tracing::debug!(error = outrider_runtime::tasks::chain(&error), "operators not looked at, trying again");
+        }
     }
 }
 

@@ -1,20 +1,24 @@
 //! What the control plane reports, in the shape that programs read: field names here are a contract (see `OUTPUT.md`).
 
 mod agent;
+mod audit;
 mod authority;
 mod certificate;
 mod decision;
 mod flip;
 mod laggard;
+mod operator;
 mod policy;
 mod revision;
 mod revocation;
 mod rotation;
+mod route;
 mod service;
 
 pub(crate) use self::{
-    agent::Agent, authority::CertificateAuthority, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded,
-    laggard::Laggard, policy::Policy, revision::Revision, revocation::Revocation, rotation::Rotation, service::Service,
+    agent::Agent, audit::Audit, authority::CertificateAuthority, certificate::Certificate, decision::Decision, flip::Flip,
+    flip::Recorded, laggard::Laggard, operator::Operator, policy::Policy, revision::Revision, revocation::Revocation,
+    rotation::Rotation, route::Route, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -24,6 +24,7 @@ pub(crate) struct Answers {
     pub(crate) apply: Option<Result<ApplyResponse, Status>>,
     pub(crate) delete: Option<Result<DeleteResponse, Status>>,
     pub(crate) policies: Option<ListPoliciesResponse>,
+    pub(crate) routes: Option<ListRoutesResponse>,
     pub(crate) services: Option<ListServicesResponse>,
     pub(crate) agents: Option<ListAgentsResponse>,
     pub(crate) decisions: Option<ListDecisionsResponse>,
@@ -172,6 +173,22 @@ impl Admin for Fake {
     type RotateCertificatesStream = Steps<RotationStatus>;
     type CanaryStream = Steps<CanaryStatus>;
 
+    async fn create_operator(&self, _: Request<CreateOperatorRequest>) -> Result<Response<CreateOperatorResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_operators(&self, _: Request<ListOperatorsRequest>) -> Result<Response<ListOperatorsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn remove_operator(&self, _: Request<RemoveOperatorRequest>) -> Result<Response<RemoveOperatorResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_audit(&self, _: Request<ListAuditRequest>) -> Result<Response<ListAuditResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         self.answer(request, &self.answers.apply)
     }
@@ -198,6 +215,10 @@ impl Admin for Fake {
 
     async fn list_policies(&self, request: Request<ListPoliciesRequest>) -> Result<Response<ListPoliciesResponse>, Status> {
         self.list(request, &self.answers.policies)
+    }
+
+    async fn list_routes(&self, request: Request<ListRoutesRequest>) -> Result<Response<ListRoutesResponse>, Status> {
+        self.list(request, &self.answers.routes)
     }
 
     async fn list_services(&self, request: Request<ListServicesRequest>) -> Result<Response<ListServicesResponse>, Status> {

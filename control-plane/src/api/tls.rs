@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use outrider_policy::TrustDomain;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -17,9 +18,12 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::{
     ca::{Authority, ServerLeaf},
-    peer::Peer,
+    peer::{Peer, PeerError},
     registry::Revoked,
 };
+
+/// Whom a certificate names, of those that the door is for.
+pub(crate) type Names = fn(&CertificateDer<'_>, &TrustDomain) -> Result<Peer, PeerError>;
 
 /// Why the door cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +37,11 @@ pub(crate) enum TlsError {
 pub(crate) fn server_config(
     leaf: Arc<ServerLeaf>,
     authority: &Arc<Authority>,
+    names: Names,
     revoked: Revoked,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier { authority: Arc::clone(authority), revoked };
+    let verifier = PeerVerifier { authority: Arc::clone(authority), names, revoked };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -53,6 +58,7 @@ pub(crate) fn server_config(
 #[derive(Debug)]
 struct PeerVerifier {
     authority: Arc<Authority>,
+    names: Names,
     revoked: Revoked,
 }
 
@@ -72,7 +78,7 @@ impl ClientCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.authority.clients().verify_client_cert(end_entity, intermediates, now)?;
-        let peer = Peer::read(end_entity, self.authority.trust_domain());
+        let peer = (self.names)(end_entity, self.authority.trust_domain());
         let peer = peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
         if self.revoked.holds(&peer) {
             return Err(Error::InvalidCertificate(CertificateError::Revoked));

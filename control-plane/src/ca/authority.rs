@@ -7,6 +7,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use outrider_policy::identity::{SpiffeId, TrustDomain};
+use rcgen::CertificateParams;
 use rustls::{RootCertStore, crypto::aws_lc_rs, server::WebPkiClientVerifier, server::danger::ClientCertVerifier};
 use rustls_pki_types::CertificateDer;
 
@@ -14,7 +15,7 @@ use super::{
     SigningRequest,
     certificate::{self, hex},
     external::{CaFiles, External, Mounted},
-    schedule::{Lifetimes, Validity},
+    schedule::{Lifetimes, OPERATOR_TTL, Validity},
     signer::{CaInfo, Signer},
 };
 use crate::store::{CaRow, Kek, RootMark, Store, StoreError};
@@ -273,10 +274,17 @@ impl Authority {
         self.sign_key(&request.key, identity, now)
     }
 
+    /// Signs a leaf for an operator that proved who it is.
+    pub(crate) fn sign_operator(&self, request: &SigningRequest, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
+        let keys = self.keys.load();
+        self.sign_below(keys.roots.first(), &request.key, now, OPERATOR_TTL, |validity| certificate::operator(identity, validity))
+    }
+
     /// Signs a leaf for one of our own keys, below the root that signs.
     pub(super) fn sign_key(&self, key: &impl rcgen::PublicKeyData, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
         let keys = self.keys.load();
-        self.sign_below(keys.roots.first(), key, identity, now)
+        let says = |validity| certificate::leaf(identity, validity);
+        self.sign_below(keys.roots.first(), key, now, self.lifetimes.leaf, says)
     }
 
     /// Signs a leaf for one of our own keys, below this root.
@@ -288,22 +296,24 @@ impl Authority {
         now: i64,
     ) -> Result<Leaf, CaError> {
         let keys = self.keys.load();
-        self.sign_below(keys.roots.iter().find(|one| one.info.spki == *root), key, identity, now)
+        let root = keys.roots.iter().find(|one| one.info.spki == *root);
+        self.sign_below(root, key, now, self.lifetimes.leaf, |validity| certificate::leaf(identity, validity))
     }
 
     fn sign_below(
         &self,
         root: Option<&Root>,
         key: &impl rcgen::PublicKeyData,
-        identity: &SpiffeId,
         now: i64,
+        ttl: i64,
+        says: impl FnOnce(Validity) -> Result<CertificateParams, CaError>,
     ) -> Result<Leaf, CaError> {
         let (root, issuing) = root.and_then(|root| Some((root, root.issuing.as_ref()?))).ok_or(CaError::Expired)?;
-        let validity = Validity::starting(now, self.lifetimes.leaf, issuing.info.not_after);
+        let validity = Validity::starting(now, ttl, issuing.info.not_after);
         if validity.not_after <= now {
             return Err(CaError::Expired);
         }
-        let params = certificate::leaf(identity, validity)?;
+        let params = says(validity)?;
         let serial = params.serial_number.as_ref().map(|serial| hex(&serial.to_bytes())).unwrap_or_default();
         let leaf = params.signed_by(key, &issuing.issuer)?;
         Ok(Leaf {

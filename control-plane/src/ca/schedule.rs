@@ -17,6 +17,8 @@ impl Lifetimes {
     }
 }
 
+/// Lifetime of an operator's certificate: it is renewed when it is used, so that somebody who works daily logs in once.
+pub(super) const OPERATOR_TTL: i64 = 86_400;
 /// How far a certificate's start lies in the past: clocks of members may differ by this.
 pub(super) const SKEW: i64 = 60;
 
