@@ -34,8 +34,8 @@ struct Inbound {
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<PlaintextPort>) {
     let (stream, address, _held) = accepted.split();
     let secured = match &port {
-        None => worker.acceptor.accept(stream, address, worker.limits.handshake).await, // Accepted → Secured
-        Some(port) => tls::plaintext(stream, address, port, worker.limits.head_read).await,
+        None => Box::pin(worker.acceptor.accept(stream, address, worker.limits.handshake)).await, // Accepted → Secured
+        Some(port) => Box::pin(tls::plaintext(stream, address, port, worker.limits.head_read)).await,
     };
     let opened = secured.and_then(|secured| open(&worker, secured));
     let (inbound, secured) = match opened {
@@ -47,10 +47,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
         }
     };
     match secured.protocol {
-        MeshProtocol::Http1 => h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits).await,
-        MeshProtocol::Http2 => h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
-        MeshProtocol::Mesh => mesh::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
-        MeshProtocol::Tcp => inbound.opaque(secured).await,
+        MeshProtocol::Http1 => Box::pin(h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits)).await,
+        MeshProtocol::Http2 => Box::pin(h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks)).await,
+        MeshProtocol::Mesh => Box::pin(mesh::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks)).await,
+        MeshProtocol::Tcp => Box::pin(inbound.opaque(secured)).await,
     }
 }
 

@@ -62,6 +62,13 @@ impl Reader {
         std::mem::take(&mut self.buf)
     }
 
+    /// An idle connection holds no buffer.
+    pub(super) fn release(&mut self) {
+        if self.buf.is_empty() {
+            self.buf = BytesMut::new();
+        }
+    }
+
     /// Whether the current body has been read to its end.
     pub(super) fn body_is_end(&self) -> bool {
         self.body.is_end()

@@ -57,6 +57,7 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
     let (mut open, mut answered_last) = (true, false);
     while open {
         answered_last = false;
+        reader.borrow_mut().release();
         let arrived = tokio::select! {
             biased;
             arrived = within(limits.idle, wait_for_bytes(&reader)) => arrived,
@@ -91,7 +92,7 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             let head = switching_head(&reply.response, upgrade.as_deref());
             if write_now(&mut writer, &head).await.is_ok() {
                 let rest = reader.borrow_mut().take_rest();
-                tunnel.relay(writer.into_io(), rest, reply.record).await;
+                Box::pin(tunnel.relay(writer.into_io(), rest, reply.record)).await;
             }
             return;
         }
