@@ -191,7 +191,7 @@ async fn kills_during_issuance(state: &Path, more: &[&str]) {
         }
         let issuing = futures_util::future::join_all(asked.iter().map(|(_, token, _)| issue(address, token)));
         // From before the first transaction to after the last: a prime, so that each kill comes at another moment.
-        let pause = Duration::from_micros(u64::try_from(kill).unwrap() * 7919 % 60_000);
+        let pause = Duration::from_micros(u64::try_from(kill).unwrap() * 104_729 % 250_000);
         let killing = async {
             tokio::time::sleep(pause).await;
             child.kill().unwrap();
