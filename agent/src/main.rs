@@ -1,5 +1,7 @@
 //! `outrider-agent`: the agent on its own.
 
+mod service;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
@@ -60,14 +62,9 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         };
+        tasks.spawn("readiness", service::ready(agent.readiness.clone(), drain.clone()));
         tracing::info!(mesh = %agent.mesh, outbound = %agent.outbound, health = %agent.health, "listening");
-        let stop = async {
-            match drain::signal().await {
-                Ok(signal) => tracing::info!(signal, "draining"),
-                Err(error) => tracing::error!(%error, "no signals: draining"),
-            }
-        };
-        match agent.run(stop).await? {
+        match agent.run(service::told_to_stop()).await? {
             Drained::Clean => tracing::info!("drained"),
             Drained::Forced(cut) => tracing::warn!(cut, "drain deadline passed: connections were cut"),
         }

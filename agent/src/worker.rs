@@ -123,7 +123,7 @@ impl Worker {
     pub(crate) async fn closing(&self, peer: &Peer) {
         let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());
         tokio::select! {
-            () = self.drain.stopping() => {}
+            () = self.drain.idle() => {}
             () = self.trust.unsettled(peer) => {}
             () = tokio::time::sleep_until(peer.deadline().min(own)) => {}
         }

@@ -65,6 +65,9 @@ pub struct Settings {
     /// Private directory for key, certificate and the last good configuration
     #[arg(long, env = "OUTRIDER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Take over from the agent that uses this state directory, if any: it hands its sockets over, and leaves once this one serves
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub take_over: Option<bool>,
     /// Worker threads [default: processors, at most 2]
     #[arg(long, env = "OUTRIDER_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -163,6 +166,8 @@ pub struct Config {
     pub health: SocketAddr,
     /// Private directory.
     pub state_dir: PathBuf,
+    /// Whether to take over from a running agent.
+    pub take_over: bool,
     /// Worker threads.
     pub workers: usize,
     /// Access log.
@@ -253,6 +258,7 @@ impl TryFrom<Settings> for Config {
             advertise,
             health: settings.health.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15120))),
             state_dir,
+            take_over: settings.take_over.unwrap_or(false),
             workers,
             access_log,
             report_allows,
