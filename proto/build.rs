@@ -4,7 +4,10 @@ use prost::Message as _;
 #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=outrider");
-    let files = ["identity", "config", "telemetry", "admin"].map(|name| format!("outrider/v1/{name}.proto"));
+    println!("cargo:rerun-if-changed=spiffe");
+    let mut files: Vec<String> =
+        ["identity", "config", "telemetry", "admin"].iter().map(|name| format!("outrider/v1/{name}.proto")).collect();
+    files.push("spiffe/workload.proto".to_owned());
     let descriptors = protox::compile(files, ["."])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("outrider.v1.fds");
     std::fs::write(&out, descriptors.encode_to_vec())?;

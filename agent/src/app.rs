@@ -1,9 +1,9 @@
 //! The wiring: what is shared, the workers, and the tasks that keep identity and view current.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_proto::v1::{ServiceBacking, ServicePort};
-use outrider_runtime::{Drain, Drained, Readiness, Tasks, health};
+use outrider_runtime::{Drain, Drained, Readiness, Tasks, health, unix_socket::SocketError};
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
@@ -17,6 +17,7 @@ use crate::{
     telemetry::{AccessLog, Exporter, Metrics, OtlpError, Scrape, SpanQueue, report_queue, wire_protocol},
     tls::Trust,
     worker::{self, Shared, Sockets},
+    workload::{self, Identities, JwtKeys, Tokens, WorkloadApi},
 };
 
 /// How long a connection may wait for a next request, whose answer tells it to go, once a successor serves.
@@ -37,6 +38,9 @@ pub enum StartError {
     /// The agent before it.
     #[error(transparent)]
     TakeOver(#[from] TakeOverError),
+    /// The socket of the Workload API.
+    #[error(transparent)]
+    WorkloadSocket(#[from] SocketError),
     /// TLS.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -69,6 +73,8 @@ pub struct Agent {
     pub readiness: Readiness,
     /// Its certificate.
     pub svids: Arc<Svids>,
+    /// Where the own program finds the SPIFFE Workload API; none when it is off or cannot be served.
+    pub workload_socket: Option<PathBuf>,
     drain: Drain,
     tasks: Tasks,
     deadline: Duration,
@@ -140,6 +146,7 @@ impl Agent {
 
         let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
         let control_plane = ControlPlane::new(config.control_plane.clone(), trust.clone(), svids.clone());
+        let jwt_keys = Arc::new(JwtKeys::default());
         let renew = Arc::new(Notify::new());
         let renewal = Renewal {
             control_plane: control_plane.clone(),
@@ -153,6 +160,13 @@ impl Agent {
             drain: drain.clone(),
         };
         renewal.start(config.token.as_ref()).await?;
+        let identities = Identities {
+            svids: svids.clone(),
+            trust: trust.clone(),
+            jwt_keys: jwt_keys.clone(),
+            tokens: Arc::new(Tokens::new(control_plane.clone())),
+        };
+        let workload_socket = serve_workload(&config, &mut sockets, identities, tasks, drain).await?;
 
         let (reports, records) = report_queue(config.report_allows, metrics.reports_dropped.clone());
         let spans = export_spans(&config, &svids, state.agent_id(), &metrics, drain, tasks)?;
@@ -167,6 +181,7 @@ impl Agent {
             trust,
             policies: shared.policies.clone(),
             directory: shared.directory.clone(),
+            jwt_keys,
             svids: svids.clone(),
             renew,
             ready: policy_gate,
@@ -202,6 +217,7 @@ impl Agent {
             health: health_address,
             readiness,
             svids,
+            workload_socket,
             drain: drain.clone(),
             tasks: tasks.clone(),
             deadline: config.drain,
@@ -302,7 +318,7 @@ fn restore(mut subscription: Subscription) -> Subscription {
         Err(error) => Err(error.to_string()),
     };
     let restored = view.and_then(|view| {
-        let put = view.put_in_force(&subscription.trust, &subscription.policies, &subscription.directory);
+        let put = view.put_in_force(&subscription.trust, &subscription.policies, &subscription.directory, &subscription.jwt_keys);
         put.map(|()| view).map_err(|error| error.to_string())
     });
     match restored {
@@ -347,4 +363,18 @@ impl Health {
         tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(self.scrape), drain.clone()));
         Ok(())
     }
+}
+
+/// Serves the Workload API to the own program.
+async fn serve_workload(
+    config: &Config,
+    sockets: &mut handover::Sockets,
+    identities: Identities,
+    tasks: &Tasks,
+    drain: &Drain,
+) -> Result<Option<PathBuf>, StartError> {
+    let Some(socket) = &config.workload else { return Ok(None) };
+    let is_served =
+        workload::serve(socket, sockets, WorkloadApi::new(identities, tasks.clone(), drain.clone()), tasks, drain).await?;
+    Ok(is_served.then(|| socket.path.clone()))
 }

@@ -22,6 +22,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 mod worker;
+pub mod workload;
 
 pub use app::{Agent, StartError};
 pub use config::{Config, ConfigProblems, Settings, StateDir, StateDirError};

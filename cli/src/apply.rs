@@ -35,6 +35,9 @@ pub(crate) struct Apply {
     /// Only check, and say what would change
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
+    /// Take policies for services that nobody has heard of: they are to come
+    #[arg(long)]
+    allow_unknown_services: bool,
     /// Refuse when a recorded request that is allowed now would be denied
     #[arg(long)]
     gate_on_replay: bool,
@@ -102,9 +105,13 @@ impl Apply {
             return Ok(Exit::Failed);
         }
         if self.canary.is_wanted() {
-            return self.canary.run(&mut admin, manifests, console).await;
+            return self.canary.run(&mut admin, manifests, self.allow_unknown_services, console).await;
         }
-        let request = ApplyRequest { manifests: manifests.clone(), dry_run: self.dry_run };
+        let request = ApplyRequest {
+            manifests: manifests.clone(),
+            dry_run: self.dry_run,
+            allow_unknown_services: self.allow_unknown_services,
+        };
         let answer = admin.apply(request).await?.into_inner();
         let mut applied = Applied {
             dry_run: self.dry_run,

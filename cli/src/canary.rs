@@ -86,12 +86,19 @@ impl Canary {
     }
 
     /// Has the control plane do it, and follows it to its end.
-    pub(crate) async fn run(&self, admin: &mut Admin, manifests: Vec<Manifest>, console: &Console) -> Result<Exit, Failure> {
+    pub(crate) async fn run(
+        &self,
+        admin: &mut Admin,
+        manifests: Vec<Manifest>,
+        allow_unknown_services: bool,
+        console: &Console,
+    ) -> Result<Exit, Failure> {
         let request = CanaryRequest {
             manifests: manifests.clone(),
             percent: self.canary.unwrap_or(100),
             watch_seconds: u32::try_from(self.watch.as_secs().max(1)).unwrap_or(u32::MAX),
             tolerate: self.tolerate,
+            allow_unknown_services,
         };
         let mut steps = admin.canary(request).await?.into_inner();
         if console.is_for_people() {

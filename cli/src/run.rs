@@ -104,7 +104,7 @@ impl Run {
         let identity = agent.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default();
         console.remark(&format!("outrider: {identity} is in the mesh (mesh {}, proxy http://{})", agent.mesh, agent.outbound));
         let signals = Signals::new().map_err(Failure::Runtime)?;
-        let mut program = self.start_program(agent.outbound, &identity)?;
+        let mut program = self.start_program(&agent, &identity)?;
         // Only now: programs that use select(2) do not expect many descriptors.
         outrider_runtime::descriptors::raise_limit();
         let status = tokio::select! {
@@ -214,9 +214,9 @@ impl Run {
         Config::try_from(settings).map_err(|problems| Failure::Usage(problems.to_string()))
     }
 
-    fn start_program(&self, proxy: SocketAddr, identity: &str) -> Result<Child, Failure> {
+    fn start_program(&self, agent: &Agent, identity: &str) -> Result<Child, Failure> {
         let program = self.command.first().ok_or_else(|| Failure::Usage("no command".to_owned()))?;
-        let proxy = format!("http://{proxy}");
+        let proxy = format!("http://{}", agent.outbound);
         let local = "localhost,127.0.0.1,::1";
         // We start ourselves, and that becomes the program: see `tied`.
         Command::new("/proc/self/exe")
@@ -224,6 +224,7 @@ impl Run {
             .args(&self.command)
             .envs([("HTTP_PROXY", proxy.as_str()), ("http_proxy", &proxy), ("NO_PROXY", local), ("no_proxy", local)])
             .env("OUTRIDER_IDENTITY", identity)
+            .envs(agent.workload_socket.as_ref().map(|path| ("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", path.display()))))
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| Failure::Usage(format!("cannot start `{program}`: {error}")))

@@ -4,19 +4,20 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_policy::{SpiffeId, names::NameProblem};
 use outrider_proto::v1;
-use outrider_runtime::{Drain, Gate, Readiness, Tasks, health};
+use outrider_runtime::{Drain, Gate, Readiness, Tasks, health, unix_socket::SocketError};
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    api::{self, Identities, Operators, Reports, SocketError, Subscriptions},
+    api::{self, Identities, Operators, Reports, Subscriptions},
     attest::{Attested, JoinTokens},
     ca::{Authority, ServerLeaf},
     clock,
     config::Config,
     issue::Issuance,
+    jwt::{JwtKeys, JwtTimes},
     limit::Limit,
     metrics::Metrics,
     publish::{Mesh, Publisher},
@@ -104,6 +105,9 @@ impl ControlPlane {
         store.register(&mut registry);
         enter(&store, &config, &doors).await?;
         let now = clock::now();
+        let times = JwtTimes::new(i64::try_from(config.jwt_key_life.as_secs()).unwrap_or(i64::MAX));
+        let jwt_keys = JwtKeys::open(store.clone(), kek.clone(), config.trust_domain.clone(), times, now).await;
+        let jwt_keys = Arc::new(jwt_keys.map_err(ca_failed)?);
         let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone(), authority.root_pin());
@@ -116,7 +120,7 @@ impl ControlPlane {
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;
         let running = doors.addresses(&config, readiness);
-        let plane = Plane { issuance, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
+        let plane = Plane { issuance, jwt_keys, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
         tasks.spawn("publish", publisher.run(drain.clone()));
         plane.serve(doors, &running, config.warnings, registry)?;
         gates.listener.open();
@@ -213,6 +217,7 @@ async fn publisher(
 /// What runs.
 struct Plane {
     issuance: Issuance,
+    jwt_keys: Arc<JwtKeys>,
     mesh: Mesh,
     leaf: Arc<ServerLeaf>,
     tasks: Tasks,
@@ -229,11 +234,16 @@ impl Plane {
         let tls = tls.map_err(ca_failed)?;
         let tls = TlsAcceptor::from(Arc::new(tls));
         let secured = api::accept(doors.agents, tls, authority.trust_domain().clone(), metrics.clone(), tasks, drain.clone());
-        let revoked = issuance.revoked.clone();
-        let publication =
-            Publication { mesh: mesh.clone(), store: store.clone(), metrics: metrics.clone(), drain: drain.clone(), revoked };
+        let publication = Publication {
+            mesh: mesh.clone(),
+            store: store.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+            revoked: issuance.revoked.clone(),
+            jwt_bundle: self.jwt_keys.bundle(),
+        };
         let agents = api::agents_router(
-            Identities(issuance.clone()),
+            Identities::new(issuance.clone(), Arc::clone(&self.jwt_keys)),
             Subscriptions { publication, tasks: tasks.clone() },
             Reports::new(issuance.clone(), mesh.world.clone(), tasks.clone(), drain.clone()),
         );
@@ -259,6 +269,7 @@ impl Plane {
         });
         tasks.spawn("health", health::serve(doors.health, running.readiness.clone(), Arc::new(registry), drain.clone()));
         tasks.spawn("renew", upkeep::renew(issuance.clone(), Arc::clone(&self.leaf), drain.clone()));
+        tasks.spawn("renew keys for tokens", upkeep::renew_jwt_keys(Arc::clone(&self.jwt_keys), drain.clone()));
         if store.is_shared() {
             tasks.spawn("listen", store.clone().listen(drain.clone()));
             tasks.spawn("tell", tell(store.clone(), mesh.sessions.clone(), drain.clone()));

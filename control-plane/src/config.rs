@@ -19,6 +19,10 @@ use crate::store::{Backend, PostgresUrl, is_replica_id};
 const LEAF_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest leaf lifetime.
 const LEAF_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Shortest life of a key for tokens: a quarter of it is the life of a token.
+const JWT_KEY_LIFE_MIN: Duration = Duration::from_secs(8);
+/// Longest life of a key for tokens.
+const JWT_KEY_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Below this a short outage of the control plane ends the mesh.
 const LEAF_TTL_ADVISED: Duration = Duration::from_secs(300);
 
@@ -47,6 +51,9 @@ pub struct Raw {
     /// Lifetime of leaf certificates, 2s to 24h [default: 1h]
     #[arg(long, value_name = "TIME")]
     pub leaf_ttl: Option<String>,
+    /// How long a key signs tokens (JWT-SVIDs) before the next one does, 8s to 30d [default: 1d]
+    #[arg(long, value_name = "TIME")]
+    pub jwt_key_life: Option<String>,
     /// File with the key that encrypts CA keys, made at the first start; the environment variable OUTRIDER_KEY (32 bytes in
     /// base64) takes its place [default: key in the state directory]
     #[arg(long, value_name = "FILE")]
@@ -141,6 +148,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Lifetime of leaf certificates.
     pub leaf_ttl: Duration,
+    /// How long a key signs tokens.
+    pub jwt_key_life: Duration,
     /// The key that encrypts CA keys.
     pub key: KeySource,
     /// Which database the store is in.
@@ -183,6 +192,10 @@ impl Raw {
                 leaf_ttl.as_secs()
             ));
         }
+        let jwt_key_life = wrong.time("jwt-key-life", self.jwt_key_life.as_deref(), Duration::from_secs(86_400));
+        if !(JWT_KEY_LIFE_MIN..=JWT_KEY_LIFE_MAX).contains(&jwt_key_life) {
+            wrong.say("`--jwt-key-life` must be from 8s to 30d".to_owned());
+        }
         let name = self.trust_domain.as_deref().unwrap_or("mesh.internal");
         let trust_domain = TrustDomain::new(name).map_err(|error| wrong.say(format!("`--trust-domain`: {error}")));
         let log_format = wrong.checked("log-format", self.log_format.as_deref().unwrap_or("text").parse(), Format::Text);
@@ -203,6 +216,7 @@ impl Raw {
             admin_socket: self.admin_socket.unwrap_or_else(|| state_dir.join("admin.sock")),
             trust_domain,
             leaf_ttl,
+            jwt_key_life,
             key,
             store,
             replica: self.replica,

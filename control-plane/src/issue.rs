@@ -95,13 +95,7 @@ impl Issuance {
         if !self.limit.admit(&peer.identity, Instant::now()) {
             return Err(AttestError::TooOften(peer.identity.clone()));
         }
-        if peer.not_after <= now {
-            return Err(AttestError::ExpiredCertificate(peer.serial.clone()));
-        }
-        let known = self.store.certificate(&peer.serial).await?.is_some_and(|row| row.identity == peer.identity.as_str());
-        if !known {
-            return Err(AttestError::UnknownCertificate(peer.serial.clone()));
-        }
+        self.attest_peer(peer, now).await?;
         let redeem = Redeem::Certificate(peer.serial.clone());
         Ok(Attested { identity: peer.identity.clone(), evidence: "renewal", redeem })
     }

@@ -12,6 +12,7 @@ mod clock;
 mod compile;
 pub mod config;
 mod issue;
+mod jwt;
 mod limit;
 mod metrics;
 mod peer;
@@ -21,9 +22,9 @@ mod registry;
 mod store;
 mod upkeep;
 
-pub use api::SocketError;
 pub use app::{ControlPlane, Running, StartError};
 #[cfg(feature = "bench")]
 pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};
+pub use outrider_runtime::unix_socket::SocketError;
 pub use store::{Backend, DirError, KeyError, MigrateError, Moved, OpenError, Place, PostgresUrl, migrate};

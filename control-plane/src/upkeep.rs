@@ -10,6 +10,7 @@ use crate::{
     ca::{Authority, CaError, ServerLeaf},
     clock,
     issue::Issuance,
+    jwt::JwtKeys,
     metrics::Metrics,
     store::{DECISIONS_BYTES, DECISIONS_KEPT, Lease, Redeem, Store, StoreError},
 };
@@ -59,6 +60,26 @@ async fn renew_once(issuance: &Issuance, leaf: &ServerLeaf, now: i64) -> Result<
 fn set_ends(authority: &Authority, metrics: &crate::metrics::Metrics) {
     if let Some(issuing) = authority.describe().last() {
         metrics.issuing_ends.set(issuing.not_after);
+    }
+}
+
+/// Makes keys for tokens before they are due, takes those that other replicas made, and forgets old ones.
+pub(crate) async fn renew_jwt_keys(keys: Arc<JwtKeys>, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.stopping() => return Ok(()),
+        }
+        let renewed = keys.renew(clock::now()).await;
+        if let Err(error) = &renewed
+            && !failing
+        {
+            tracing::error!(error = outrider_runtime::tasks::chain(error), "keys for tokens not renewed, trying again");
+        }
+        failing = renewed.is_err();
     }
 }
 

@@ -27,7 +27,7 @@ pub mod target;
 pub mod testcase;
 pub mod when;
 
-pub use analyse::analyse;
+pub use analyse::{Ground, Unknown, analyse};
 pub use call::{Call, HttpCall};
 pub use compile::{Compiled, Problem, compile};
 pub use decision::{Audited, Decision, Effect, RuleId};

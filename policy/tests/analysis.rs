@@ -3,7 +3,7 @@
 
 mod support;
 
-use outrider_policy::{Protocol, Severity, StoredPolicy, Target, analyse, manifest};
+use outrider_policy::{Ground, Protocol, Severity, StoredPolicy, Target, Unknown, analyse, manifest};
 use support::{policy, stored};
 
 fn services() -> Vec<Target> {
@@ -23,12 +23,17 @@ fn services() -> Vec<Target> {
 
 /// `severity message` for each finding about `shop/p` with this spec, at most the first line of it.
 fn findings(spec: &str, existing: &[StoredPolicy]) -> Vec<String> {
+    findings_where(spec, existing, Unknown::Refused)
+}
+
+fn findings_where(spec: &str, existing: &[StoredPolicy], unknown: Unknown) -> Vec<String> {
     let yaml = format!(
         "apiVersion: outrider.dev/v1alpha1\nkind: ServicePolicy\nmetadata: {{ name: p, namespace: shop }}\nspec:\n{spec}"
     );
     let (manifests, diagnostics) = manifest::parse("p.yaml", &yaml);
     assert!(diagnostics.is_empty(), "{diagnostics:#?}");
-    analyse(&manifests, existing, &services())
+    let ground = Ground { services: services(), away: vec!["shop/asleep".parse().unwrap()], unknown };
+    analyse(&manifests, existing, &ground)
         .iter()
         .map(|d| format!("{}:{} {} {} | {}", d.line, d.column, d.severity, d.message, d.help.clone().unwrap_or_default()))
         .collect()
@@ -86,9 +91,23 @@ fn http_conditions_on_an_opaque_port_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn an_unknown_service_is_named_with_the_one_that_was_probably_meant() {
-    let found = rules("  targetRefs: [{ kind: Service, name: fils }]\n", "      []\n");
-    expect(&found, &["5:39 warning there is no service `shop/fils` now | did you mean `files`?"]);
+fn an_unknown_service_is_refused_and_named_with_the_one_that_was_probably_meant() {
+    let at = |name: &str| format!("  targetRefs: [{{ kind: Service, name: {name} }}]\n  authorization: {{ rules: [] }}\n");
+    expect(&findings(&at("fils"), &[]), &["5:39 error there is no service `shop/fils` | did you mean `files`?"]);
+    expect(
+        &findings(&at("invoices"), &[]),
+        &[
+            "5:39 error there is no service `shop/invoices` | start it first, or say that it is to come with `--allow-unknown-services`",
+        ],
+    );
+    // it is to come, it is away for a moment, or the policy was aimed at it before
+    expect(
+        &findings_where(&at("invoices"), &[], Unknown::Expected),
+        &["5:39 warning there is no service `shop/invoices` | the policy takes effect once a service of this name registers"],
+    );
+    expect(&findings(&at("asleep"), &[]), &[]);
+    let before = stored(policy("shop", "p", "{targetRefs: [{kind: Service, name: invoices}], mtls: {mode: Strict}}"));
+    expect(&findings(&at("invoices"), &[before]), &["5:39 warning there is no service `shop/invoices` | the policy"]);
     expect(
         &rules("  selector: { matchLabels: { app: nobody } }\n", "      []\n"),
         &["5:13 warning no workload has these labels now"],
@@ -183,6 +202,6 @@ fn ten_thousand_rules_are_examined_in_time_that_does_not_grow_with_their_square(
     let found = rules("", &many);
     assert_eq!(found, Vec::<String>::new());
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "took {:?}", started.elapsed());
-    let one = analyse(&[], &[], &[]);
+    let one = analyse(&[], &[], &Ground::default());
     assert!(one.iter().all(|d| d.severity == Severity::Warning));
 }

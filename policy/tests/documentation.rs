@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outrider_policy::manifest::{self, File};
 use outrider_policy::path_pattern::PathPattern;
-use outrider_policy::{Severity, StoredPolicy, Target, analyse};
+use outrider_policy::{Ground, Severity, StoredPolicy, analyse};
 
 fn page() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policy.md")).unwrap()
@@ -32,8 +32,8 @@ fn examples() -> Vec<File> {
 fn every_example_would_be_accepted() {
     let policies: Vec<_> = examples().into_iter().flat_map(|file| file.policies).collect();
     assert!(policies.len() >= 6, "only {} examples", policies.len());
-    let services: [Target; 0] = [];
-    let errors: Vec<_> = analyse(&policies, &[], &services).into_iter().filter(|d| d.severity == Severity::Error).collect();
+    let errors: Vec<_> =
+        analyse(&policies, &[], &Ground::default()).into_iter().filter(|d| d.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:#?}");
 }
 

@@ -9,6 +9,7 @@ pub mod health;
 pub mod readiness;
 pub mod tasks;
 pub mod telemetry;
+pub mod unix_socket;
 
 pub use drain::{Drain, Drained};
 pub use readiness::{Gate, Readiness};

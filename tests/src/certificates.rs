@@ -9,8 +9,13 @@ use rcgen::{
 };
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        ResolvesClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -60,6 +65,39 @@ impl Authority {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         let der = parameters.self_signed(&key).expect("a root").der().clone();
         Self { issuer: Issuer::new(parameters, key), der }
+    }
+
+    /// The authority of this certificate and key: somebody else's root, in the wrong hands.
+    ///
+    /// # Panics
+    /// When they are not a CA's.
+    pub fn stolen(certificate: Vec<u8>, key: &[u8]) -> Self {
+        let (der, key) = (CertificateDer::from(certificate), PrivatePkcs8KeyDer::from(key));
+        let key = KeyPair::try_from(&key).expect("a key");
+        Self { issuer: Issuer::from_ca_cert_der(&der, key).expect("a CA"), der }
+    }
+
+    /// A certificate for this key.
+    ///
+    /// # Panics
+    /// When it cannot be signed.
+    pub fn leaf_for(&self, key: &KeyPair, parameters: &CertificateParams) -> Identity {
+        let certificate = parameters.signed_by(key, &self.issuer).expect("a leaf");
+        Identity { chain: vec![certificate.der().to_vec()], key: key.serialize_der() }
+    }
+
+    /// An authority below this one, with this key, whose certificate says all of this.
+    ///
+    /// # Panics
+    /// When it cannot be signed.
+    pub fn below(&self, key: KeyPair, parameters: CertificateParams) -> Self {
+        let der = parameters.signed_by(&key, &self.issuer).expect("an intermediate").der().clone();
+        Self { issuer: Issuer::new(parameters, key), der }
+    }
+
+    /// Its own certificate, DER.
+    pub fn certificate(&self) -> Vec<u8> {
+        self.der.to_vec()
     }
 
     /// Its root as the trust bundle of `mesh.internal`.
@@ -121,8 +159,8 @@ pub fn careless_client(identity: Option<Identity>) -> ClientConfig {
         .expect("TLS 1.3")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone));
-    let mut config = match identity.map(Identity::split) {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("a client certificate"),
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(Shows::of(identity))),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![MeshProtocol::Http1.alpn().to_vec()];
@@ -134,15 +172,41 @@ pub fn careless_client(identity: Option<Identity>) -> ClientConfig {
 /// # Panics
 /// When key and certificate do not fit.
 pub fn careless_server(identity: Identity) -> ServerConfig {
-    let (chain, key) = identity.split();
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(TLS13)
         .expect("TLS 1.3")
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .expect("a server certificate");
+        .with_cert_resolver(Arc::new(Shows::of(identity)));
     config.alpn_protocols = vec![MeshProtocol::Http1.alpn().to_vec()];
     config
+}
+
+/// A certificate and a key, whether they fit or not and whatever the certificate is.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl Shows {
+    fn of(identity: Identity) -> Self {
+        let (chain, key) = identity.split();
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("a key");
+        Self(Arc::new(CertifiedKey::new(chain, key)))
+    }
+}
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ResolvesServerCert for Shows {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
 }
 
 #[derive(Debug)]

@@ -17,6 +17,7 @@ mod frames;
 mod mesh;
 mod postgres;
 mod process;
+mod python;
 mod raw;
 mod space;
 
@@ -29,6 +30,7 @@ pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_heade
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use postgres::{Cluster, Disk};
 pub use process::Process;
+pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
 pub use space::{Space, Spaces};
 

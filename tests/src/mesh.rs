@@ -42,6 +42,7 @@ pub struct Mesh {
     /// Where agents connect.
     pub address: SocketAddr,
     options: MeshOptions,
+    flags: Vec<String>,
     health: u16,
     /// Network namespace the control plane runs in; that of the test when none.
     space: Option<String>,
@@ -87,24 +88,36 @@ pub fn allow(name: &str, service: &str, from: &str, methods: &str, paths: &str) 
 impl Mesh {
     /// Starts a control plane and waits until it answers.
     pub async fn start(options: MeshOptions) -> Self {
-        Self::begin(options, loopback(free_port()), None).await
+        Self::start_with(options, &[]).await
+    }
+
+    /// Starts a control plane with more flags and waits until it answers.
+    pub async fn start_with(options: MeshOptions, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(ToString::to_string).collect();
+        Self::begin(options, flags, loopback(free_port()), None).await
     }
 
     /// Starts a control plane inside a network namespace.
     pub async fn start_in(space: &Space) -> Self {
         let address = SocketAddr::new(space.v4.parse().expect("an address"), 15110);
-        Self::begin(MeshOptions::default(), address, Some(space.name.clone())).await
+        Self::begin(MeshOptions::default(), Vec::new(), address, Some(space.name.clone())).await
     }
 
-    async fn begin(options: MeshOptions, address: SocketAddr, space: Option<String>) -> Self {
+    async fn begin(options: MeshOptions, flags: Vec<String>, address: SocketAddr, space: Option<String>) -> Self {
         let (dir, health) = (directory(), free_port());
-        let control_plane = Self::spawn(dir.path(), address, health, &options, space.as_deref());
-        let mesh = Self { dir, control_plane, address, options, health, space };
+        let control_plane = Self::spawn(dir.path(), address, health, (&options, &flags), space.as_deref());
+        let mesh = Self { dir, control_plane, address, options, flags, health, space };
         mesh.ready().await;
         mesh
     }
 
-    fn spawn(dir: &Path, address: SocketAddr, health: u16, options: &MeshOptions, space: Option<&str>) -> Process {
+    fn spawn(
+        dir: &Path,
+        address: SocketAddr,
+        health: u16,
+        (options, flags): (&MeshOptions, &[String]),
+        space: Option<&str>,
+    ) -> Process {
         let program = program("outrider-control-plane");
         let mut command = match space {
             None => Command::new(program),
@@ -117,6 +130,7 @@ impl Mesh {
         command
             .args(["--state-dir", &dir.join("control-plane").display().to_string()])
             .args(["--listen", &address.to_string(), "--health-listen", &loopback(health).to_string()])
+            .args(flags)
             .env_remove("OUTRIDER_ADMIN_SOCKET");
         if let Some(ttl) = options.leaf_ttl {
             command.args(["--leaf-ttl", ttl]);
@@ -126,7 +140,8 @@ impl Mesh {
 
     /// Starts the control plane again, on the same address and directory.
     pub async fn restart_control_plane(&mut self) {
-        self.control_plane = Self::spawn(self.dir.path(), self.address, self.health, &self.options, self.space.as_deref());
+        let settings = (&self.options, self.flags.as_slice());
+        self.control_plane = Self::spawn(self.dir.path(), self.address, self.health, settings, self.space.as_deref());
         self.ready().await;
     }
 
@@ -223,6 +238,7 @@ impl Mesh {
             ("--report-allows", "1".to_owned()),
         ]
         .into_iter()
+        .filter(|(flag, _)| !options.more.iter().any(|word| word == flag))
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
         arguments.extend(options.services.iter().flat_map(|service| ["--service".to_owned(), service.clone()]));
@@ -246,14 +262,14 @@ impl Mesh {
             .expect("outrider runs")
     }
 
-    /// `outrider apply --wait` of this YAML; it must succeed.
+    /// `outrider apply --wait` of this YAML, also for services that are to come; it must succeed.
     ///
     /// # Panics
     /// When it does not.
     pub fn apply(&self, yaml: &str) {
         let file = self.dir.path().join("policy.yaml");
         std::fs::write(&file, yaml).expect("a file");
-        let output = self.outrider(&["apply", "-f", &file.display().to_string(), "--wait"]);
+        let output = self.outrider(&["apply", "-f", &file.display().to_string(), "--wait", "--allow-unknown-services"]);
         assert!(
             output.status.success(),
             "{}{}",

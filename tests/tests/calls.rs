@@ -130,6 +130,7 @@ async fn of_mistaken_files_nothing_is_applied_and_each_mistake_has_its_place() -
     mesh.apply(&good);
     let table = [
         ("an unknown field", good.replace("action: Allow", "acton: Allow"), "acton", 9),
+        ("an unknown service", good.replace("name: orders }", "name: ordres }"), "did you mean `orders`?", 5),
         ("a wrong kind", good.replace("kind: ServicePolicy", "kind: ServicePolice"), "ServicePolice", 2),
         (
             "one of two",

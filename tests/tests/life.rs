@@ -130,7 +130,10 @@ async fn the_control_plane_killed_while_policies_are_applied_keeps_what_it_ackno
                     allow(&format!("{name}-b"), "shop/orders", "[shop/web]", "[GET]", "[\"/b\"]")
                 );
                 let manifests = vec![outrider_proto::v1::Manifest { source: "x".into(), yaml }];
-                match admin.apply(outrider_proto::v1::ApplyRequest { manifests, dry_run: false }).await {
+                match admin
+                    .apply(outrider_proto::v1::ApplyRequest { manifests, allow_unknown_services: true, ..Default::default() })
+                    .await
+                {
                     Ok(_) => acknowledged.push(name),
                     Err(_) => return,
                 }

@@ -104,3 +104,30 @@ async fn records_go_on_when_certificates_are_renewed_and_when_the_control_plane_
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn what_an_audit_rule_holds_for_is_recorded_whatever_share_of_calls_is() -> Outcome {
+    let backend = Backend::start().await;
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let services = vec![format!("shop/orders:80/http={}", backend.address)];
+    let more = vec!["--report-allows".to_owned(), "0".to_owned()];
+    let orders = mesh.agent("shop/orders", AgentOptions { services, more, ..AgentOptions::default() }).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    let policy = allow("all", "shop/orders", "[shop/web]", "[GET, POST]", "[\"*\"]");
+    mesh.apply(&format!("{policy}      - {{ name: writes, action: Audit, to: [{{ methods: [POST] }}] }}\n"));
+
+    let inbound = i32::from(outrider_proto::v1::Side::Inbound);
+    for (method, status) in [("GET", 200), ("POST", 200)] {
+        assert_eq!(through_proxy(web.outbound, method, "http://orders.shop/a", "").await?.status, status, "{method}");
+    }
+    let record = recorded(&mesh, "the audited call", |record| record.side == inbound).await;
+    assert_eq!((record.method.as_str(), record.effect.as_str(), record.rule.as_str()), ("POST", "allow", "shop/all/rule"));
+    assert_eq!(record.audited, ["shop/all/writes"]);
+    let log = orders.access_log().await;
+    let audited: Vec<_> = log.iter().map(|line| (line["method"].as_str(), line["audited"].as_str())).collect();
+    assert_eq!(audited, [(Some("GET"), None), (Some("POST"), Some("shop/all/writes"))]);
+    let explained = mesh.outrider(&["explain", "--from", "shop/web", "--to", "shop/orders", "POST", "/a"]);
+    let text = String::from_utf8_lossy(&explained.stdout);
+    assert!(text.contains("note: audited by shop/all/writes"), "{text}");
+    Ok(())
+}

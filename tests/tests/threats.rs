@@ -11,8 +11,11 @@ fn has_test(text: &str, name: &str) -> bool {
     let Some(at) = lines.iter().position(|line| function.iter().any(|start| line.starts_with(start))) else { return false };
     let attributes: Vec<_> =
         lines.iter().take(at).rev().take_while(|line| line.starts_with("#[") || line.starts_with("//")).collect();
+    // a test of the store runs on each kind of it: the macro writes the attribute
+    let on_both =
+        lines.get(at).is_some_and(|line| line.ends_with("(place) {")) && lines.iter().take(at).any(|line| *line == "on_both! {");
     let is = |word: &str| attributes.iter().any(|line| line.starts_with(word));
-    (is("#[test]") || is("#[tokio::test")) && !is("#[ignore")
+    (is("#[test]") || is("#[tokio::test") || on_both) && !is("#[ignore")
 }
 
 /// What a page of threats promises and the repository at `root` does not hold: a line for each.

@@ -4,6 +4,7 @@
 mod bench;
 mod command;
 mod lint;
+mod python;
 mod setup;
 mod suite;
 

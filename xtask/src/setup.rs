@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, bail};
 
-use crate::command;
+use crate::{command, python};
 
 /// A program and the Debian package it comes from.
 struct Need {
@@ -31,6 +31,16 @@ const NEEDS: &[Need] = &[
 /// # Errors
 /// When something is missing in the end.
 pub(crate) fn run() -> anyhow::Result<()> {
+    programs()?;
+    python::ready(|packages| {
+        if !command::exists("apt-get") || !is_root() {
+            bail!("the tests need Python with its `venv` module (Debian packages: {})", packages.join(" "));
+        }
+        install(packages)
+    })
+}
+
+fn programs() -> anyhow::Result<()> {
     let missing: Vec<&Need> = NEEDS.iter().filter(|need| !command::exists(need.program)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -39,20 +49,25 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if !command::exists("apt-get") || !is_root() {
         bail!("{}", explain(&missing, &packages));
     }
+    install(&packages)?;
+    match missing.iter().find(|need| !command::exists(need.program)) {
+        Some(need) => bail!("package `{}` was installed, but there is no program `{}`", need.package, need.program),
+        None => Ok(()),
+    }
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
     crate::say(&format!("installing {}", packages.join(" ")));
     if !has_lists() {
         apt(&["update"])?;
     }
-    let install = || apt(&[&["install", "--no-install-recommends"], packages.as_slice()].concat());
+    let install = || apt(&[&["install", "--no-install-recommends"], packages].concat());
     if install().is_err() {
         // The lists may be older than the archive.
         apt(&["update"])?;
         install()?;
     }
-    match missing.iter().find(|need| !command::exists(need.program)) {
-        Some(need) => bail!("package `{}` was installed, but there is no program `{}`", need.package, need.program),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn explain(missing: &[&Need], packages: &[&str]) -> String {

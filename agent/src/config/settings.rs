@@ -17,6 +17,7 @@ use crate::{
     capture::{Capture, CaptureSettings},
     identity::JoinToken,
     telemetry::AccessLogTarget,
+    workload::WorkloadSocket,
 };
 
 /// Settings as flags, environment or a YAML file give them.
@@ -68,6 +69,12 @@ pub struct Settings {
     /// Take over from the agent that uses this state directory, if any: it hands its sockets over, and leaves once this one serves
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub take_over: Option<bool>,
+    /// Unix socket of the SPIFFE Workload API for the program beside this agent, or `off` [default: workload.sock in the state directory]
+    #[arg(long, env = "OUTRIDER_WORKLOAD_SOCKET", value_name = "PATH")]
+    pub workload_socket: Option<PathBuf>,
+    /// User id that may ask on that socket beside the agent's own and root; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub workload_user: Vec<u32>,
     /// Worker threads [default: processors, at most 2]
     #[arg(long, env = "OUTRIDER_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
@@ -168,6 +175,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Whether to take over from a running agent.
     pub take_over: bool,
+    /// Where programs ask for identities; none when that is off.
+    pub workload: Option<WorkloadSocket>,
     /// Worker threads.
     pub workers: usize,
     /// Access log.
@@ -257,6 +266,7 @@ impl TryFrom<Settings> for Config {
             mesh: settings.mesh.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 15108))),
             advertise,
             health: settings.health.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15120))),
+            workload: workload(settings.workload_socket, settings.workload_user, &state_dir),
             state_dir,
             take_over: settings.take_over.unwrap_or(false),
             workers,
@@ -265,6 +275,15 @@ impl TryFrom<Settings> for Config {
             tracing,
             drain: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         })
+    }
+}
+
+fn workload(path: Option<PathBuf>, users: Vec<u32>, state_dir: &Path) -> Option<WorkloadSocket> {
+    match path {
+        Some(off) if off.as_os_str() == "off" => None,
+        Some(path) => Some(WorkloadSocket { path, users, is_required: true }),
+        // A place of its own choice that others could reach would surprise; the state directory is private, its path may be too long.
+        None => Some(WorkloadSocket { path: state_dir.join("workload.sock"), is_required: !users.is_empty(), users }),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     route::Directory,
     telemetry::Metrics,
     tls::Trust,
+    workload::JwtKeys,
 };
 
 /// Largest update taken.
@@ -58,6 +59,8 @@ pub struct Subscription {
     pub policies: Arc<PolicyBook>,
     /// What updates change, and who asks for services.
     pub directory: Arc<Directory>,
+    /// What updates change.
+    pub jwt_keys: Arc<JwtKeys>,
     /// The own certificate.
     pub svids: Arc<Svids>,
     /// Woken when the control plane asks for a renewal.
@@ -140,7 +143,9 @@ impl Subscription {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: ["ServicePolicy/v1alpha1", "Service", "TrustBundle", "Revocations"].map(str::to_owned).into(),
+            capabilities: ["ServicePolicy/v1alpha1", "Service", "TrustBundle", "Revocations", "JwtBundle"]
+                .map(str::to_owned)
+                .into(),
             services: self.services.clone(),
             known: self.view.known(),
             want: Some(want(&self.directory.wanted().borrow())),
@@ -213,7 +218,7 @@ impl Subscription {
 
     fn put_in_force(&mut self, update: &Update) -> Result<(), String> {
         let next = self.view.after(update);
-        next.put_in_force(&self.trust, &self.policies, &self.directory)
+        next.put_in_force(&self.trust, &self.policies, &self.directory, &self.jwt_keys)
             .map_err(|error| outrider_runtime::tasks::chain(&error))?;
         // In force already; a snapshot that cannot be kept is a risk at the next restart, not now.
         if let Err(error) = self.snapshot.write(&next.encode()) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use aws_lc_rs::digest::{SHA256, digest};
 use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
 use outrider_proto::v1::{
-    self as wire, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update,
+    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update,
 };
 use prost::Message as _;
 
@@ -13,6 +13,7 @@ use crate::{
     policy::PolicyBook,
     route::{Directory, Endpoint, ServiceEntry},
     tls::{Trust, TrustError},
+    workload::JwtKeys,
 };
 
 /// An update that cannot be put in force.
@@ -88,14 +89,22 @@ impl View {
     ///
     /// # Errors
     /// When any part cannot be understood or enforced; what was in force before still is.
-    pub fn put_in_force(&self, trust: &Trust, policies: &PolicyBook, directory: &Directory) -> Result<(), ViewError> {
+    pub fn put_in_force(
+        &self,
+        trust: &Trust,
+        policies: &PolicyBook,
+        directory: &Directory,
+        jwt_keys: &JwtKeys,
+    ) -> Result<(), ViewError> {
         let (mut bundle, mut revocations, mut services, mut stored) = (None, RevocationList::default(), Vec::new(), Vec::new());
+        let mut keys = None;
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
                 Ok(ResourceKind::Revocations) => revocations = read::<RevocationList>(resource)?,
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
+                Ok(ResourceKind::JwtBundle) => keys = Some(jwt_bundle(resource)?),
                 Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
             }
         }
@@ -122,6 +131,8 @@ impl View {
         }
         revoke(trust)?;
         directory.replace(services);
+        // Checked when it was read.
+        let _ = jwt_keys.replace(keys.as_ref());
         Ok(())
     }
 }
@@ -129,6 +140,12 @@ impl View {
 fn read<M: prost::Message + Default>(resource: &Resource) -> Result<M, ViewError> {
     M::decode(resource.body.as_slice())
         .map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })
+}
+
+fn jwt_bundle(resource: &Resource) -> Result<JwtBundle, ViewError> {
+    let bundle = read(resource)?;
+    JwtKeys::check(&bundle).map_err(|error| ViewError::Resource { name: resource.name.clone(), reason: error.to_string() })?;
+    Ok(bundle)
 }
 
 fn policy(resource: &Resource) -> Result<StoredPolicy, ViewError> {
@@ -193,7 +210,7 @@ mod tests {
             View::default().after(&Update { revision: 7, upserts, ..Update::default() })
         };
         for broken in [bundle(Vec::new()), bundle(vec![b"no certificate".to_vec()])] {
-            assert!(view(broken).put_in_force(&trust, &policies, &directory).is_err());
+            assert!(view(broken).put_in_force(&trust, &policies, &directory, &JwtKeys::default()).is_err());
             assert_eq!((policies.revision(), trust.bundle()), (0, None), "a part was put in force");
         }
     }

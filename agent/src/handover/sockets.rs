@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use crate::listener::{self, Bound, ListenError};
@@ -59,6 +60,20 @@ impl Sockets {
         Ok(socket)
     }
 
+    /// The unix socket that the agent before listened on at this path.
+    pub(crate) fn inherited_unix(&mut self, path: &Path) -> Option<tokio::net::UnixListener> {
+        let listener = std::os::unix::net::UnixListener::from(self.take(&unix(path)).pop()?);
+        listener.set_nonblocking(true).ok()?;
+        tokio::net::UnixListener::from_std(listener).ok()
+    }
+
+    /// Keeps a unix socket for the next agent. One that cannot be kept is opened anew by it.
+    pub(crate) fn keep_unix(&mut self, path: &Path, listener: &tokio::net::UnixListener) {
+        if let Err(error) = self.keep(&unix(path), listener) {
+            tracing::warn!(%error, path = %path.display(), "a successor will not get this socket");
+        }
+    }
+
     fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         let (taken, left) = std::mem::take(&mut self.inherited).into_iter().partition(|(each, _)| each == name);
         self.inherited = left;
@@ -75,6 +90,10 @@ impl Sockets {
     pub(super) fn into_kept(self) -> Vec<(String, OwnedFd)> {
         self.kept
     }
+}
+
+fn unix(path: &Path) -> String {
+    format!("unix {}", path.display())
 }
 
 #[cfg(test)]

@@ -31,6 +31,11 @@ impl Verdict {
         self.decision.revision
     }
 
+    /// The audit rules that held, `namespace/policy/rule` each.
+    pub fn audited(&self) -> impl Iterator<Item = &str> {
+        self.decision.audited.iter().map(|rule| self.compiled.rule_name(rule))
+    }
+
     /// `allow` or `deny`.
     pub fn effect(&self) -> Effect {
         self.decision.effect

@@ -42,6 +42,10 @@ impl Record {
             line.text("effect", effect(verdict.effect()));
             line.text("rule", verdict.rule());
             line.number("revision", verdict.revision());
+            let audited: Vec<&str> = verdict.audited().collect();
+            if !audited.is_empty() {
+                line.text("audited", &audited.join(" "));
+            }
         }
         if let Some(reason) = self.reason() {
             line.text("reason", reason.as_str());
@@ -101,6 +105,7 @@ impl Record {
             peer_address: self.peer.as_ref().map(|peer| peer.address().to_string()).unwrap_or_default(),
             duration_micros: micros(took),
             headers,
+            audited: self.verdict.iter().flat_map(Verdict::audited).map(str::to_owned).collect(),
         }
     }
 

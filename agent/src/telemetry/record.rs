@@ -189,9 +189,10 @@ impl Record {
 
     fn weight(&self) -> Weight {
         let stranger = self.side == Side::Inbound && self.peer.is_none();
+        let is_audited = self.verdict.as_ref().is_some_and(|verdict| verdict.audited().next().is_some());
         match (self.effect(), &self.refusal, &self.broke) {
             (Effect::Deny, ..) if !stranger => Weight::Denial,
-            (Effect::Allow, None, None) => Weight::Served,
+            (Effect::Allow, None, None) if !is_audited => Weight::Served,
             _ => Weight::Failure,
         }
     }

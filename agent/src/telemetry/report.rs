@@ -17,7 +17,7 @@ const RESERVED: usize = 2048;
 pub enum Weight {
     /// A call that was denied to somebody who proved an identity, or to the own program.
     Denial,
-    /// A call that was allowed and failed, or a stranger at the door: reported, but nobody can crowd out denials with it.
+    /// A call that was allowed and failed, or is to be recorded by an audit rule, or a stranger at the door: reported, but nobody can crowd out denials with it.
     Failure,
     /// A call that was served: only a share is reported.
     Served,

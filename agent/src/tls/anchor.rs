@@ -12,7 +12,7 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{TrustError, provider};
+use super::{TrustError, check_chain, provider};
 
 /// SHA-256 over an anchor's name and key: a certificate that was made anew for the same key is the same anchor.
 pub type AnchorId = [u8; 32];
@@ -66,7 +66,8 @@ impl Anchor {
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Result<(), Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms.all)
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms.all)?;
+        Ok(check_chain(intermediates)?)
     }
 
     pub(super) fn verify_client(
@@ -75,6 +76,7 @@ impl Anchor {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        self.clients.verify_client_cert(leaf, intermediates, now).map(|_| ())
+        self.clients.verify_client_cert(leaf, intermediates, now)?;
+        Ok(check_chain(intermediates)?)
     }
 }

@@ -9,6 +9,28 @@ use x509_parser::{
     prelude::{FromDer as _, X509Certificate},
 };
 
+/// Most certificates of a chain, the leaf among them.
+const MAX_CHAIN: usize = 8;
+
+/// Checks what a leaf came with, beyond what chain building checks: every further certificate is a CA's and says that it may sign
+/// certificates (X509-SVID, section 4.3), and there are few of them.
+///
+/// # Errors
+/// Names the rule that they break.
+pub fn check_chain(further: &[CertificateDer<'_>]) -> Result<(), LeafError> {
+    if further.len() >= MAX_CHAIN {
+        return Err(LeafError::ChainLength(further.len() + 1));
+    }
+    for der in further {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| LeafError::Encoding)?;
+        let usage = certificate.key_usage().map_err(|_| LeafError::Encoding)?;
+        if !rest.is_empty() || !certificate.is_ca() || !usage.is_some_and(|usage| usage.value.key_cert_sign()) {
+            return Err(LeafError::ChainSigns);
+        }
+    }
+    Ok(())
+}
+
 /// A leaf certificate's facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
@@ -31,6 +53,15 @@ pub enum LeafError {
     /// None, or more than one.
     #[error("{0} URI names instead of exactly one")]
     UriNames(usize),
+    /// A name that nobody here reads, and that may say anything.
+    #[error("it has a name of a kind that is not accepted beside a URI")]
+    NameKind,
+    /// Further certificates that are no CA's.
+    #[error("the chain holds a certificate that may not sign certificates")]
+    ChainSigns,
+    /// More certificates than anybody needs.
+    #[error("the chain holds {0} certificates, at most {MAX_CHAIN} are taken")]
+    ChainLength(usize),
     /// Not a SPIFFE ID of a workload.
     #[error("{0:?} is not a workload's SPIFFE ID")]
     Id(String),
@@ -78,10 +109,15 @@ impl Leaf {
         for extension in certificate.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(names) => {
-                    uris.extend(names.general_names.iter().filter_map(|name| match name {
-                        GeneralName::URI(uri) => Some(*uri),
-                        _ => None,
-                    }));
+                    for name in &names.general_names {
+                        match name {
+                            GeneralName::URI(uri) => uris.push(*uri),
+                            // Others may read these; here they name nobody.
+                            GeneralName::DNSName(_) | GeneralName::IPAddress(_) | GeneralName::RFC822Name(_) => {}
+                            GeneralName::Invalid(..) => return Err(LeafError::Encoding),
+                            _ => return Err(LeafError::NameKind),
+                        }
+                    }
                 }
                 ParsedExtension::BasicConstraints(constraints) if constraints.ca => return Err(LeafError::Signs),
                 ParsedExtension::KeyUsage(usage) => {

@@ -11,7 +11,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 pub use anchor::AnchorId;
 pub use control::{ControlPlaneTrust, control_plane_config};
-pub use leaf::{Leaf, LeafError};
+pub use leaf::{Leaf, LeafError, check_chain};
 pub use tenure::Tenure;
 pub use trust::{Standing, Trust, TrustError};
 

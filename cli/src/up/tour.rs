@@ -182,7 +182,7 @@ async fn ask(mesh: &Mesh, method: Method, path: &str) -> Result<program::Answer,
 
 async fn apply(admin: &mut Admin, source: &str, yaml: &str) -> Result<u64, Failure> {
     let manifests = vec![Manifest { source: source.to_owned(), yaml: yaml.to_owned() }];
-    let applied = admin.apply(ApplyRequest { manifests, dry_run: false }).await?.into_inner();
+    let applied = admin.apply(ApplyRequest { manifests, ..ApplyRequest::default() }).await?.into_inner();
     let severe = applied.diagnostics.iter().find(|finding| finding.severity() == outrider_proto::v1::diagnostic::Severity::Error);
     if let Some(finding) = severe {
         return Err(wrong(format!("{source}:{}: {}", finding.line, finding.message)));

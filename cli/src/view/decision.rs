@@ -41,6 +41,8 @@ pub(crate) struct Decision {
     pub(crate) duration_micros: u64,
     /// Header values that the policy read; bytes that are not UTF-8 are replaced.
     pub(crate) headers: Vec<(String, String)>,
+    /// Audit rules that held, `namespace/policy/rule` each.
+    pub(crate) audited: Vec<String>,
 }
 
 impl From<v1::DecisionRecord> for Decision {
@@ -72,6 +74,7 @@ impl From<v1::DecisionRecord> for Decision {
             tls: wire.tls,
             peer_address: wire.peer_address,
             duration_micros: wire.duration_micros,
+            audited: wire.audited,
         }
     }
 }
@@ -102,6 +105,11 @@ impl Row for Decision {
             (None, reason) => reason.to_owned(),
             (Some(rule), "") => rule.clone(),
             (Some(rule), reason) => format!("{rule} ({reason})"),
+        };
+        let why = match (why.as_str(), self.audited.as_slice()) {
+            (_, []) => why,
+            ("", audited) => format!("audited by {}", audited.join(", ")),
+            (_, audited) => format!("{why}, audited by {}", audited.join(", ")),
         };
         let status = if self.status == 0 { String::new() } else { self.status.to_string() };
         vec![

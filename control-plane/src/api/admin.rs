@@ -54,13 +54,17 @@ impl Admin for Operators {
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let uid = uid(&request);
-        let v1::ApplyRequest { manifests, dry_run } = request.into_inner();
+        let v1::ApplyRequest { manifests, dry_run, allow_unknown_services } = request.into_inner();
         if manifests.len() > MAX_NAMES {
             return Err(Status::invalid_argument(format!("at most {MAX_NAMES} manifests can be applied at once")));
         }
         let documents = manifests.into_iter().map(|manifest| (manifest.source, manifest.yaml)).collect();
-        let Applied { diagnostics, changes, revision } =
-            self.mesh.ask(|reply| Change::Apply { documents, dry_run, uid, reply }).await.map_err(|error| changed(&error))?;
+        let unknown = words::unknown(allow_unknown_services);
+        let Applied { diagnostics, changes, revision } = self
+            .mesh
+            .ask(|reply| Change::Apply { documents, unknown, dry_run, uid, reply })
+            .await
+            .map_err(|error| changed(&error))?;
         Ok(Response::new(v1::ApplyResponse {
             diagnostics: diagnostics.into_iter().map(words::diagnostic).collect(),
             changes: words::changes(changes),

@@ -1,6 +1,6 @@
 //! The wire's words for what operators ask about.
 
-use outrider_policy::{Diagnostic, Explanation, MtlsMode, Severity, Target};
+use outrider_policy::{Diagnostic, Explanation, MtlsMode, Severity, Target, Unknown};
 use outrider_proto::v1;
 
 use crate::{
@@ -275,6 +275,11 @@ pub(super) fn explained(explained: Explained, records: Vec<v1::DecisionRecord>) 
         notes,
         refused: String::new(),
     }
+}
+
+/// What is made of policies for services that nobody has heard of.
+pub(super) fn unknown(allowed: bool) -> Unknown {
+    if allowed { Unknown::Expected } else { Unknown::Refused }
 }
 
 /// A described call that agents answer with 400 before any rule.

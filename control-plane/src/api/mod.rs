@@ -21,7 +21,6 @@ pub(crate) use admin::Operators;
 pub(crate) use config::Subscriptions;
 pub(crate) use identity::Identities;
 pub(crate) use listener::{Connection, accept};
-pub use socket::SocketError;
 pub(crate) use socket::{Operator, bind, operators};
 pub(crate) use telemetry::Reports;
 pub(crate) use tls::server_config;

@@ -1,16 +1,18 @@
 //! The operators' unix socket: mode 0600, and the kernel says who is at the other end.
 
 use std::{
-    fs::Permissions,
     io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use outrider_runtime::{Drain, Tasks};
+use outrider_runtime::{
+    Drain, Tasks,
+    unix_socket::{self, SocketError, SocketPurpose},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
@@ -19,62 +21,17 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-/// Bytes of `sun_path`, with its closing zero.
-const MAX_PATH: usize = 108;
 /// Pause after an accept error.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// Why the operators' socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Unix sockets have short names.
-    #[error("admin socket path `{}` is too long: {} bytes, at most {} are possible (choose another with `--admin-socket`)", path.display(), length, MAX_PATH - 1)]
-    TooLong {
-        /// The path.
-        path: PathBuf,
-        /// Its bytes.
-        length: usize,
-    },
-    /// Somebody listens there.
-    #[error("admin socket `{}` is in use by another process (choose another with `--admin-socket`)", .0.display())]
-    InUse(PathBuf),
-    /// Something else is there.
-    #[error("`{}` exists and is not a socket: remove it, or choose another path with `--admin-socket`", .0.display())]
-    NotASocket(PathBuf),
-    /// The system said no.
-    #[error("cannot listen on admin socket `{}`: {reason} (choose another with `--admin-socket`)", path.display())]
-    Bind {
-        /// The path.
-        path: PathBuf,
-        /// What the system said.
-        reason: io::Error,
-    },
-}
+const PURPOSE: SocketPurpose = SocketPurpose { name: "admin socket", flag: "--admin-socket" };
 
-/// Listens on `path`. A socket that nobody serves any more is replaced.
+/// Listens on `path`, for the own user. A socket that nobody serves any more is replaced.
 ///
 /// # Errors
 /// When the path is too long, in use, or not writable.
 pub(crate) async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
-    let length = path.as_os_str().len();
-    if length >= MAX_PATH {
-        return Err(SocketError::TooLong { path: path.to_owned(), length });
-    }
-    let failed = |reason| SocketError::Bind { path: path.to_owned(), reason };
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-        Ok(_) => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            _ => return Err(SocketError::InUse(path.to_owned())),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    // Between these two lines the file's mode is the umask's: the check of the peer's user holds all the time.
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    unix_socket::bind(path, 0o600, PURPOSE).await
 }
 
 /// Who calls.

@@ -27,6 +27,8 @@ const MAX_BATCH: usize = 1000;
 const MAX_TEXT: usize = 1024;
 /// Most bytes kept of the chain of causes.
 const MAX_DETAIL: usize = 4096;
+/// Most audit rules of a record.
+const MAX_AUDITED: usize = 4;
 /// Most headers kept of a record.
 const MAX_HEADERS: usize = 32;
 /// Most bytes of an encoded record: what does not fit loses its headers, then its details.
@@ -187,12 +189,14 @@ fn cut(record: &mut DecisionRecord) {
         cut_text(text, MAX_TEXT);
     }
     cut_text(&mut record.detail, MAX_DETAIL);
+    record.audited.truncate(MAX_AUDITED);
+    record.audited.iter_mut().for_each(|rule| cut_text(rule, MAX_TEXT));
     record.headers.truncate(MAX_HEADERS);
     for header in &mut record.headers {
         cut_text(&mut header.name, MAX_TEXT);
         header.value.truncate(MAX_TEXT);
     }
-    while record.encoded_len() > MAX_RECORD && record.headers.pop().is_some() {}
+    while record.encoded_len() > MAX_RECORD && (record.headers.pop().is_some() || record.audited.pop().is_some()) {}
     let over = record.encoded_len().saturating_sub(MAX_RECORD);
     let left = record.detail.len().saturating_sub(over);
     cut_text(&mut record.detail, left);
@@ -246,8 +250,15 @@ mod tests {
     fn no_record_takes_more_than_its_budget() {
         let headers = vec![HeaderValue { name: "x-long".into(), value: vec![b'x'; 100_000] }; 100];
         let long = "ü".repeat(100_000);
-        let fat =
-            DecisionRecord { path: long.clone(), host: long.clone(), detail: long.clone(), rule: long, headers, ..record() };
+        let fat = DecisionRecord {
+            path: long.clone(),
+            host: long.clone(),
+            detail: long.clone(),
+            audited: vec![long.clone(); 100],
+            rule: long,
+            headers,
+            ..record()
+        };
         let row = read(fat).unwrap();
         assert!(row.record.len() <= MAX_RECORD, "{}", row.record.len());
         let kept = DecisionRecord::decode(row.record.as_slice()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use outrider_policy::{Severity, StoredPolicy};
+use outrider_policy::{Severity, StoredPolicy, Unknown};
 use outrider_proto::v1;
 use prost::Message as _;
 use tonic::Status;
@@ -26,7 +26,7 @@ impl Operators {
     pub(super) async fn replayed(&self, request: v1::ReplayRequest) -> Result<v1::ReplayResponse, Status> {
         let world = Arc::clone(&self.mesh.world.borrow());
         let documents = documents(request.manifests);
-        let (manifests, diagnostics) = world.check(&documents);
+        let (manifests, diagnostics) = world.check(&documents, Unknown::Expected);
         let broken = diagnostics.iter().any(|one| one.severity == Severity::Error);
         let diagnostics = diagnostics.into_iter().map(words::diagnostic).collect();
         if broken {
@@ -67,7 +67,8 @@ impl Operators {
 
     /// Reads the order for a canary.
     pub(super) fn order(&self, request: v1::CanaryRequest, uid: u32) -> Result<CanaryOrder, Status> {
-        let v1::CanaryRequest { manifests, percent, watch_seconds, tolerate } = request;
+        let v1::CanaryRequest { manifests, percent, watch_seconds, tolerate, allow_unknown_services } = request;
+        let unknown = words::unknown(allow_unknown_services);
         if !(1..=100).contains(&percent) {
             return Err(Status::invalid_argument("the share of agents is 1 to 100 percent"));
         }
@@ -76,7 +77,7 @@ impl Operators {
         }
         let watch = Duration::from_secs(u64::from(if watch_seconds == 0 { WATCH } else { watch_seconds }));
         let trust_domain = self.authority.trust_domain().clone();
-        Ok(CanaryOrder { documents: documents(manifests), percent, watch, tolerate, uid, trust_domain })
+        Ok(CanaryOrder { documents: documents(manifests), unknown, percent, watch, tolerate, uid, trust_domain })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who asks? Evidence in, identity out.
 
+mod connection;
 mod join_token;
 mod token;
 

@@ -71,19 +71,22 @@ pub(crate) fn explain(
     let labels = world.labels().of(&service);
     let mut explained = Vec::new();
     for labels in &labels {
-        explained.push((labels, explain_at(world, trust_domain, call, &target(labels.clone()))?));
+        let (explanation, audited) = explain_at(world, trust_domain, call, &target(labels.clone()))?;
+        explained.push((labels, explanation, audited));
     }
     // A recorded call was decided by a workload that decides so.
-    let wanted = explained.iter().position(|(_, one)| recorded.is_some_and(|recorded| recorded.is_by(one))).unwrap_or_default();
-    let Some((own, explanation)) = (wanted < explained.len()).then(|| explained.swap_remove(wanted)) else {
+    let wanted =
+        explained.iter().position(|(_, one, _)| recorded.is_some_and(|recorded| recorded.is_by(one))).unwrap_or_default();
+    let Some((own, explanation, audited)) = (wanted < explained.len()).then(|| explained.swap_remove(wanted)) else {
         return Err(ExplainError::Described(format!("`{service}` has no workload")));
     };
     if explanation.rule.is_none() && world.policies.values().all(|policy| !policy.stored.policy.applies_to(&target(own.clone())))
     {
         notes.push(format!("no policy applies to `{service}`: everything is denied"));
     }
+    notes.extend(audited);
     let verdict = (explanation.effect, &explanation.rule);
-    for (labels, _) in explained.iter().filter(|(_, other)| (other.effect, &other.rule) != verdict) {
+    for (labels, ..) in explained.iter().filter(|(_, other, _)| (other.effect, &other.rule) != verdict) {
         notes.push(format!(
             "this is decided by workloads of `{service}` with {}; those with {} decide otherwise",
             in_words(own),
@@ -93,20 +96,24 @@ pub(crate) fn explain(
     Ok(Explained { explanation, notes })
 }
 
-/// What the workloads with one set of labels decide.
+/// What the workloads with one set of labels decide, and remarks.
 fn explain_at(
     world: &World,
     trust_domain: &TrustDomain,
     call: &v1::CallDescription,
     target: &Target,
-) -> Result<Explanation, ExplainError> {
+) -> Result<(Explanation, Vec<String>), ExplainError> {
     let applicable = world.policies.values().filter(|policy| policy.stored.policy.applies_to(target));
     let policies: Vec<StoredPolicy> = applicable.map(|policy| policy.stored.clone()).collect();
     let compiled = compile(&policies, target).map_err(|problems| ExplainError::Compile {
         service: target.service.clone(),
         reason: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     })?;
-    with_call(target, trust_domain, call, |call| compiled.explain(call))
+    with_call(target, trust_domain, call, |call| {
+        let audited =
+            compiled.decide(call).audited.iter().map(|rule| format!("audited by {}", compiled.rule_name(rule))).collect();
+        (compiled.explain(call), audited)
+    })
 }
 
 fn in_words(labels: &BTreeMap<String, String>) -> String {

@@ -32,6 +32,8 @@ pub(crate) struct Hello {
     pub(crate) wants: BTreeSet<ServiceName>,
     /// Whether it knows what revocations are.
     pub(crate) takes_revocations: bool,
+    /// Whether it knows what keys for tokens are.
+    pub(crate) takes_jwt_bundle: bool,
     /// Serial of its certificate, lower-case hex.
     pub(crate) serial: String,
     /// Unix seconds.
@@ -86,6 +88,7 @@ impl Hello {
             known: hello.known.into_iter().map(known).collect::<Result<_, _>>().map_err(invalid)?,
             wants: hello.want.as_ref().map_or_else(|| Ok(BTreeSet::new()), wants).map_err(invalid)?,
             takes_revocations: hello.capabilities.iter().any(|capability| capability == "Revocations"),
+            takes_jwt_bundle: hello.capabilities.iter().any(|capability| capability == "JwtBundle"),
             serial,
             certificate_end,
         })

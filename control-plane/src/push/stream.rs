@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use outrider_proto::v1::{self, subscribe_request::Message, subscribe_response};
 use outrider_runtime::Drain;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tonic::{Status, Streaming};
@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     peer::Peer,
     publish::Mesh,
-    registry::{ChangeError, Command, Request, Revoked, Session},
+    registry::{ChangeError, Command, Encoded, Request, Revoked, Session},
     store::Store,
 };
 
@@ -39,6 +39,8 @@ pub(crate) struct Publication {
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
     pub(crate) revoked: Revoked,
+    /// Keys for tokens: they come and go on their own, without a revision of the mesh.
+    pub(crate) jwt_bundle: watch::Receiver<Arc<Encoded>>,
 }
 
 impl Publication {
@@ -69,6 +71,8 @@ pub(crate) struct Stream {
     identity: String,
     epoch: u64,
     scope: Scope,
+    /// For agents that know what they are.
+    jwt_bundle: Option<watch::Receiver<Arc<Encoded>>>,
     ledger: Ledger,
     sent_at: Instant,
     out: mpsc::Sender<Result<v1::SubscribeResponse, Status>>,
@@ -110,7 +114,8 @@ impl Stream {
         publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
         let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations: hello.takes_revocations };
         let ledger = Ledger::new(hello.known);
-        Ok(Self { publication, agent_id, identity, epoch, scope, ledger, sent_at: Instant::now(), out, commands })
+        let jwt_bundle = hello.takes_jwt_bundle.then(|| publication.jwt_bundle.clone());
+        Ok(Self { publication, agent_id, identity, epoch, scope, jwt_bundle, ledger, sent_at: Instant::now(), out, commands })
     }
 
     /// Serves the agent until an end; that of the connection's certificate is one of them, and its revocation.
@@ -164,6 +169,7 @@ impl Stream {
                     let world = Arc::clone(&world.borrow_and_update());
                     self.push(&world)
                 }
+                () = changed(&mut self.jwt_bundle) => { due.get_or_insert_with(|| Instant::now() + COALESCE); None }
                 command = self.commands.recv() => self.obey(command),
                 () = sleep_until(expiry) => Some(StreamEnd::Closed(Status::unauthenticated("the certificate of the connection has expired"))),
                 () = sleep_until(move_on) => Some(StreamEnd::Closed(Status::unavailable("time to choose a replica anew"))),
@@ -178,7 +184,12 @@ impl Stream {
 
     /// Sends what the agent lacks, or notes that it lacks nothing.
     fn push(&mut self, world: &crate::registry::World) -> Option<StreamEnd> {
-        match self.ledger.step(&view(world, &self.scope), world.revision) {
+        let mut view = view(world, &self.scope);
+        if let Some(bundle) = &mut self.jwt_bundle {
+            let bundle = Arc::clone(&bundle.borrow_and_update());
+            view.insert((bundle.kind, bundle.name.clone()), bundle);
+        }
+        match self.ledger.step(&view, world.revision) {
             Step::Wait => {
                 self.note(|session| session.considered = world.revision);
                 None
@@ -280,6 +291,14 @@ impl Stream {
 
     fn note(&self, change: impl FnOnce(&mut Session)) {
         self.publication.mesh.sessions.update(&self.agent_id, self.epoch, change);
+    }
+}
+
+/// Ends when there are other keys than those that were pushed; never for agents that take none.
+async fn changed(bundle: &mut Option<watch::Receiver<Arc<Encoded>>>) {
+    let Some(bundle) = bundle else { return std::future::pending().await };
+    if bundle.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use outrider_policy::{Diagnostic, Manifest, Severity, StoredPolicy, Target, manifest};
+use outrider_policy::{Diagnostic, Manifest, Severity, StoredPolicy, Target, Unknown, manifest};
 
 use super::{Applied, Change, ChangeError, Policy, World, nearest};
 use crate::{
@@ -24,10 +24,10 @@ pub(super) struct Compared {
 
 impl World {
     /// Reads documents and says what is wrong, or only odd, with them in this mesh.
-    pub(crate) fn check(&self, documents: &[(String, String)]) -> (Vec<Manifest>, Vec<Diagnostic>) {
+    pub(crate) fn check(&self, documents: &[(String, String)], unknown: Unknown) -> (Vec<Manifest>, Vec<Diagnostic>) {
         let (manifests, mut diagnostics) = read(documents);
         let existing: Vec<StoredPolicy> = self.policies.values().map(|policy| policy.stored.clone()).collect();
-        diagnostics.extend(outrider_policy::analyse(&manifests, &existing, &self.targets()));
+        diagnostics.extend(outrider_policy::analyse(&manifests, &existing, &self.ground(unknown)));
         (manifests, diagnostics)
     }
 
@@ -67,13 +67,14 @@ impl Publisher {
     pub(crate) async fn apply(
         &mut self,
         documents: &[(String, String)],
+        unknown: Unknown,
         dry_run: bool,
         uid: u32,
     ) -> Result<Applied, ChangeError> {
         if !dry_run {
             self.refuse_during_canary()?;
         }
-        let (manifests, diagnostics) = self.world.check(documents);
+        let (manifests, diagnostics) = self.world.check(documents, unknown);
         let compared = if is_broken(&diagnostics) { Compared::default() } else { self.world.compare(&manifests)? };
         let Compared { changes, puts, unchanged } = compared;
         let mut applied = Applied { diagnostics, changes, revision: self.world.revision };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use outrider_policy::{Diagnostic, Effect, TrustDomain};
+use outrider_policy::{Diagnostic, Effect, TrustDomain, Unknown};
 use outrider_proto::v1;
 use tokio::{sync::watch, time::Instant};
 
@@ -71,6 +71,7 @@ impl Canary {
 pub(crate) struct CanaryOrder {
     /// `(source, yaml)` each.
     pub(crate) documents: Vec<(String, String)>,
+    pub(crate) unknown: Unknown,
     /// 1 to 100.
     pub(crate) percent: u32,
     pub(crate) watch: Duration,
@@ -128,7 +129,7 @@ impl Publisher {
     pub(crate) async fn begin_canary(&mut self, order: CanaryOrder) -> Result<watch::Receiver<CanaryState>, ChangeError> {
         self.refuse_during_canary()?;
         self.refuse_beside_others().await?;
-        let (manifests, diagnostics) = self.world.check(&order.documents);
+        let (manifests, diagnostics) = self.world.check(&order.documents, order.unknown);
         let compared = if is_broken(&diagnostics) { Compared::default() } else { self.world.compare(&manifests)? };
         let Compared { changes, puts, .. } = compared;
         let mut state = CanaryState { diagnostics, changes, revision: self.world.revision, ..CanaryState::default() };

@@ -1,6 +1,6 @@
 //! What can change the mesh. Everything goes through one queue, so that revisions and snapshots have one order.
 
-use outrider_policy::{Diagnostic, SpiffeId};
+use outrider_policy::{Diagnostic, SpiffeId, Unknown};
 use tokio::sync::{oneshot, watch};
 
 use super::{CanaryOrder, CanaryState, RolledBack};
@@ -63,7 +63,7 @@ type Reply<T> = oneshot::Sender<Result<T, ChangeError>>;
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Checks documents, `(source, yaml)` each, and stores all or none.
-    Apply { documents: Vec<(String, String)>, dry_run: bool, uid: u32, reply: Reply<Applied> },
+    Apply { documents: Vec<(String, String)>, unknown: Unknown, dry_run: bool, uid: u32, reply: Reply<Applied> },
     /// Deletes policies, `namespace/name` each, all or none.
     Delete { names: Vec<String>, uid: u32, reply: Reply<Applied> },
     /// Tries candidates at some agents.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, Target};
+use outrider_policy::{Ground, Protocol, ServiceName, ServicePolicy, StoredPolicy, Target, Unknown};
 use outrider_proto::v1;
 use prost::Message;
 
@@ -208,6 +208,11 @@ impl World {
     /// Every port of every service, as policy sees them.
     pub(crate) fn targets(&self) -> Vec<Target> {
         self.services.values().flat_map(|entry| &entry.targets).cloned().collect()
+    }
+
+    /// What policies land in.
+    pub(crate) fn ground(&self, unknown: Unknown) -> Ground {
+        Ground { services: self.targets(), away: self.away.keys().cloned().collect(), unknown }
     }
 
     /// The labels of the workloads behind each service; those of agents with the same labels once.

@@ -6,6 +6,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aws_lc_rs::{
@@ -71,8 +72,9 @@ pub enum KeyError {
     Seal,
 }
 
-/// The key that encrypts CA keys.
-pub(crate) struct Kek(RandomizedNonceKey);
+/// The key that encrypts the keys that we sign with. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Kek(Arc<RandomizedNonceKey>);
 
 impl fmt::Debug for Kek {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,22 +117,22 @@ impl Kek {
                 key.ok_or_else(|| KeyError::Malformed { path: path.clone(), way_out })?
             }
         };
-        Ok(Self(RandomizedNonceKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| KeyError::Seal)?))
+        Ok(Self(Arc::new(RandomizedNonceKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| KeyError::Seal)?)))
     }
 
     #[cfg(test)]
     pub(crate) fn from_bytes(key: &[u8; 32]) -> Self {
-        Self(RandomizedNonceKey::new(&AES_256_GCM, key).unwrap())
+        Self(Arc::new(RandomizedNonceKey::new(&AES_256_GCM, key).unwrap()))
     }
 
     /// Encrypts; what comes out opens only under the same `name`.
-    fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
+    pub(super) fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, KeyError> {
         let mut sealed = Zeroizing::new(plain.to_vec());
         let nonce = self.0.seal_in_place_append_tag(Aad::from(name.as_bytes()), &mut *sealed).map_err(|_| KeyError::Seal)?;
         Ok([nonce.as_ref().as_slice(), sealed.as_slice()].concat())
     }
 
-    fn open(&self, name: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    pub(super) fn open(&self, name: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, text) = sealed.split_at_checked(NONCE_LEN)?;
         let mut text = Zeroizing::new(text.to_vec());
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;

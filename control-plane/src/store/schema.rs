@@ -1,12 +1,13 @@
 //! The schema, step by step, for both databases.
 
 /// The steps. They are only ever added.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
     include_str!("../../migrations/0004_replicas.sql"),
     include_str!("../../migrations/0005_revocations.sql"),
+    include_str!("../../migrations/0006_jwt_keys.sql"),
 ];
 
 /// How many steps this version knows.

@@ -43,7 +43,11 @@ async fn admin(state: &Path) -> AdminClient<Channel> {
 
 fn apply(round: u64) -> v1::ApplyRequest {
     let yaml = (0..TOGETHER).map(|index| policy(&format!("shop/r{round}-p{index}"), "orders")).collect::<Vec<_>>().join("---\n");
-    v1::ApplyRequest { manifests: vec![v1::Manifest { source: "t".into(), yaml }], dry_run: false }
+    v1::ApplyRequest {
+        manifests: vec![v1::Manifest { source: "t".into(), yaml }],
+        allow_unknown_services: true,
+        ..v1::ApplyRequest::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,7 +125,12 @@ impl Plane {
 
     pub(crate) async fn apply(&self, yaml: &str) -> v1::ApplyResponse {
         let manifests = vec![v1::Manifest { source: "test.yaml".into(), yaml: yaml.into() }];
-        self.admin().await.apply(v1::ApplyRequest { manifests, dry_run: false }).await.unwrap().into_inner()
+        self.admin()
+            .await
+            .apply(v1::ApplyRequest { manifests, allow_unknown_services: true, ..v1::ApplyRequest::default() })
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub(crate) async fn subscribe(&self, svid: &Svid) -> Agent {

@@ -18,3 +18,5 @@ mod replicas;
 mod starting;
 #[cfg(test)]
 mod streams;
+#[cfg(test)]
+mod tokens;

@@ -30,7 +30,7 @@ async fn wrong_kinds_and_names_written_twice_are_refused() {
         assert_eq!(applied.revision, 0);
     }
     let manifests = ["one.yaml", "two.yaml"].map(|source| v1::Manifest { source: source.into(), yaml: policy("shop/a", "a") });
-    let request = v1::ApplyRequest { manifests: manifests.into(), dry_run: false };
+    let request = v1::ApplyRequest { manifests: manifests.into(), allow_unknown_services: true, ..v1::ApplyRequest::default() };
     let applied = plane.admin().await.apply(request).await.unwrap().into_inner();
     assert!(applied.diagnostics.iter().any(|one| one.message.contains("one.yaml")), "{:?}", applied.diagnostics);
 }
@@ -45,7 +45,13 @@ async fn applying_the_same_documents_again_changes_nothing() {
     let other = plane.apply(&policy("shop/orders", "files")).await;
     assert_eq!((other.changes[0].change(), other.revision), (Change::Updated, first.revision + 1));
     let manifests = vec![v1::Manifest { source: "t".into(), yaml: policy("shop/new", "files") }];
-    let dry = plane.admin().await.apply(v1::ApplyRequest { manifests, dry_run: true }).await.unwrap().into_inner();
+    let dry = plane
+        .admin()
+        .await
+        .apply(v1::ApplyRequest { manifests, dry_run: true, allow_unknown_services: true })
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!((dry.changes[0].change(), dry.revision), (Change::Created, other.revision));
     let listed = plane.admin().await.list_policies(v1::ListPoliciesRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.policies.len(), 1, "a dry run stores nothing");

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use outrider_policy::described::{DescribedCall, DescribedDestination, DescribedRequest, DescribedSource, RawText};
 use outrider_policy::path::Forms;
 use outrider_policy::when::When;
-use outrider_policy::{Compiled, Effect, Protocol, ServicePolicy, StoredPolicy, Target, analyse, compile, host, manifest, path};
+use outrider_policy::{
+    Compiled, Effect, Ground, Protocol, ServicePolicy, StoredPolicy, Target, analyse, compile, host, manifest, path,
+};
 
 fn target() -> Target {
     Target { service: "shop/orders".parse().expect("a name"), labels: [].into(), port: 8080, protocol: Protocol::Http }
@@ -22,7 +24,7 @@ pub fn yaml(data: &[u8]) {
         assert_eq!(ServicePolicy::from_json(&json).expect("its own JSON"), *manifest.policy);
         stored.push(StoredPolicy { policy: Arc::clone(&manifest.policy), revision: 1 });
     }
-    analyse(&file.policies, &stored, &[target()]);
+    analyse(&file.policies, &stored, &Ground { services: vec![target()], ..Ground::default() });
     let compiled = compile(&stored, &target()).unwrap_or_else(|problems| Compiled::deny_all(format!("{problems:?}")));
     if stored.is_empty() {
         decide_with(&compiled, b"GET /");

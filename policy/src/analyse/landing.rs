@@ -2,19 +2,26 @@
 
 use std::sync::Arc;
 
-use super::Report;
+use super::{Ground, Report, Unknown};
 use crate::compile::rule_name;
 use crate::manifest::{Finding, Step, nearest};
 use crate::resource::{MtlsMode, ServicePolicy};
 use crate::rule::{Operation, Rule};
 use crate::target::Layer;
-use crate::{Protocol, Target};
+use crate::{Protocol, ServiceName, Target};
 
-pub(super) fn examine(report: &mut Report<'_>, all: &[&Arc<ServicePolicy>], services: &[Target]) {
+pub(super) fn examine(
+    report: &mut Report<'_>,
+    all: &[&Arc<ServicePolicy>],
+    before: Option<&Arc<ServicePolicy>>,
+    ground: &Ground,
+) {
     let policy = Arc::clone(&report.manifest.policy);
+    let services = ground.services.as_slice();
     let landed: Vec<&Target> = services.iter().filter(|target| policy.applies_to(target)).collect();
     if !services.is_empty() {
-        targets_exist(report, &policy, &landed, services);
+        targets_exist(report, &policy, before, ground);
+        labels_exist(report, &policy, &landed);
     }
     mtls_is_set_once(report, &policy, all, services);
     for (index, rule) in policy.rules().iter().enumerate() {
@@ -23,10 +30,11 @@ pub(super) fn examine(report: &mut Report<'_>, all: &[&Arc<ServicePolicy>], serv
     }
 }
 
-fn targets_exist(report: &mut Report<'_>, policy: &ServicePolicy, landed: &[&Target], services: &[Target]) {
+fn targets_exist(report: &mut Report<'_>, policy: &ServicePolicy, before: Option<&Arc<ServicePolicy>>, ground: &Ground) {
     let namespace = policy.metadata.namespace.as_str();
-    let names: Vec<&str> =
-        services.iter().filter(|target| target.service.namespace() == namespace).map(|target| target.service.name()).collect();
+    let served = ground.services.iter().map(|target| &target.service);
+    let at_home = |service: &&ServiceName| service.namespace() == namespace;
+    let names: Vec<&str> = served.chain(&ground.away).filter(at_home).map(ServiceName::name).collect();
     for (index, target) in policy.spec.target_refs.iter().enumerate().filter(|(_, target)| !names.contains(&target.name.as_str()))
     {
         let at = report.manifest.position_of(&[
@@ -35,12 +43,20 @@ fn targets_exist(report: &mut Report<'_>, policy: &ServicePolicy, landed: &[&Tar
             Step::Element(index),
             Step::Field("name"),
         ]);
-        let help = match nearest(target.name.as_str(), &names) {
-            Some(name) => format!("did you mean `{name}`?"),
-            None => "the policy takes effect once a service of this name registers".to_owned(),
+        // what is in force already is no new mistake: a service may have gone for good
+        let is_new = before.is_none_or(|before| !before.spec.target_refs.contains(target));
+        let refused = is_new && ground.unknown == Unknown::Refused;
+        let help = match (nearest(target.name.as_str(), &names), refused) {
+            (Some(name), _) => format!("did you mean `{name}`?"),
+            (None, true) => "start it first, or say that it is to come with `--allow-unknown-services`".to_owned(),
+            (None, false) => "the policy takes effect once a service of this name registers".to_owned(),
         };
-        report.warning(Finding::new(at, format!("there is no service `{namespace}/{}` now", target.name)).help(help));
+        let finding = Finding::new(at, format!("there is no service `{namespace}/{}`", target.name)).help(help);
+        if refused { report.error(finding) } else { report.warning(finding) }
     }
+}
+
+fn labels_exist(report: &mut Report<'_>, policy: &ServicePolicy, landed: &[&Target]) {
     if policy.spec.selector.is_some() && landed.is_empty() {
         let at = report.manifest.position_of(&[Step::Field("spec"), Step::Field("selector")]);
         report.warning(Finding::new(at, "no workload has these labels now").help("the policy takes effect once one registers"));

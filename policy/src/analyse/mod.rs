@@ -12,16 +12,36 @@ use std::sync::Arc;
 
 use crate::manifest::{Diagnostic, Finding, Manifest, Severity};
 use crate::resource::ServicePolicy;
-use crate::{StoredPolicy, Target};
+use crate::{ServiceName, StoredPolicy, Target};
 
 /// Most diagnostics that are collected of one policy.
 const MAX_PER_POLICY: usize = 100;
 
+/// What is known of the mesh that policies land in.
+#[derive(Debug, Clone, Default)]
+pub struct Ground {
+    /// The ports that are served. Without any, whatever depends on where a policy lands is left out.
+    pub services: Vec<Target>,
+    /// Services that nobody backs now, and that are remembered.
+    pub away: Vec<ServiceName>,
+    /// Whether a policy may be aimed by name at a service that nobody has heard of.
+    pub unknown: Unknown,
+}
+
+/// What is made of a policy that is aimed at a service that nobody has heard of, and was not before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unknown {
+    /// It is an error: it would be in force nowhere, and a misspelt name does not protect what was meant.
+    #[default]
+    Refused,
+    /// It is a warning: the service is to come.
+    Expected,
+}
+
 /// Examines the policies that are about to be applied.
 ///
-/// `existing` are the stored policies, of which those with the name of a new one are taken as replaced; `services` are the
-/// ports that are known, so that an empty list leaves out whatever depends on where a policy lands. Sorted by position.
-pub fn analyse(new: &[Manifest], existing: &[StoredPolicy], services: &[Target]) -> Vec<Diagnostic> {
+/// `existing` are the stored policies, of which those with the name of a new one are taken as replaced. Sorted by position.
+pub fn analyse(new: &[Manifest], existing: &[StoredPolicy], ground: &Ground) -> Vec<Diagnostic> {
     let replaced: BTreeSet<String> = new.iter().map(|manifest| manifest.policy.full_name()).collect();
     let kept = existing.iter().map(|stored| &stored.policy).filter(|policy| !replaced.contains(&policy.full_name()));
     let all: Vec<&Arc<ServicePolicy>> = new.iter().map(|manifest| &manifest.policy).chain(kept).collect();
@@ -29,7 +49,8 @@ pub fn analyse(new: &[Manifest], existing: &[StoredPolicy], services: &[Target])
     let mut diagnostics = Vec::new();
     for manifest in new {
         let mut report = Report { manifest, findings: Vec::new() };
-        landing::examine(&mut report, &all, services);
+        let before = existing.iter().map(|stored| &stored.policy).find(|old| old.full_name() == manifest.policy.full_name());
+        landing::examine(&mut report, &all, before, ground);
         rules::examine(&mut report);
         covers::examine(&mut report, &index);
         report.findings.sort_by_key(|(severity, finding)| (finding.at, *severity));
