@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=outrider");
     println!("cargo:rerun-if-changed=spiffe");
     let mut files: Vec<String> =
-        ["identity", "config", "telemetry", "admin"].iter().map(|name| format!("outrider/v1/{name}.proto")).collect();
+        ["identity", "config", "telemetry", "admin", "operator"].iter().map(|name| format!("outrider/v1/{name}.proto")).collect();
     files.push("spiffe/workload.proto".to_owned());
     let descriptors = protox::compile(files, ["."])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("outrider.v1.fds");

@@ -9,6 +9,7 @@ use crate::{
     http::{Fields, Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
     identity::Peer,
     listener::Accepted,
+    mesh,
     policy::Permit,
     refusal::{Reason, Refusal},
     route::LocalPort,
@@ -48,6 +49,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
     match secured.protocol {
         MeshProtocol::Http1 => h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits).await,
         MeshProtocol::Http2 => h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
+        MeshProtocol::Mesh => mesh::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
         MeshProtocol::Tcp => inbound.opaque(secured).await,
     }
 }

@@ -4,6 +4,7 @@
 //! A call's way is told by two pages: `inbound.rs` and `outbound.rs`. The modules they use, in order of travel:
 //! [`listener`], [`tls`], [`identity`], [`policy`], [`route`], [`upstream`].
 
+mod alarm;
 mod app;
 pub mod capture;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod http;
 pub mod identity;
 mod inbound;
 pub mod listener;
+pub mod mesh;
 mod outbound;
 pub mod policy;
 pub mod refusal;

@@ -53,7 +53,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::try_from(settings)?;
     outrider_runtime::descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (tasks, drain) = (Tasks::new(), Drain::new());
         let agent = tokio::select! {
             agent = Agent::start(config, &tasks, &drain) => agent?,
@@ -69,5 +69,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             Drained::Forced(cut) => tracing::warn!(cut, "drain deadline passed: connections were cut"),
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // A successor that still starts is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended
 }

@@ -1,12 +1,13 @@
 //! Workers: threads with a runtime of their own, which share what is immutable and own the rest.
 
-use std::{net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::TcpListener, ops::ControlFlow, rc::Rc, sync::Arc};
 
 use outrider_policy::Target;
 use outrider_runtime::{Drain, Tasks};
-use tokio::{runtime::LocalOptions, sync::oneshot, time::Instant};
+use tokio::{runtime::LocalOptions, sync::oneshot};
 
 use crate::{
+    alarm,
     capture::{self, Captured, Direction},
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
@@ -18,9 +19,6 @@ use crate::{
     tls::{MeshAcceptor, MeshConnector, Standing, Trust},
     upstream::{Pool, Upstreams},
 };
-
-/// How often a worker tidies up.
-const TICK: Duration = Duration::from_millis(100);
 
 /// A worker's own sockets.
 #[derive(Debug)]
@@ -105,6 +103,8 @@ pub(crate) struct Worker {
     pub(crate) tasks: Tasks,
     pub(crate) trust: Arc<Trust>,
     svids: Arc<Svids>,
+    /// The own certificate has ended, as of the last tick.
+    own_ended: Cell<bool>,
 }
 
 impl Worker {
@@ -113,20 +113,19 @@ impl Worker {
         self.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default()
     }
 
-    /// Whether [`Worker::closing`] has ended.
+    /// Whether the next answer on a connection of this peer should be its last.
     pub(crate) fn is_closing(&self, peer: &Peer) -> bool {
-        let ended = Instant::now() >= peer.deadline() || self.trust.standing(peer) != Standing::Good;
-        self.drain.is_stopping() || ended || self.svids.valid().is_none()
+        self.drain.is_stopping() || self.has_ended(peer)
+    }
+
+    fn has_ended(&self, peer: &Peer) -> bool {
+        alarm::instant() >= peer.deadline() || self.trust.standing(peer) != Standing::Good || self.own_ended.get()
     }
 
     /// Ends when a connection of this peer should take no more requests.
     pub(crate) async fn closing(&self, peer: &Peer) {
-        let own = self.svids.latest().map_or_else(Instant::now, |svid| svid.deadline());
-        tokio::select! {
-            () = self.drain.idle() => {}
-            () = self.trust.unsettled(peer) => {}
-            () = tokio::time::sleep_until(peer.deadline().min(own)) => {}
-        }
+        let is_over = || self.drain.is_idle() || self.has_ended(peer);
+        alarm::until(|| if is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(peer.deadline()) }).await;
     }
 }
 
@@ -177,7 +176,9 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         tasks: tasks.clone(),
         trust: shared.trust,
         svids: shared.svids.clone(),
+        own_ended: Cell::new(false),
     });
+    let (mut drains, mut policies) = (false, worker.policies.changes());
     let most = limits.connections;
     let inbounds = plaintext.into_iter().map(|(port, socket)| (Some(port), socket)).chain([(None, mesh)]);
     for (port, socket) in inbounds {
@@ -202,17 +203,26 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         });
         tasks.spawn_local("capture listener", captured);
     }
-    let mut tick = tokio::time::interval(TICK);
+    let mut tick = tokio::time::interval(alarm::TICK);
     let mut pooled = (0, 0);
     loop {
         tokio::select! {
             _ = tick.tick() => {
+                alarm::tick();
+                if worker.own_ended.replace(shared.svids.valid().is_none()) != worker.own_ended.get() {
+                    alarm::ring();
+                }
                 observer.log.flush();
                 pool.sweep(shared.svids.generation());
                 let now = pool.count();
                 metrics.pooled.inc_by(now.0 - pooled.0);
                 metrics.shared.inc_by(now.1 - pooled.1);
                 pooled = now;
+            }
+            Ok(()) = policies.changed() => alarm::ring(),
+            () = shared.drain.idle(), if !drains => {
+                drains = true;
+                alarm::ring();
             }
             failure = tasks.failure() => return Err(std::io::Error::other(failure)),
             () = shared.drain.forced() => break,
@@ -223,16 +233,12 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 }
 
 impl Worker {
-    /// Runs a connection on this worker; drain ends it by force at the deadline.
+    /// Runs a connection on this worker. It ends by force with the worker: at drain's deadline.
     fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
-        let drain = self.drain.clone();
         let open = self.observer.metrics.connections(side).clone();
         self.tasks.spawn_scoped_local(async move {
             open.inc();
-            tokio::select! {
-                () = connection => {}
-                () = drain.forced() => {}
-            }
+            connection.await;
             open.dec();
         });
     }

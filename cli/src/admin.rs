@@ -21,7 +21,7 @@ pub(crate) type Admin = AdminClient<Channel>;
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Lists of a large mesh are larger than tonic's default of 4 MiB.
-const LARGEST_ANSWER: usize = 256 << 20;
+pub(crate) const LARGEST_ANSWER: usize = 256 << 20;
 
 /// Why the control plane cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,14 @@ pub(crate) enum AdminError {
         /// The socket.
         path: PathBuf,
     },
+    /// A control plane on another machine.
+    #[error("cannot connect to the control plane at `{address}`: {reason}")]
+    Remote {
+        /// `HOST:PORT`.
+        address: String,
+        /// The chain of causes.
+        reason: String,
+    },
     /// Anything else.
     #[error("cannot connect to `{}`: {reason}", path.display())]
     Other {
@@ -69,6 +77,10 @@ impl AdminError {
                 "run this as the user who runs the control plane: only that user and root may open the socket".into()
             }
             Self::NobodyListens { .. } => "start it again with `outrider up` or `outrider-control-plane`".into(),
+            Self::Remote { .. } => {
+                "is it started with `--operators`, and does `outrider context list` name its address? `outrider login` logs in anew"
+                    .into()
+            }
             Self::Other { .. } => "--admin-socket must name the socket of a running control plane".into(),
         }
     }

@@ -6,11 +6,13 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     admin::{self, Admin},
-    apply, certs, check, completions, delete, explain,
+    apply, certs, check, completions, context,
+    contexts::Contexts,
+    delete, explain,
     failure::{Exit, Failure},
-    get, import,
+    get, import, login, operator,
     output::{Console, Format},
-    replay, rollback, run, store, test, tied, token, up,
+    remote, replay, rollback, run, store, test, tied, token, up,
 };
 
 /// Outrider, a zero-trust mesh: an agent beside every service, mutual TLS, and a policy for every request.
@@ -21,6 +23,9 @@ pub(crate) struct Args {
     /// ~/.local/state]
     #[arg(long, global = true, env = "OUTRIDER_ADMIN_SOCKET", hide_env_values = true, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
+    /// Control plane that this user logged in to, by the name of its context [default: the one in use, else the socket]
+    #[arg(long, global = true, env = "OUTRIDER_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
     /// Tables for people, or JSON and YAML with stable fields for programs
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) output: Format,
@@ -46,7 +51,7 @@ enum Command {
     Replay(replay::Replay),
     /// Put the policies back to what they were
     Rollback(rollback::Rollback),
-    /// List policies, revisions, services, agents, decisions or certificates
+    /// List policies, revisions, services, agents, decisions, certificates or the audit log
     Get(get::Get),
     /// Say what the policies decide for a call, and why
     Explain(explain::Explain),
@@ -58,6 +63,12 @@ enum Command {
     Certs(certs::Certs),
     /// Make join tokens for agents
     Token(token::Token),
+    /// Make, list and remove operators
+    Operator(operator::Operator),
+    /// Log in to a control plane on another machine
+    Login(login::Login),
+    /// List, choose and remove contexts
+    Context(context::Choice),
     /// Move the store of a control plane to another database
     Store(store::Store),
     /// Look over the control plane, its agents and their certificates
@@ -75,7 +86,7 @@ enum Command {
 impl Args {
     /// Runs the verb.
     pub(crate) async fn run(self, console: &Console) -> Result<Exit, Failure> {
-        let socket = Socket(self.admin_socket);
+        let socket = Socket { named: self.admin_socket, context: self.context };
         match self.command {
             Command::Apply(verb) => verb.run(&socket, console).await,
             Command::Delete(verb) => verb.run(&socket, console).await,
@@ -87,6 +98,9 @@ impl Args {
             Command::Import(verb) => verb.run(console),
             Command::Certs(verb) => verb.run(&socket, console).await,
             Command::Token(verb) => verb.run(&socket, console).await,
+            Command::Operator(verb) => verb.run(&socket, console).await,
+            Command::Login(verb) => verb.run(&socket, console).await,
+            Command::Context(verb) => verb.run(console),
             Command::Store(verb) => verb.run(console).await,
             Command::Check(verb) => verb.run(&socket, console).await,
             Command::Up(verb) => verb.run(&socket, console).await,
@@ -97,14 +111,19 @@ impl Args {
     }
 }
 
-/// Where the control plane's admin socket is, as far as the user said.
+/// The way to the control plane, as far as the user said.
 #[derive(Clone, Debug)]
-pub(crate) struct Socket(Option<PathBuf>);
+pub(crate) struct Socket {
+    /// The admin socket.
+    named: Option<PathBuf>,
+    /// A context.
+    context: Option<String>,
+}
 
 impl Socket {
     /// The path that was named, or the default one.
     pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
-        if let Some(named) = &self.0 {
+        if let Some(named) = &self.named {
             return Ok(named.clone());
         }
         Ok(self.state_home()?.join("control-plane/admin.sock"))
@@ -116,8 +135,25 @@ impl Socket {
         Ok(home.ok_or(admin::AdminError::NoHome)?.join("outrider"))
     }
 
-    /// Connects to the control plane.
+    /// The context that was named.
+    pub(crate) fn context(&self) -> Option<&str> {
+        self.context.as_deref()
+    }
+
+    /// Connects to the control plane: of the context that was named, at the socket that was named, of the context in use, or on
+    /// this machine.
     pub(crate) async fn connect(&self) -> Result<Admin, Failure> {
+        let chosen = match (&self.context, &self.named) {
+            (Some(context), _) => Some((Contexts::path()?, context.clone())),
+            (None, Some(_)) => None,
+            (None, None) => match Contexts::path() {
+                Ok(path) => Contexts::read(&path)?.current.map(|current| (path, current)),
+                Err(_) => None,
+            },
+        };
+        if let Some((path, name)) = chosen {
+            return remote::connect(&path, &name).await;
+        }
         Ok(admin::connect(&self.path()?).await?)
     }
 }

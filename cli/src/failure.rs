@@ -170,7 +170,10 @@ fn answer_help(code: Code) -> Option<&'static str> {
         Code::Unimplemented => {
             Some("it is of another version than this program: `outrider check` shows which, bring both to the same")
         }
-        Code::PermissionDenied => Some("run this as the user who runs the control plane"),
+        Code::PermissionDenied => Some(
+            "an admin gives roles (`outrider operator create`); on its own machine the user who runs the control plane may do all",
+        ),
+        Code::Unauthenticated => Some("`outrider login` gets a certificate"),
         Code::ResourceExhausted => Some("send less at once, for example fewer files"),
         _ => None,
     }

@@ -1,8 +1,10 @@
 //! `outrider get`: what the control plane knows, as lists.
 
+use std::time::Duration;
+
 use outrider_proto::v1::{
-    ListAgentsRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest, ListRevisionsRequest,
-    ListServicesRequest,
+    ListAgentsRequest, ListAuditRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest,
+    ListRevisionsRequest, ListServicesRequest,
 };
 
 use crate::{
@@ -11,10 +13,11 @@ use crate::{
     names,
     output::Console,
     table::Row,
-    view::{Agent, Certificate, Decision, Named, Policy, Revision, Service},
+    view::{Agent, Audit, Certificate, Decision, Named, Policy, Revision, Service},
+    when,
 };
 
-/// List policies, revisions, services, agents, decisions or certificates.
+/// List policies, revisions, services, agents, decisions, certificates or the audit log.
 ///
 /// With -o json or -o yaml the answer is always an array, also when one NAME is asked for.
 #[derive(Debug, clap::Args)]
@@ -40,7 +43,10 @@ pub(crate) struct Get {
     /// Decisions: only those for this service
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = names::namespaced)]
     to: Option<String>,
-    /// Decisions and revisions: at most this many, newest first
+    /// Audit: only what happened within this time
+    #[arg(long, value_parser = when::duration, value_name = "DURATION")]
+    since: Option<Duration>,
+    /// Decisions, revisions and audit: at most this many, newest first
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "COUNT")]
     limit: u32,
     /// Certificates: also those that were replaced but have not expired
@@ -69,6 +75,8 @@ enum What {
     /// Certificates that have not expired
     #[value(aliases = ["certificate", "certs", "cert"])]
     Certificates,
+    /// Who changed what, or tried to
+    Audit,
 }
 
 impl Get {
@@ -108,6 +116,11 @@ impl Get {
                 let list = admin.list_certificates(ListCertificatesRequest { all: self.all }).await?.into_inner();
                 self.show::<_, Certificate>(list.certificates, "no certificates are valid", console)
             }
+            What::Audit => {
+                let since_seconds = self.since.map_or(0, |since| since.as_secs().max(1));
+                let list = admin.list_audit(ListAuditRequest { since_seconds, limit: self.limit }).await?.into_inner();
+                self.show::<_, Audit>(list.entries, "nobody changed anything", console)
+            }
         }
     }
 
@@ -116,6 +129,9 @@ impl Get {
         let is_decisions = self.what == What::Decisions;
         if (self.denied || self.to.is_some()) && !is_decisions {
             return Err(Failure::Usage("`--denied` and `--to` go with `get decisions` only".into()));
+        }
+        if self.since.is_some() && self.what != What::Audit {
+            return Err(Failure::Usage("`--since` goes with `get audit` only".into()));
         }
         if self.all && self.what != What::Certificates {
             return Err(Failure::Usage("`--all` goes with `get certificates` only".into()));

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    api::{self, Identities, Operators, Reports, Subscriptions},
+    api::{self, Entrance, Identities, Operators, Reports, Subscriptions},
     attest::{Attested, JoinTokens},
     ca::{Authority, ServerLeaf},
     clock,
@@ -20,6 +20,8 @@ use crate::{
     jwt::{JwtKeys, JwtTimes},
     limit::Limit,
     metrics::Metrics,
+    operators::{GateLayer, Logins, Roster},
+    peer::Peer,
     publish::{Mesh, Publisher},
     push::Publication,
     registry::{Revocations, Revoked, World, learn, tell},
@@ -78,6 +80,8 @@ pub struct Running {
     pub advertise: String,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// The operators' port, when it is on.
+    pub operators: Option<SocketAddr>,
     /// The operators' socket.
     pub admin_socket: PathBuf,
     /// Gates `store`, `ca` and `listener`.
@@ -151,6 +155,8 @@ struct Doors {
     agents: TcpListener,
     health: TcpListener,
     operators: tokio::net::UnixListener,
+    /// The operators' port and its address, when it is on.
+    remote: Option<(TcpListener, SocketAddr)>,
     addresses: (SocketAddr, SocketAddr),
 }
 
@@ -159,7 +165,11 @@ impl Doors {
         let (agents, address) = listen(config.listen, "listen").await?;
         let (health, health_address) = listen(config.health_listen, "health-listen").await?;
         let operators = api::bind(&config.admin_socket).await?;
-        Ok(Self { agents, health, operators, addresses: (address, health_address) })
+        let remote = match config.operators {
+            Some(address) => Some(listen(address, "operators").await?),
+            None => None,
+        };
+        Ok(Self { agents, health, operators, remote, addresses: (address, health_address) })
     }
 
     fn advertised(&self, config: &Config) -> String {
@@ -169,7 +179,8 @@ impl Doors {
     fn addresses(&self, config: &Config, readiness: Readiness) -> Running {
         let (address, health) = self.addresses;
         let advertise = self.advertised(config);
-        Running { address, advertise, health, admin_socket: config.admin_socket.clone(), readiness }
+        let operators = self.remote.as_ref().map(|(_, address)| *address);
+        Running { address, advertise, health, operators, admin_socket: config.admin_socket.clone(), readiness }
     }
 }
 
@@ -229,11 +240,14 @@ impl Plane {
         let Self { issuance, mesh, tasks, drain, .. } = self;
         let (store, metrics) = (&issuance.store, &issuance.metrics);
         let authority = &issuance.authority;
-        let revoked = issuance.revoked.clone();
-        let tls = api::server_config(Arc::clone(&self.leaf), &authority.roots(), authority.trust_domain(), revoked);
-        let tls = tls.map_err(ca_failed)?;
-        let tls = TlsAcceptor::from(Arc::new(tls));
-        let secured = api::accept(doors.agents, tls, authority.trust_domain().clone(), metrics.clone(), tasks, drain.clone());
+        let tls = |names: api::Names| {
+            let (roots, domain, revoked) = (authority.roots(), authority.trust_domain(), issuance.revoked.clone());
+            let config = api::server_config(Arc::clone(&self.leaf), &roots, domain, names, revoked);
+            config.map(|config| TlsAcceptor::from(Arc::new(config))).map_err(ca_failed)
+        };
+        let domain = authority.trust_domain();
+        let whom = (Entrance::Agents, domain.clone());
+        let secured = api::accept(doors.agents, tls(Peer::read)?, whom, metrics.clone(), tasks, drain.clone());
         let publication = Publication {
             mesh: mesh.clone(),
             store: store.clone(),
@@ -251,17 +265,31 @@ impl Plane {
         tasks.spawn("serve agents", async move {
             agents.serve_with_incoming_shutdown(ReceiverStream::new(secured), async move { stop.stopping().await }).await
         });
-        let operators = api::operators_router(Operators {
+        let roster = Roster::new(store.clone());
+        tasks.spawn("operators", upkeep::look_at_operators(roster.clone(), drain.clone()));
+        let gate = GateLayer::new(roster.clone(), issuance.revoked.clone(), store.clone());
+        let operators = Operators {
             mesh: mesh.clone(),
             store: store.clone(),
             tokens: issuance.tokens.clone(),
+            logins: Logins::new(issuance.clone(), roster.clone()),
+            door: running.operators.map(|address| address.to_string()).unwrap_or_default(),
             authority: Arc::clone(authority),
             own: Arc::new(self.leaf.identity().clone()),
             advertise: running.advertise.clone(),
             warnings: warnings.into(),
             tasks: tasks.clone(),
             drain: drain.clone(),
-        });
+        };
+        if let Some((listener, _)) = doors.remote {
+            let whom = (Entrance::Operators(roster), domain.clone());
+            let secured = api::accept(listener, tls(Peer::read_operator)?, whom, metrics.clone(), tasks, drain.clone());
+            let (router, stop) = (api::operators_router(operators.clone(), gate.clone()), drain.clone());
+            tasks.spawn("serve remote operators", async move {
+                router.serve_with_incoming_shutdown(ReceiverStream::new(secured), async move { stop.stopping().await }).await
+            });
+        }
+        let operators = api::operators_router(operators, gate);
         let callers = api::operators(doors.operators, running.admin_socket.clone(), tasks, drain.clone());
         let stop = drain.clone();
         tasks.spawn("serve operators", async move {

@@ -42,6 +42,9 @@ pub struct Raw {
     /// Address of /livez, /readyz and /metrics [default: 127.0.0.1:15114]
     #[arg(long, value_name = "IP:PORT")]
     pub health_listen: Option<String>,
+    /// Address where operators on other machines connect, over mutual TLS; 15180 is the usual port [default: off]
+    #[arg(long, value_name = "IP:PORT")]
+    pub operators: Option<String>,
     /// Unix socket for operators [default: admin.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
@@ -142,6 +145,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Where health and metrics are served.
     pub health_listen: SocketAddr,
+    /// Where operators on other machines connect; nowhere when absent.
+    pub operators: Option<SocketAddr>,
     /// The operators' unix socket.
     pub admin_socket: PathBuf,
     /// The trust domain.
@@ -201,6 +206,7 @@ impl Raw {
         let log_format = wrong.checked("log-format", self.log_format.as_deref().unwrap_or("text").parse(), Format::Text);
         let listen = wrong.address("listen", self.listen.as_deref(), "127.0.0.1:15110");
         let health_listen = wrong.address("health-listen", self.health_listen.as_deref(), "127.0.0.1:15114");
+        let operators = self.operators.map(|text| wrong.address("operators", Some(&text), "127.0.0.1:15180"));
         let advertise = wrong.advertise(self.advertise);
         let endpoint_grace = wrong.time("endpoint-grace", self.endpoint_grace.as_deref(), Duration::from_secs(15));
         let key = wrong.key(environment, self.key_file, &state_dir);
@@ -212,6 +218,7 @@ impl Raw {
         Ok(Config {
             listen,
             health_listen,
+            operators,
             advertise,
             admin_socket: self.admin_socket.unwrap_or_else(|| state_dir.join("admin.sock")),
             trust_domain,

@@ -15,6 +15,7 @@ mod issue;
 mod jwt;
 mod limit;
 mod metrics;
+mod operators;
 mod peer;
 mod publish;
 mod push;

@@ -8,7 +8,7 @@ use x509_parser::{
     parse_x509_certificate,
 };
 
-use crate::ca::hex;
+use crate::{ca::hex, operators::OperatorName};
 
 /// A peer whose certificate chains to our roots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub(crate) enum PeerError {
     /// The name is not a SPIFFE ID of a workload.
     #[error("the certificate does not name a workload: {0}")]
     NotAWorkload(String),
+    /// The name is not an operator's.
+    #[error("the certificate of `{0}` is no operator's")]
+    NotAnOperator(String),
     /// The name is of another mesh.
     #[error("the certificate is of trust domain `{0}`")]
     OtherTrustDomain(String),
@@ -46,6 +49,26 @@ impl Peer {
     /// # Errors
     /// Names the rule that it breaks.
     pub(crate) fn read(leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Self, PeerError> {
+        let peer = Self::read_any(leaf, trust_domain)?;
+        if peer.identity.account().is_none() {
+            return Err(PeerError::NotAWorkload(format!("`{}` is not of the form spiffe://…/ns/…/sa/…", peer.identity)));
+        }
+        Ok(peer)
+    }
+
+    /// As [`Peer::read`], for operators: what names a workload names no operator.
+    ///
+    /// # Errors
+    /// Names the rule that it breaks.
+    pub(crate) fn read_operator(leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Self, PeerError> {
+        let peer = Self::read_any(leaf, trust_domain)?;
+        match OperatorName::of(&peer.identity) {
+            Some(_) => Ok(peer),
+            None => Err(PeerError::NotAnOperator(peer.identity.to_string())),
+        }
+    }
+
+    fn read_any(leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Self, PeerError> {
         let (rest, certificate) = parse_x509_certificate(leaf).map_err(|_| PeerError::Malformed)?;
         if !rest.is_empty() {
             return Err(PeerError::Malformed);
@@ -55,9 +78,6 @@ impl Peer {
         let identity = SpiffeId::new(uri).map_err(|error| PeerError::NotAWorkload(error.to_string()))?;
         if !identity.belongs_to(trust_domain) {
             return Err(PeerError::OtherTrustDomain(identity.trust_domain().to_owned()));
-        }
-        if identity.account().is_none() {
-            return Err(PeerError::NotAWorkload(format!("`{identity}` is not of the form spiffe://…/ns/…/sa/…")));
         }
         Ok(Self { identity, serial: hex(certificate.raw_serial()), not_after: certificate.validity().not_after.timestamp() })
     }

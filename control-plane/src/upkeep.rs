@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use outrider_runtime::Drain;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use crate::{
     attest::Attested,
@@ -12,6 +12,7 @@ use crate::{
     issue::Issuance,
     jwt::JwtKeys,
     metrics::Metrics,
+    operators::Roster,
     store::{DECISIONS_BYTES, DECISIONS_KEPT, Lease, Redeem, Store, StoreError},
 };
 
@@ -19,6 +20,10 @@ use crate::{
 const RENEWAL: Duration = Duration::from_millis(250);
 /// How often a replica says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often a lease is prolonged.
+const HOLD: Duration = Duration::from_secs(2);
+/// How long a lease outlives its holder.
+const LEASE: Duration = Duration::from_secs(8);
 /// How often the store is pruned.
 const PRUNE: Duration = Duration::from_secs(10);
 /// Certificates and agents are kept this long after their end.
@@ -83,6 +88,21 @@ pub(crate) async fn renew_jwt_keys(keys: Arc<JwtKeys>, drain: Drain) -> Result<(
     }
 }
 
+/// Looks who is an operator: another replica may have removed one, whose connections here must end.
+pub(crate) async fn look_at_operators(roster: Roster, drain: Drain) -> Result<(), std::convert::Infallible> {
+    let mut tick = interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.stopping() => return Ok(()),
+        }
+        if let Err(error) = roster.refresh().await {
+            tracing::debug!(error = outrider_runtime::tasks::chain(&error), "operators not looked at, trying again");
+        }
+    }
+}
+
 /// Says that this replica lives, and looks after the way to the store.
 pub(crate) async fn live(store: Store, metrics: Metrics, address: String, drain: Drain) -> Result<(), std::convert::Infallible> {
     let mut tick = interval(HEARTBEAT);
@@ -107,6 +127,10 @@ pub(crate) async fn live(store: Store, metrics: Metrics, address: String, drain:
 }
 
 async fn live_once(store: &Store, metrics: &Metrics, address: &str) -> Result<(), StoreError> {
+    if !store.is_shared() {
+        metrics.replicas.set(1);
+        return Ok(());
+    }
     if !store.heartbeat(address).await? {
         tracing::error!(replica = store.replica(), "another control plane runs under the name of this replica");
     }
@@ -115,21 +139,33 @@ async fn live_once(store: &Store, metrics: &Metrics, address: &str) -> Result<()
     Ok(())
 }
 
-/// Keeps the store small.
+/// Keeps the store small. Of several replicas one does it: the one that holds the lease.
 pub(crate) async fn prune(issuance: Issuance, drain: Drain) -> Result<(), std::convert::Infallible> {
-    let mut tick = interval(PRUNE);
-    let mut held = None;
+    let mut tick = interval(HOLD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let (mut held, mut due) = (None, Instant::now());
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = drain.stopping() => break,
         }
-        match prune_once(&issuance).await {
-            Ok(lease) => held = lease,
-            Err(error) => {
-                issuance.metrics.store_errors.inc();
-                tracing::warn!(error = outrider_runtime::tasks::chain(&error), "store not pruned, trying again");
+        let pruned = async {
+            // Where there is nobody else, what is held stays held.
+            if held.is_none() || issuance.store.is_shared() {
+                held = issuance.store.take_lease("prune", LEASE).await?;
+                issuance.metrics.lease_held("prune", held.is_some());
             }
+            match &held {
+                Some(lease) if due <= Instant::now() => {
+                    due = Instant::now() + PRUNE;
+                    prune_once(&issuance.store, lease).await
+                }
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = pruned.await {
+            issuance.metrics.store_errors.inc();
+            tracing::warn!(error = outrider_runtime::tasks::chain(&error), "store not pruned, trying again");
         }
     }
     if let Some(lease) = held {
@@ -139,14 +175,13 @@ pub(crate) async fn prune(issuance: Issuance, drain: Drain) -> Result<(), std::c
     Ok(())
 }
 
-async fn prune_once(issuance: &Issuance) -> Result<Option<Lease>, StoreError> {
-    // Of several replicas one does it.
-    let lease = issuance.store.take_lease("prune", 3 * PRUNE).await?;
-    issuance.metrics.lease_held("prune", lease.is_some());
-    let Some(lease) = lease else { return Ok(None) };
+async fn prune_once(store: &Store, lease: &Lease) -> Result<(), StoreError> {
     let before = clock::now() - KEPT;
-    issuance.store.prune_decisions(&lease, DECISIONS_KEPT, DECISIONS_BYTES).await?;
-    issuance.store.prune_certificates(&lease, before).await?;
-    issuance.store.prune_agents(&lease, before).await?;
-    Ok(Some(lease))
+    store.prune_decisions(lease, DECISIONS_KEPT, DECISIONS_BYTES).await?;
+    store.prune_certificates(lease, before).await?;
+    store.prune_agents(lease, before).await?;
+    if store.is_shared() {
+        store.forget_sessions_of_the_dead(lease).await?;
+    }
+    Ok(())
 }

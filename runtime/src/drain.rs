@@ -55,6 +55,11 @@ impl Drain {
         self.idle.cancelled()
     }
 
+    /// Whether [`Drain::idle`] has ended.
+    pub fn is_idle(&self) -> bool {
+        self.idle.is_cancelled()
+    }
+
     /// Ends when a successor has taken over; never otherwise.
     pub fn succeeded(&self) -> WaitForCancellationFuture<'_> {
         self.succeeded.cancelled()

@@ -19,6 +19,7 @@ mod postgres;
 mod process;
 mod python;
 mod raw;
+pub mod soak;
 mod space;
 
 pub use backend::{Backend, Seen};

@@ -41,6 +41,8 @@ pub struct Mesh {
     pub control_plane: Process,
     /// Where agents connect.
     pub address: SocketAddr,
+    /// Other replicas on the same store, which agents are told of too.
+    pub others: Vec<SocketAddr>,
     options: MeshOptions,
     flags: Vec<String>,
     health: u16,
@@ -106,7 +108,7 @@ impl Mesh {
     async fn begin(options: MeshOptions, flags: Vec<String>, address: SocketAddr, space: Option<String>) -> Self {
         let (dir, health) = (directory(), free_port());
         let control_plane = Self::spawn(dir.path(), address, health, (&options, &flags), space.as_deref());
-        let mesh = Self { dir, control_plane, address, options, flags, health, space };
+        let mesh = Self { dir, control_plane, address, others: Vec::new(), options, flags, health, space };
         mesh.ready().await;
         mesh
     }
@@ -219,6 +221,16 @@ impl Mesh {
         self.agent_named(identity, &identity.replace('/', "-"), options).await
     }
 
+    fn addresses(&self) -> String {
+        let all: Vec<String> = std::iter::once(&self.address).chain(&self.others).map(ToString::to_string).collect();
+        all.join(",")
+    }
+
+    /// Where health and metrics of the control plane are served.
+    pub fn health(&self) -> SocketAddr {
+        loopback(self.health)
+    }
+
     async fn agent_named(&self, identity: &str, name: &str, options: AgentOptions) -> AgentProcess {
         let backed: Vec<&str> =
             options.services.iter().filter_map(|service| service.split_once(':')).map(|(name, _)| name).collect();
@@ -226,7 +238,7 @@ impl Mesh {
         let state_dir = self.dir.path().join("agents").join(name);
         let (outbound, mesh, health) = (loopback(free_port()), loopback(free_port()), loopback(free_port()));
         let mut arguments: Vec<String> = [
-            ("--control-plane", self.address.to_string()),
+            ("--control-plane", self.addresses()),
             ("--token", token),
             ("--identity", identity.to_owned()),
             ("--state-dir", state_dir.display().to_string()),

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use outrider_tests::{AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, Outcome, Process, allow, read_answer, until};
@@ -68,6 +68,12 @@ async fn agents_are_replaced_five_times_under_load_and_no_request_fails() -> Out
         }
     }
     for process in &mut before {
+        // The programs behind the agents run in this thread too: it must not sleep.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while process.is_running() {
+            assert!(Instant::now() < deadline, "it does not leave:\n{}", process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         assert!(process.wait(Duration::from_secs(20)).success(), "{}", process.log());
     }
     // What the successors are told is in force.
@@ -91,7 +97,7 @@ async fn a_successor_that_cannot_serve_changes_nothing() -> Outcome {
     std::fs::rename(&snapshot, web.state_dir.join("aside"))?;
     let mut successor = web.start_successor();
     assert!(!successor.wait(Duration::from_secs(20)).success());
-    assert!(successor.log().contains("nothing to serve by"), "{}", successor.log());
+    until("the reason", || successor.log().contains("nothing to serve by")).await;
     assert_eq!(call().await?, 200);
     std::fs::rename(web.state_dir.join("aside"), &snapshot)?;
 
@@ -105,7 +111,7 @@ async fn a_successor_that_cannot_serve_changes_nothing() -> Outcome {
     // Without the flag a second agent is refused as ever.
     let mut second = web.start_again();
     assert!(!second.wait(Duration::from_secs(20)).success());
-    assert!(second.log().contains("in use by another agent"), "{}", second.log());
+    until("the reason", || second.log().contains("in use by another agent")).await;
     assert_eq!(call().await?, 200);
     assert!(web.process.is_running());
     drop(orders);

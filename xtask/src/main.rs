@@ -6,6 +6,7 @@ mod command;
 mod lint;
 mod python;
 mod setup;
+mod soak;
 mod suite;
 
 use std::{io::Write as _, process::ExitCode};
@@ -31,6 +32,8 @@ enum Chore {
     Test(suite::Suite),
     /// Measure, beside `direct` in the same run
     Bench(bench::Bench),
+    /// Run for long what the tests do in short
+    Soak(soak::Soak),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(),
         Chore::Test(suite) => suite.run(),
         Chore::Bench(bench) => bench.run(),
+        Chore::Soak(soak) => soak.run(),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,6 +17,7 @@ const NEEDS: &[Need] = &[
     Need { program: "nginx", package: "nginx", why: "the service behind an agent" },
     Need { program: "curl", package: "curl", why: "a client that nobody here wrote" },
     Need { program: "wrk", package: "wrk", why: "HTTP/1.1 load" },
+    Need { program: "apache2", package: "apache2-bin", why: "a server that reads requests its own way" },
     Need { program: "h2load", package: "nghttp2-client", why: "HTTP/2 load" },
     Need { program: "ip", package: "iproute2", why: "network namespaces for tests of capture" },
     Need { program: "nft", package: "nftables", why: "capture rules" },

@@ -88,7 +88,13 @@ impl Offer {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(()) => return Ok(()),
+                Ok(stream) => {
+                    tracing::info!("the next agent serves: leaving");
+                    self.succeeded.0.notify_one();
+                    self.drain.stopping().await;
+                    // It waits for this word before it talks to the control plane in our name.
+                    return send(&stream, Word::Leaving, "", None);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the next agent did not come to serve: this one goes on");
                     tokio::time::sleep(PAUSE).await;
@@ -97,7 +103,7 @@ impl Offer {
         }
     }
 
-    async fn serve(&self, stream: tokio::net::UnixStream) -> io::Result<()> {
+    async fn serve(&self, stream: tokio::net::UnixStream) -> io::Result<UnixStream> {
         let own = rustix::process::geteuid();
         let peer = rustix::net::sockopt::socket_peercred(&stream)?;
         if peer.uid != own && !peer.uid.is_root() {
@@ -106,12 +112,7 @@ impl Offer {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         let estate = self.estate.clone();
-        let stream = tokio::task::spawn_blocking(move || give(&stream, &estate).map(|()| stream)).await??;
-        tracing::info!("the next agent serves: leaving");
-        self.succeeded.0.notify_one();
-        self.drain.stopping().await;
-        // It waits for this word before it talks to the control plane in our name.
-        send(&stream, Word::Leaving, "", None)
+        tokio::task::spawn_blocking(move || give(&stream, &estate).map(|()| stream)).await?
     }
 }
 

@@ -115,6 +115,22 @@ impl Fields {
     }
 }
 
+/// Appends a number in decimal, without the machinery of formatting.
+pub(crate) fn put_number(out: &mut Vec<u8>, number: u64) {
+    let (mut digits, mut at, mut left) = ([0_u8; 20], 20, number);
+    loop {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + (left % 10) as u8;
+        }
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+}
+
 impl outrider_policy::Headers for Fields {
     fn visit(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) {
         for value in self.values(name) {

@@ -23,6 +23,8 @@ pub enum Transport {
     Accepted(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// Mutual TLS, connected.
     Connected(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// A stream of the mesh protocol that has left HTTP.
+    Stream(Box<crate::mesh::Duplex>),
 }
 
 /// A handle to a transport. Clones are handles to the same one: one may read while another writes.
@@ -40,6 +42,12 @@ impl SharedIo {
     /// Takes the transport.
     pub fn new(transport: Transport) -> Self {
         Self(Rc::new(RefCell::new(Shared { transport, unread: BytesMut::new() })))
+    }
+
+    /// The transport itself, when this is the only handle and nothing was put back.
+    pub fn into_transport(self) -> Option<Transport> {
+        let shared = Rc::try_unwrap(self.0).ok()?.into_inner();
+        shared.unread.is_empty().then_some(shared.transport)
     }
 
     /// Puts bytes back: the next read gets them first.
@@ -62,6 +70,7 @@ macro_rules! each {
             Transport::Plain($io) => $call,
             Transport::Accepted($io) => $call,
             Transport::Connected($io) => $call,
+            Transport::Stream($io) => $call,
         }
     };
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::{Fields, h1, h2};
-use crate::{refusal::Refusal, telemetry::TraceContext, tls::Tenure};
+use crate::{mesh, refusal::Refusal, telemetry::TraceContext, tls::Tenure};
 
 /// Version a message arrived with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub enum Body {
     H1(h1::BodyReader),
     /// From an HTTP/2 stream.
     H2(h2::BodyReader),
+    /// From a stream of the mesh protocol.
+    Mesh(mesh::BodyReader),
 }
 
 /// A body broke off.
@@ -128,6 +130,7 @@ impl Body {
             Self::Full(bytes) => Some(bytes.len() as u64),
             Self::H1(body) => body.length(),
             Self::H2(body) => body.length(),
+            Self::Mesh(body) => body.length(),
         }
     }
 
@@ -138,6 +141,7 @@ impl Body {
             Self::Full(bytes) => bytes.is_empty(),
             Self::H1(body) => body.is_end(),
             Self::H2(body) => body.is_end(),
+            Self::Mesh(body) => body.is_end(),
         }
     }
 
@@ -151,6 +155,7 @@ impl Body {
             Self::Full(bytes) => Ok(Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty()).map(Frame::Data)),
             Self::H1(body) => body.frame().await,
             Self::H2(body) => body.frame().await,
+            Self::Mesh(body) => body.frame().await,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! HTTP as the agent understands it: strict codecs at the edges, one canonical request between them.
 
-mod fields;
+pub(crate) mod fields;
 pub mod h1;
 pub mod h2;
 pub mod io;

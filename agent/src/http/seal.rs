@@ -18,7 +18,7 @@ pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) 
     let Some(Switched { io, already, lease }) = response.switched.take() else {
         return Reply { response, permit, record, tunnel: None };
     };
-    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, tenure, lease: Some(lease) }) }
+    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, tenure, lease }) }
 }
 
 /// A refusal: status and id for the caller, the rest for the record.

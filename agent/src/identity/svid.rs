@@ -67,6 +67,11 @@ impl SigningRequest {
         Ok(Self { key: Zeroizing::new(key.serialize_der()), csr })
     }
 
+    /// PKCS#8 key, for who made the request and nobody else.
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
     /// Joins the key with the chain that was issued for it.
     ///
     /// # Errors

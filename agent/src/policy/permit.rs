@@ -1,16 +1,17 @@
 //! A permit: somebody may do something, by this rule, for as long as the policy says so and the certificate lasts.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc};
+use std::{net::IpAddr, ops::ControlFlow, rc::Rc, sync::Arc};
 
 use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, MtlsMode, Target};
 use tokio::{sync::watch, time::Instant};
 
 use super::PolicyBook;
 use crate::{
+    alarm,
     http::RequestHead,
     identity::Peer,
     refusal::{Reason, Refusal},
-    tls::{Standing, Tenure},
+    tls::Tenure,
 };
 
 /// What a decision was, for records.
@@ -138,29 +139,30 @@ impl Permit {
     /// Ends when the permit no longer holds: a change of policy denies what it allowed, the peer is no longer believed, or its
     /// certificate ended.
     pub async fn revoked(&mut self) -> Refusal {
-        loop {
-            let deadline = match self.book.trust.standing(&self.peer) {
-                Standing::Good => self.peer.deadline(),
-                Standing::Leaving(until) => until.min(self.peer.deadline()),
-                Standing::Revoked => Instant::now(),
-            };
-            tokio::select! {
-                changed = self.changes.changed() => if changed.is_err() {
-                    return Refusal::new(Reason::Draining, "the agent is going away");
-                },
-                () = tokio::time::sleep_until(deadline) => {
-                    let ended = || Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
-                    return self.book.trust.refusal(&self.peer).unwrap_or_else(ended);
-                }
+        // The worker wakes everybody when a policy, or who is believed, has changed.
+        alarm::until(|| self.ended()).await
+    }
+
+    /// Why it no longer holds, or until when nothing has to be looked at.
+    fn ended(&mut self) -> ControlFlow<Refusal, Instant> {
+        if let Some(refusal) = self.book.trust.refusal(&self.peer) {
+            return ControlFlow::Break(refusal);
+        }
+        if Instant::now() >= self.peer.deadline() {
+            return ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended"));
+        }
+        match self.changes.has_changed() {
+            Ok(false) => return ControlFlow::Continue(self.book.trust.deadline(&self.peer)),
+            Ok(true) => self.changes.mark_unchanged(),
+            Err(_) => return ControlFlow::Break(Refusal::new(Reason::Draining, "the agent is going away")),
+        }
+        match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
+            Ok(verdict) if verdict.effect() == Effect::Allow => {
+                self.verdict = verdict;
+                ControlFlow::Continue(self.book.trust.deadline(&self.peer))
             }
-            if let Some(refusal) = self.book.trust.refusal(&self.peer) {
-                return refusal;
-            }
-            match self.book.decide(self.target, &self.peer, self.head.as_deref()) {
-                Ok(verdict) if verdict.effect() == Effect::Allow => self.verdict = verdict,
-                Ok(verdict) => return denial(Reason::PolicyRevoked, &verdict),
-                Err(refusal) => return Refusal::new(Reason::PolicyRevoked, refusal.detail()),
-            }
+            Ok(verdict) => ControlFlow::Break(denial(Reason::PolicyRevoked, &verdict)),
+            Err(refusal) => ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, refusal.detail())),
         }
     }
 }

@@ -38,6 +38,8 @@ pub enum MeshProtocol {
     Http2,
     /// Opaque bytes.
     Tcp,
+    /// Requests of any HTTP, by the mesh protocol: what two agents of ours prefer.
+    Mesh,
 }
 
 impl MeshProtocol {
@@ -47,11 +49,12 @@ impl MeshProtocol {
             Self::Http1 => b"http/1.1",
             Self::Http2 => b"h2",
             Self::Tcp => b"outrider-tcp/1",
+            Self::Mesh => crate::mesh::ALPN,
         }
     }
 
     fn from_alpn(name: &[u8]) -> Option<Self> {
-        [Self::Http1, Self::Http2, Self::Tcp].into_iter().find(|protocol| protocol.alpn() == name)
+        [Self::Mesh, Self::Http1, Self::Http2, Self::Tcp].into_iter().find(|protocol| protocol.alpn() == name)
     }
 }
 
@@ -130,7 +133,8 @@ impl MeshAcceptor {
             .with_client_cert_verifier(trust.clone())
             .with_cert_resolver(svids);
         config.alpn_protocols =
-            [MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Tcp].map(|protocol| protocol.alpn().to_vec()).into();
+            // In the order of preference.
+            [MeshProtocol::Mesh, MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Tcp].map(|each| each.alpn().to_vec()).into();
         // A resumed handshake would skip the verification of the caller's certificate.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -190,6 +194,7 @@ pub struct MeshConnector {
     http1: TlsConnector,
     http2: TlsConnector,
     tcp: TlsConnector,
+    mesh: TlsConnector,
     trust: Arc<Trust>,
 }
 
@@ -205,19 +210,25 @@ impl MeshConnector {
     /// # Errors
     /// When the provider lacks TLS 1.3.
     pub fn new(svids: Arc<Svids>, trust: Arc<Trust>) -> Result<Self, rustls::Error> {
-        let build = |protocol: MeshProtocol| -> Result<TlsConnector, rustls::Error> {
+        let build = |protocols: &[MeshProtocol]| -> Result<TlsConnector, rustls::Error> {
             let mut config = ClientConfig::builder_with_provider(provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])?
                 .dangerous() // our verifier checks the chain, and the identity instead of a host name
                 .with_custom_certificate_verifier(trust.clone())
                 .with_client_cert_resolver(svids.clone());
-            config.alpn_protocols = vec![protocol.alpn().to_vec()];
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
             config.resumption = rustls::client::Resumption::disabled();
             config.enable_early_data = false;
             Ok(TlsConnector::from(Arc::new(config)))
         };
-        let [http1, http2, tcp] = [MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Tcp].map(build);
-        Ok(Self { http1: http1?, http2: http2?, tcp: tcp?, trust })
+        Ok(Self {
+            http1: build(&[MeshProtocol::Http1])?,
+            http2: build(&[MeshProtocol::Http2])?,
+            tcp: build(&[MeshProtocol::Tcp])?,
+            // An agent that does not know it speaks HTTP/1.1.
+            mesh: build(&[MeshProtocol::Mesh, MeshProtocol::Http1])?,
+            trust,
+        })
     }
 
     /// Who is believed.
@@ -242,6 +253,7 @@ impl MeshConnector {
             MeshProtocol::Http1 => &self.http1,
             MeshProtocol::Http2 => &self.http2,
             MeshProtocol::Tcp => &self.tcp,
+            MeshProtocol::Mesh => &self.mesh,
         };
         let name =
             ServerName::try_from(server_name(service, port)).map_err(|error| Refusal::caused(Reason::UnknownService, &error))?;
@@ -255,9 +267,10 @@ impl MeshConnector {
         if peer.id() != Some(expected) {
             return Err(Refusal::new(Reason::PeerIdentity, format!("{address} proved `{}`, expected `{expected}`", peer.name())));
         }
-        if session.alpn_protocol() != Some(protocol.alpn()) {
-            return Err(Refusal::new(Reason::ConnectFailed, format!("{address} does not speak what was asked for")));
-        }
+        // TLS agrees on nothing that was not offered.
+        let agreed = session.alpn_protocol().and_then(MeshProtocol::from_alpn);
+        let protocol =
+            agreed.ok_or_else(|| Refusal::new(Reason::ConnectFailed, format!("{address} does not speak what was asked for")))?;
         Ok(Secured { io: SharedIo::new(Transport::Connected(Box::new(stream))), peer, protocol, destination: None })
     }
 }

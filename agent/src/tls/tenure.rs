@@ -1,14 +1,18 @@
 //! How long a connection to somebody may be used.
 
-use std::{rc::Rc, sync::Arc};
+use std::{ops::ControlFlow, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Standing, Trust};
 use crate::{
+    alarm,
     identity::Peer,
     refusal::{Reason, Refusal},
 };
+
+/// When somebody looks again who waits for a change only.
+const FAR: Duration = Duration::from_secs(3600);
 
 /// A connection may be used until its certificates end, and for as long as its peer is believed.
 #[derive(Clone, Debug)]
@@ -40,19 +44,27 @@ impl Tenure {
 
     /// Ends when its peer is no longer believed.
     pub async fn fallen(&self) -> Refusal {
-        match &self.of {
-            Some((trust, peer)) => trust.fallen(peer).await,
-            None => std::future::pending().await,
-        }
+        alarm::until(|| self.belief()).await
     }
 
     /// Ends when what is under way on the connection may not go on.
     pub async fn ended(&self) -> Refusal {
-        let certificate = || Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended");
-        tokio::select! {
-            biased;
-            refusal = self.fallen() => refusal,
-            () = tokio::time::sleep_until(self.until) => certificate(),
+        alarm::until(|| match self.belief() {
+            ControlFlow::Continue(_) if Instant::now() >= self.until => {
+                ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"))
+            }
+            ControlFlow::Continue(next) => ControlFlow::Continue(next.min(self.until)),
+            broken => broken,
+        })
+        .await
+    }
+
+    /// Why the peer is no longer believed, or until when nothing has to be looked at: the worker wakes everybody at a change.
+    fn belief(&self) -> ControlFlow<Refusal, Instant> {
+        let Some((trust, peer)) = &self.of else { return ControlFlow::Continue(self.until.max(alarm::instant() + FAR)) };
+        match trust.refusal(peer) {
+            Some(refusal) => ControlFlow::Break(refusal),
+            None => ControlFlow::Continue(trust.deadline(peer)),
         }
     }
 }

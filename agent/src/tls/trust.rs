@@ -233,6 +233,14 @@ impl Trust {
         }
     }
 
+    /// When the peer's certificate, or the belief in it, ends if nothing changes.
+    pub fn deadline(&self, peer: &Peer) -> Instant {
+        match self.standing(peer) {
+            Standing::Good | Standing::Revoked => peer.deadline(),
+            Standing::Leaving(until) => until.min(peer.deadline()),
+        }
+    }
+
     /// Ends when a peer is no longer believed.
     pub async fn fallen(&self, peer: &Peer) -> Refusal {
         // Subscribed before the first look: a change in between is seen as a change.

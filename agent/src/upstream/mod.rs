@@ -1,6 +1,7 @@
 //! Connections to where requests go: pools of one worker, shared with nobody.
 
 mod lease;
+mod mesh;
 mod pool;
 mod send;
 

@@ -11,6 +11,7 @@ use std::{
 use outrider_policy::{ServiceName, SpiffeId};
 use tokio::{sync::Mutex, time::Instant};
 
+use super::mesh::MeshSlot;
 use crate::{
     http::{h1::H1Client, h2::H2Client},
     refusal::Refusal,
@@ -66,6 +67,7 @@ pub(super) enum Http2Place {
 pub struct Pool {
     idle: RefCell<HashMap<Key, Vec<Idle>>>,
     http2: RefCell<HashMap<Key, Http2Slot>>,
+    mesh: RefCell<HashMap<Key, MeshSlot>>,
     loads: RefCell<HashMap<Key, Rc<Cell<usize>>>>,
 }
 
@@ -98,6 +100,10 @@ impl Pool {
         self.http2.borrow_mut().entry(key.clone()).or_default().clone()
     }
 
+    pub(super) fn mesh(&self, key: &Key) -> MeshSlot {
+        self.mesh.borrow_mut().entry(key.clone()).or_default().clone()
+    }
+
     /// Exchanges under way at a destination.
     pub(super) fn load(&self, key: &Key) -> Rc<Cell<usize>> {
         self.loads.borrow_mut().entry(key.clone()).or_default().clone()
@@ -106,7 +112,8 @@ impl Pool {
     /// How many connections are idle, and how many are shared.
     pub fn count(&self) -> (i64, i64) {
         let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(self.http2.borrow().len()))
+        let shared = self.http2.borrow().len() + self.mesh.borrow().len();
+        (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(shared))
     }
 
     /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
@@ -123,6 +130,10 @@ impl Pool {
                 |place| matches!(&*place, Http2Place::Open(client, made) if *made == generation && client.is_usable()),
             );
             busy || fresh
+        });
+        self.mesh.borrow_mut().retain(|key, slot| {
+            let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
+            busy || slot.try_lock().map_or(true, |place| place.is_fresh(generation))
         });
         self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     http::{
-        Body, Fields, Limits, Request, RequestHead, Response, SharedIo, Transport, Version,
+        Body, Fields, Limits, Request, RequestHead, Response, SharedIo, Transport,
         h1::{self, Exchange, Framing, H1Client},
         h2::{self, H2Client},
     },
@@ -41,10 +41,11 @@ pub struct Upstreams {
     pub pool: Rc<Pool>,
 }
 
-struct Connected {
-    io: SharedIo,
+pub(super) struct Connected {
+    pub(super) io: SharedIo,
     peer: Option<Rc<Peer>>,
-    tenure: Tenure,
+    pub(super) protocol: MeshProtocol,
+    pub(super) tenure: Tenure,
 }
 
 impl Upstreams {
@@ -61,8 +62,7 @@ impl Upstreams {
                     "the port carries opaque bytes: use CONNECT or an explicit upstream",
                 ));
             }
-            // Between agents a request keeps the version it came with.
-            Kind::Mesh { .. } => request.head.version == Version::Http2,
+            Kind::Mesh { .. } => return self.send_mesh(route, request, added).await,
         };
         if as_http2 { self.send_http2(route, request, added).await } else { self.send_http1(route, request, added).await }
     }
@@ -76,7 +76,7 @@ impl Upstreams {
         Ok((connected.io, connected.peer, Some(connected.tenure)))
     }
 
-    async fn send_http1(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
+    pub(super) async fn send_http1(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
         let Request { head, mut body } = request;
         let wire = request_wire(&head, added, &body);
         // A connection that was used before may have been closed at the other end in this very moment. Then the next.
@@ -103,7 +103,7 @@ impl Upstreams {
         Ok(Lease::new(self.pool.clone(), key, H1Client::new(connected.io, connected.tenure), generation, false, stream))
     }
 
-    async fn send_http2(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
+    pub(super) async fn send_http2(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
         let mut fields = request.head.fields.clone();
         for (name, value) in added.iter() {
             fields.push(name, value);
@@ -162,7 +162,7 @@ impl Upstreams {
     }
 
     /// Positions of endpoints in the order to try: the less busy of two random ones first. The own program is at 0.
-    fn candidates(&self, route: &Route) -> SmallVec<[usize; ATTEMPTS]> {
+    pub(super) fn candidates(&self, route: &Route) -> SmallVec<[usize; ATTEMPTS]> {
         let count = match route.kind() {
             Kind::Local { .. } => 1,
             Kind::Mesh { service, .. } => service.endpoints.len(),
@@ -187,7 +187,12 @@ impl Upstreams {
         chosen
     }
 
-    async fn connect_any(&self, route: &Route, order: &[usize], protocol: MeshProtocol) -> Result<(Connected, Key), Refusal> {
+    pub(super) async fn connect_any(
+        &self,
+        route: &Route,
+        order: &[usize],
+        protocol: MeshProtocol,
+    ) -> Result<(Connected, Key), Refusal> {
         let mut last = Refusal::new(Reason::NoEndpoint, "no endpoint");
         for at in order {
             let Some(key) = key(route, *at) else { continue };
@@ -206,7 +211,7 @@ impl Upstreams {
             (Kind::Local { program, .. }, _) => {
                 let stream = dial(*program).await?;
                 let tenure = Tenure::until(Instant::now() + std::time::Duration::from_secs(24 * 3600));
-                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, tenure });
+                return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, protocol, tenure });
             }
             (Kind::Mesh { service, port, .. }, Some(endpoint)) => (service, *port, endpoint),
             (Kind::Mesh { .. }, None) => return Err(Refusal::new(Reason::NoEndpoint, "no endpoint")),
@@ -218,7 +223,7 @@ impl Upstreams {
         let peer = Rc::new(secured.peer);
         let until = peer.deadline().min(own.deadline());
         let tenure = Tenure::of(peer.clone(), self.connector.trust().clone(), until);
-        Ok(Connected { io: secured.io, tenure, peer: Some(peer) })
+        Ok(Connected { io: secured.io, tenure, protocol: secured.protocol, peer: Some(peer) })
     }
 }
 
@@ -230,7 +235,7 @@ fn endpoint(route: &Route, at: usize) -> Option<&Endpoint> {
 }
 
 /// What a connection to the candidate at this position leads to.
-fn key(route: &Route, at: usize) -> Option<Key> {
+pub(super) fn key(route: &Route, at: usize) -> Option<Key> {
     match route.kind() {
         Kind::Local { program, .. } => Some(Key::Program(*program)),
         Kind::Mesh { service, port, .. } => {

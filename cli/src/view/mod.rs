@@ -1,18 +1,20 @@
 //! What the control plane reports, in the shape that programs read: field names here are a contract (see `OUTPUT.md`).
 
 mod agent;
+mod audit;
 mod certificate;
 mod decision;
 mod flip;
 mod laggard;
+mod operator;
 mod policy;
 mod revision;
 mod revocation;
 mod service;
 
 pub(crate) use self::{
-    agent::Agent, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard, policy::Policy,
-    revision::Revision, revocation::Revocation, service::Service,
+    agent::Agent, audit::Audit, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard,
+    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -171,6 +171,22 @@ impl Admin for Fake {
     type RotateCertificatesStream = Steps<RotationStatus>;
     type CanaryStream = Steps<CanaryStatus>;
 
+    async fn create_operator(&self, _: Request<CreateOperatorRequest>) -> Result<Response<CreateOperatorResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_operators(&self, _: Request<ListOperatorsRequest>) -> Result<Response<ListOperatorsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn remove_operator(&self, _: Request<RemoveOperatorRequest>) -> Result<Response<RemoveOperatorResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_audit(&self, _: Request<ListAuditRequest>) -> Result<Response<ListAuditResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         self.answer(request, &self.answers.apply)
     }

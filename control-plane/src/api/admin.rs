@@ -16,9 +16,10 @@ use crate::{
     ca::Authority,
     clock,
     compile::{ExplainError, Recorded, describe, explain, identity},
+    operators::{Logins, Note},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
-    store::{AgentRow, Store},
+    store::{AgentRow, Store, StoreError},
 };
 
 /// Most names of one deletion, most manifests of one apply.
@@ -34,6 +35,9 @@ pub(crate) struct Operators {
     pub(crate) mesh: Mesh,
     pub(crate) store: Store,
     pub(crate) tokens: JoinTokens,
+    pub(crate) logins: Logins,
+    /// `host:port` of the operators' port; empty when it is off.
+    pub(crate) door: String,
     pub(crate) authority: Arc<Authority>,
     /// The control plane's own identity: nobody else's.
     pub(crate) own: Arc<SpiffeId>,
@@ -53,7 +57,7 @@ impl Admin for Operators {
     type RotateCertificatesStream = Progress<v1::RotationStatus>;
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
         let v1::ApplyRequest { manifests, dry_run, allow_unknown_services } = request.into_inner();
         if manifests.len() > MAX_NAMES {
             return Err(Status::invalid_argument(format!("at most {MAX_NAMES} manifests can be applied at once")));
@@ -65,6 +69,7 @@ impl Admin for Operators {
             .ask(|reply| Change::Apply { documents, unknown, dry_run, uid, reply })
             .await
             .map_err(|error| changed(&error))?;
+        note_changes(&note, &changes, revision, dry_run);
         Ok(Response::new(v1::ApplyResponse {
             diagnostics: diagnostics.into_iter().map(words::diagnostic).collect(),
             changes: words::changes(changes),
@@ -73,7 +78,7 @@ impl Admin for Operators {
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
         let v1::DeleteRequest { kind, names } = request.into_inner();
         if kind != words::KIND {
             return Err(Status::invalid_argument(format!("kind `{kind}` cannot be deleted: only `{}` can", words::KIND)));
@@ -81,8 +86,10 @@ impl Admin for Operators {
         if names.len() > MAX_NAMES {
             return Err(Status::invalid_argument(format!("at most {MAX_NAMES} resources can be deleted at once")));
         }
+        note.subject(names.join(" "));
         let Applied { changes, revision, .. } =
             self.mesh.ask(|reply| Change::Delete { names, uid, reply }).await.map_err(|error| changed(&error))?;
+        note.revision(revision);
         Ok(Response::new(v1::DeleteResponse { changes: words::changes(changes), revision }))
     }
 
@@ -92,6 +99,7 @@ impl Admin for Operators {
 
     async fn canary(&self, request: Request<v1::CanaryRequest>) -> Result<Response<Self::CanaryStream>, Status> {
         let uid = uid(&request);
+        Note::of(&request).subject("candidates for some agents");
         let order = self.order(request.into_inner(), uid)?;
         let mut told = self.mesh.ask(|reply| Change::Canary { order, reply }).await.map_err(|error| changed(&error))?;
         let (send, progress) = mpsc::channel(4);
@@ -108,13 +116,15 @@ impl Admin for Operators {
     }
 
     async fn rollback(&self, request: Request<v1::RollbackRequest>) -> Result<Response<v1::RollbackResponse>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
         let v1::RollbackRequest { revision, dry_run } = request.into_inner();
+        note.subject(if dry_run { format!("to {revision}, dry run") } else { format!("to {revision}") });
         let done = self.mesh.ask(|reply| Change::Rollback { revision, dry_run, uid, reply }).await;
         let newest = self.mesh.world.borrow().revision;
         Ok(Response::new(match done.map_err(|error| changed(&error))? {
             RolledBack::Canary => v1::RollbackResponse { revision: newest, canary_ended: true, ..Default::default() },
             RolledBack::To(restored, Applied { changes, revision, .. }) => {
+                note.revision(revision);
                 v1::RollbackResponse { changes: words::changes(changes), revision, restored, canary_ended: false }
             }
         }))
@@ -233,8 +243,9 @@ impl Admin for Operators {
     }
 
     async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
         let v1::CreateTokenRequest { identity: name, services, ttl_seconds, caller_only } = request.into_inner();
+        note.subject(&name);
         let ttl = match ttl_seconds {
             0 => 600,
             ttl @ 60..=86_400 => i64::from(ttl),
@@ -292,7 +303,7 @@ impl Admin for Operators {
         &self,
         request: Request<v1::RotateCertificatesRequest>,
     ) -> Result<Response<Self::RotateCertificatesStream>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
         let wanted = identity(&request.into_inner().identity, self.trust_domain()).map_err(Status::invalid_argument)?;
         let before = self.mesh.sessions.list();
         let asked: Vec<Session> = before
@@ -306,6 +317,7 @@ impl Admin for Operators {
             return Err(Status::not_found(format!("no connected agent of `{wanted}`{hint}")));
         }
         let subject = wanted.map_or_else(|| "*".to_owned(), |wanted| wanted.to_string());
+        note.subject(&subject);
         self.store
             .audit("RotateCertificates", &subject, uid, clock::now())
             .await
@@ -327,13 +339,42 @@ impl Admin for Operators {
         }))
     }
 
+    async fn create_operator(
+        &self,
+        request: Request<v1::CreateOperatorRequest>,
+    ) -> Result<Response<v1::CreateOperatorResponse>, Status> {
+        let note = Note::of(&request);
+        self.invited(request.into_inner(), &note).await.map(Response::new)
+    }
+
+    async fn list_operators(
+        &self,
+        _request: Request<v1::ListOperatorsRequest>,
+    ) -> Result<Response<v1::ListOperatorsResponse>, Status> {
+        self.listed_operators().await.map(Response::new)
+    }
+
+    async fn remove_operator(
+        &self,
+        request: Request<v1::RemoveOperatorRequest>,
+    ) -> Result<Response<v1::RemoveOperatorResponse>, Status> {
+        let note = Note::of(&request);
+        self.removed(&request.into_inner().name, &note).await.map(Response::new)
+    }
+
+    async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditResponse>, Status> {
+        self.audit_log(request.into_inner()).await.map(Response::new)
+    }
+
     async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
+        note.subject(format!("{:?}", request.get_ref()));
         self.revoked(request.into_inner(), uid).await.map(Response::new)
     }
 
     async fn unrevoke(&self, request: Request<v1::UnrevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
-        let uid = uid(&request);
+        let (uid, note) = (uid(&request), Note::of(&request));
+        note.subject(format!("{:?}", request.get_ref()));
         self.unrevoked(request.into_inner(), uid).await.map(Response::new)
     }
 
@@ -433,6 +474,13 @@ fn concerned(mesh: &Mesh, world: &World, revision: u64) -> Vec<Concerned> {
     world.reach(applies).into_iter().map(concerned).collect()
 }
 
+/// Puts what an apply changed into the log.
+fn note_changes(note: &Note, changes: &[(String, crate::registry::Change)], revision: u64, dry_run: bool) {
+    let names: Vec<&str> = changes.iter().map(|(name, _)| name.as_str()).collect();
+    note.subject(if dry_run { format!("dry run of {}", names.join(" ")) } else { names.join(" ") });
+    note.revision(if dry_run { 0 } else { revision });
+}
+
 /// The user id of the caller, for the audit trail.
 fn uid<T>(request: &Request<T>) -> u32 {
     // The socket's connections always say; a caller that is not known is recorded as nobody.
@@ -443,6 +491,7 @@ fn changed(error: &ChangeError) -> Status {
     match error {
         ChangeError::NotFound(_) => Status::not_found(error.to_string()),
         ChangeError::Canary(_) | ChangeError::Replicas(_) => Status::failed_precondition(error.to_string()),
+        ChangeError::Store(overtaken @ StoreError::Overtaken) => Status::aborted(overtaken.to_string()),
         ChangeError::Store(error) => unavailable("change", error),
         _ => Status::unavailable(error.to_string()),
     }

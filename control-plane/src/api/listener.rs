@@ -15,12 +15,19 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Sleep, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use crate::{metrics::Metrics, peer::Peer};
+use rustls_pki_types::CertificateDer;
+
+use crate::{
+    clock,
+    metrics::Metrics,
+    operators::{OperatorName, Roster},
+    peer::{Peer, PeerError},
+};
 
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -40,14 +47,47 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 pub(crate) struct Connection {
     /// Who its certificate names.
     pub(crate) peer: Option<Arc<Peer>>,
+    /// Where it comes from.
+    pub(crate) address: SocketAddr,
+}
+
+/// What ends a connection from our side.
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Whom a door is for.
+#[derive(Clone, Debug)]
+pub(crate) enum Entrance {
+    /// Workloads' agents.
+    Agents,
+    /// Operators of this roster.
+    Operators(Roster),
+}
+
+impl Entrance {
+    fn read(&self, leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Peer, PeerError> {
+        match self {
+            Self::Agents => Peer::read(leaf, trust_domain),
+            Self::Operators(_) => Peer::read_operator(leaf, trust_domain),
+        }
+    }
+
+    /// When the connection of an operator ends: with its certificate, and when the operator is removed or gets another role.
+    fn end(&self, peer: &Peer) -> Option<End> {
+        let Self::Operators(roster) = self else { return None };
+        let changed = roster.clone().changed(OperatorName::of(&peer.identity)?);
+        let left = Duration::from_secs(u64::try_from(peer.not_after - clock::now()).unwrap_or(0));
+        Some(Box::pin(async move {
+            let _ = timeout(left, changed).await;
+        }))
+    }
 }
 
 /// A connection after its handshake.
 pub(crate) struct Secured {
     stream: TlsStream<TcpStream>,
     connection: Connection,
-    /// Ends the connection of a stranger.
-    end: Option<Pin<Box<Sleep>>>,
+    end: Option<End>,
+    ended: bool,
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
@@ -55,16 +95,16 @@ pub(crate) struct Secured {
 pub(crate) fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
-    trust_domain: TrustDomain,
+    (entrance, trust_domain): (Entrance, TrustDomain),
     metrics: Metrics,
     tasks: &Tasks,
     drain: Drain,
 ) -> mpsc::Receiver<Result<Secured, io::Error>> {
     let (send, secured) = mpsc::channel(64);
     let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
-    let door = Door { tls, trust_domain, metrics, strangers, send };
+    let door = Door { tls, entrance, trust_domain, metrics, strangers, send };
     let scope = tasks.clone();
-    tasks.spawn("accept agents", async move {
+    tasks.spawn("accept", async move {
         let (all, handshakes) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_HANDSHAKES)));
         loop {
             // Without room we do not accept: the backlog of the kernel is bounded too.
@@ -94,6 +134,7 @@ pub(crate) fn accept(
 #[derive(Clone)]
 struct Door {
     tls: TlsAcceptor,
+    entrance: Entrance,
     trust_domain: TrustDomain,
     metrics: Metrics,
     strangers: Arc<Semaphore>,
@@ -102,7 +143,7 @@ struct Door {
 
 impl Door {
     async fn handshake(self, stream: TcpStream, address: SocketAddr, (room, turn): (OwnedSemaphorePermit, OwnedSemaphorePermit)) {
-        match self.secure(stream, room).await {
+        match self.secure(stream, address, room).await {
             Ok(secured) => {
                 drop(turn);
                 // The server has ended: so does the connection.
@@ -115,7 +156,7 @@ impl Door {
         }
     }
 
-    async fn secure(&self, stream: TcpStream, room: OwnedSemaphorePermit) -> Result<Secured, String> {
+    async fn secure(&self, stream: TcpStream, address: SocketAddr, room: OwnedSemaphorePermit) -> Result<Secured, String> {
         // Only latency is at stake.
         let _ = stream.set_nodelay(true);
         let stream = timeout(HANDSHAKE, self.tls.accept(stream)).await;
@@ -130,15 +171,19 @@ impl Door {
         };
         Ok(Secured {
             stream,
-            end: stranger.is_some().then(|| Box::pin(sleep(STRANGER))),
-            connection: Connection { peer: peer.map(Arc::new) },
+            end: match &peer {
+                Some(peer) => self.entrance.end(peer),
+                None => Some(Box::pin(sleep(STRANGER))),
+            },
+            ended: false,
+            connection: Connection { peer: peer.map(Arc::new), address },
             _permits: (room, stranger),
         })
     }
 
-    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<Option<Peer>, crate::peer::PeerError> {
+    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<Option<Peer>, PeerError> {
         let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        leaf.map(|leaf| Peer::read(leaf, &self.trust_domain)).transpose()
+        leaf.map(|leaf| self.entrance.read(leaf, &self.trust_domain)).transpose()
     }
 }
 
@@ -152,8 +197,12 @@ impl Connected for Secured {
 
 impl AsyncRead for Secured {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "connection without certificate lasted too long")));
+        // An end that has come is not asked again.
+        if !self.ended && self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+            self.ended = true;
+        }
+        if self.ended {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "this connection has lasted long enough")));
         }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }

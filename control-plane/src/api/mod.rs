@@ -5,6 +5,7 @@ mod admin_words;
 mod config;
 mod identity;
 mod listener;
+mod operators;
 mod socket;
 mod telemetry;
 mod tls;
@@ -12,7 +13,8 @@ mod trial;
 mod trust;
 
 use outrider_proto::v1::{
-    admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, telemetry_server::TelemetryServer,
+    admin_server::AdminServer, config_server::ConfigServer, identity_server::IdentityServer, operator_server::OperatorServer,
+    telemetry_server::TelemetryServer,
 };
 use std::time::Duration;
 use tonic::{Request, Status, transport::Server};
@@ -20,12 +22,12 @@ use tonic::{Request, Status, transport::Server};
 pub(crate) use admin::Operators;
 pub(crate) use config::Subscriptions;
 pub(crate) use identity::Identities;
-pub(crate) use listener::{Connection, accept};
+pub(crate) use listener::{Connection, Entrance, accept};
 pub(crate) use socket::{Operator, bind, operators};
 pub(crate) use telemetry::Reports;
-pub(crate) use tls::server_config;
+pub(crate) use tls::{Names, server_config};
 
-use crate::peer::Peer;
+use crate::{operators::GateLayer, peer::Peer};
 
 /// Most bytes of a request for a leaf.
 const ISSUE_LIMIT: usize = 16 * 1024;
@@ -56,10 +58,21 @@ pub(crate) fn agents_router(
         .add_service(TelemetryServer::new(reports).max_decoding_message_size(REPORT_LIMIT))
 }
 
-/// The operators' service.
-pub(crate) fn operators_router(operators: Operators) -> tonic::transport::server::Router {
+/// The operators' services, behind their gate.
+pub(crate) fn operators_router(
+    operators: Operators,
+    gate: GateLayer,
+) -> tonic::transport::server::Router<tower::layer::util::Stack<GateLayer, tower::layer::util::Identity>> {
+    let logins = OperatorServer::new(operators.logins.clone()).max_decoding_message_size(ISSUE_LIMIT);
     let admin = AdminServer::new(operators).max_decoding_message_size(ADMIN_LIMIT).max_encoding_message_size(usize::MAX);
-    Server::builder().add_service(admin)
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .http2_max_header_list_size(16 * 1024)
+        .http2_max_pending_accept_reset_streams(Some(20))
+        .layer(gate)
+        .add_service(admin)
+        .add_service(logins)
 }
 
 /// Who the connection's certificate names, if it has one.
@@ -68,12 +81,12 @@ fn peer<T>(request: &Request<T>) -> Option<&Peer> {
 }
 
 /// Who the connection's certificate names.
-fn known_peer<T>(request: &Request<T>) -> Result<Peer, Status> {
+pub(crate) fn known_peer<T>(request: &Request<T>) -> Result<Peer, Status> {
     peer(request).cloned().ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))
 }
 
 /// What a caller hears when we fail: the operator's log has the rest.
-fn unavailable(what: &'static str, error: &(dyn std::error::Error + 'static)) -> Status {
+pub(crate) fn unavailable(what: &'static str, error: &(dyn std::error::Error + 'static)) -> Status {
     tracing::error!(what, error = outrider_runtime::tasks::chain(error), "call failed");
     Status::unavailable("the control plane cannot answer now")
 }

@@ -16,7 +16,14 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::{ca::ServerLeaf, peer::Peer, registry::Revoked};
+use crate::{
+    ca::ServerLeaf,
+    peer::{Peer, PeerError},
+    registry::Revoked,
+};
+
+/// Whom a certificate names, of those that the door is for.
+pub(crate) type Names = fn(&CertificateDer<'_>, &TrustDomain) -> Result<Peer, PeerError>;
 
 /// Why the door cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +41,11 @@ pub(crate) fn server_config(
     leaf: Arc<ServerLeaf>,
     roots: &[CertificateDer<'static>],
     trust_domain: &TrustDomain,
+    names: Names,
     revoked: Revoked,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier::new(roots, trust_domain, revoked, &provider)?;
+    let verifier = PeerVerifier::new(roots, trust_domain, (names, revoked), &provider)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -55,6 +63,7 @@ pub(crate) fn server_config(
 struct PeerVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust_domain: TrustDomain,
+    names: Names,
     revoked: Revoked,
 }
 
@@ -62,7 +71,7 @@ impl PeerVerifier {
     fn new(
         roots: &[CertificateDer<'static>],
         trust_domain: &TrustDomain,
-        revoked: Revoked,
+        (names, revoked): (Names, Revoked),
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
@@ -71,7 +80,7 @@ impl PeerVerifier {
         }
         let chain =
             WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).allow_unauthenticated().build()?;
-        Ok(Self { chain, trust_domain: trust_domain.clone(), revoked })
+        Ok(Self { chain, trust_domain: trust_domain.clone(), names, revoked })
     }
 }
 
@@ -91,7 +100,7 @@ impl ClientCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let peer = Peer::read(end_entity, &self.trust_domain);
+        let peer = (self.names)(end_entity, &self.trust_domain);
         let peer = peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
         if self.revoked.holds(&peer) {
             return Err(Error::InvalidCertificate(CertificateError::Revoked));

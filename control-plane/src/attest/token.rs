@@ -39,9 +39,14 @@ pub(crate) struct TokenText {
 impl TokenText {
     /// Reads a token; `None` when it is not one.
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::parse_as(VERSION, text)
+    }
+
+    /// Reads a token that begins with another word.
+    pub(crate) fn parse_as(wanted: &str, text: &str) -> Option<Self> {
         let mut parts = text.split('.');
         let (version, secret, pin) = (parts.next()?, parts.next()?, parts.next()?);
-        if version != VERSION || parts.next().is_some() {
+        if version != wanted || parts.next().is_some() {
             return None;
         }
         let decode = |part: &str| {
@@ -54,7 +59,12 @@ impl TokenText {
 
     /// The text.
     pub(crate) fn format(&self) -> String {
-        format!("{VERSION}.{}.{}", URL_SAFE_NO_PAD.encode(self.secret.0), URL_SAFE_NO_PAD.encode(self.pin))
+        self.format_as(VERSION)
+    }
+
+    /// The text, beginning with another word.
+    pub(crate) fn format_as(&self, version: &str) -> String {
+        format!("{version}.{}.{}", URL_SAFE_NO_PAD.encode(self.secret.0), URL_SAFE_NO_PAD.encode(self.pin))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1, UnparsedPublicKey};
 use outrider_policy::identity::{SpiffeId, TrustDomain};
-use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
+use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::{
     SigningRequest,
     certificate::{self, hex, spki_hash},
-    schedule::{ISSUING_TTL, ROOT_TTL, Validity, renew_at},
+    schedule::{ISSUING_TTL, OPERATOR_TTL, ROOT_TTL, Validity, renew_at},
 };
 use crate::store::{CaRow, Kek, Role, Store, StoreError};
 
@@ -163,12 +163,27 @@ impl Authority {
 
     /// Signs a leaf for one of our own keys.
     pub(super) fn sign_key(&self, key: &impl rcgen::PublicKeyData, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
+        self.sign_leaf(key, now, self.leaf_ttl, |validity| certificate::leaf(identity, validity))
+    }
+
+    /// Signs a leaf for an operator that proved who it is.
+    pub(crate) fn sign_operator(&self, request: &SigningRequest, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
+        self.sign_leaf(&request.key, now, OPERATOR_TTL, |validity| certificate::operator(identity, validity))
+    }
+
+    fn sign_leaf(
+        &self,
+        key: &impl rcgen::PublicKeyData,
+        now: i64,
+        ttl: i64,
+        says: impl FnOnce(Validity) -> Result<CertificateParams, CaError>,
+    ) -> Result<Leaf, CaError> {
         let issuing = self.issuing.load();
-        let validity = Validity::starting(now, self.leaf_ttl, issuing.info.not_after);
+        let validity = Validity::starting(now, ttl, issuing.info.not_after);
         if validity.not_after <= now {
             return Err(CaError::Expired);
         }
-        let params = certificate::leaf(identity, validity)?;
+        let params = says(validity)?;
         let serial = params.serial_number.as_ref().map(|serial| hex(&serial.to_bytes())).unwrap_or_default();
         let leaf = params.signed_by(key, &issuing.issuer)?;
         Ok(Leaf {

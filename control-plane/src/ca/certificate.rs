@@ -86,6 +86,13 @@ pub(super) fn leaf(identity: &SpiffeId, validity: Validity) -> Result<Certificat
     Ok(params)
 }
 
+/// An operator's: a leaf for clients only.
+pub(super) fn operator(identity: &SpiffeId, validity: Validity) -> Result<CertificateParams, CaError> {
+    let mut params = leaf(identity, validity)?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
 fn blank(validity: Validity) -> Result<CertificateParams, CaError> {
     let time = |unix: i64| OffsetDateTime::from_unix_timestamp(unix).map_err(|_| CaError::Clock(unix));
     let mut params = CertificateParams::default();

@@ -4,6 +4,8 @@
 pub(super) const ROOT_TTL: i64 = 10 * 365 * 86_400;
 /// Lifetime of an issuing CA.
 pub(super) const ISSUING_TTL: i64 = 7 * 86_400;
+/// Lifetime of an operator's certificate: it is renewed when it is used, so that somebody who works daily logs in once.
+pub(super) const OPERATOR_TTL: i64 = 86_400;
 /// How far a certificate's start lies in the past: clocks of members may differ by this.
 pub(super) const SKEW: i64 = 60;
 

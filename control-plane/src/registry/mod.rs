@@ -21,5 +21,5 @@ pub(crate) use revocations::{Revocations, Revoked};
 pub(crate) use rollback::RolledBack;
 pub(crate) use service::ServiceEntry;
 pub(crate) use sessions::{Command, Concerned, Reach, Session, Sessions};
-pub(crate) use shared::{ASK, ATTEMPTS, abreast, learn, tell};
+pub(crate) use shared::{ASK, ATTEMPTS, abreast, give_way, learn, tell};
 pub(crate) use world::{Encoded, Policy, ServiceLabels, World, from_wire, targets_of};

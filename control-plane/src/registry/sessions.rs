@@ -90,7 +90,8 @@ struct State {
 
 impl State {
     fn find(&self, agent_id: &str) -> Option<&Session> {
-        self.open.get(agent_id).or_else(|| self.elsewhere.get(agent_id))
+        // Where it joined last counts: a stream of ours that it has left behind may not have ended yet.
+        self.elsewhere.get(agent_id).or_else(|| self.open.get(agent_id))
     }
 }
 
@@ -117,7 +118,10 @@ impl Sessions {
 
     /// Adds a stream; an older one of the same agent is told to end.
     pub(crate) fn open(&self, session: Session) {
-        let before = self.state().open.insert(session.agent_id.clone(), session);
+        let mut state = self.state();
+        state.elsewhere.remove(&session.agent_id);
+        let before = state.open.insert(session.agent_id.clone(), session);
+        drop(state);
         if let Some(before) = before {
             before.tell(Command::Replaced);
         }
@@ -149,8 +153,8 @@ impl Sessions {
     /// All of them by agent id, those of other replicas too.
     pub(crate) fn list(&self) -> Vec<Session> {
         let state = self.state();
-        let elsewhere = state.elsewhere.values().filter(|session| !state.open.contains_key(&session.agent_id));
-        let mut all: Vec<Session> = state.open.values().chain(elsewhere).cloned().collect();
+        let ours = state.open.values().filter(|session| !state.elsewhere.contains_key(&session.agent_id));
+        let mut all: Vec<Session> = ours.chain(state.elsewhere.values()).cloned().collect();
         all.sort_by(|left, right| left.agent_id.cmp(&right.agent_id));
         all
     }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Attempts at a change while other replicas make theirs.
-pub(crate) const ATTEMPTS: u32 = 8;
+pub(crate) const ATTEMPTS: u32 = 30;
 /// How often the store is asked when it gives no hint.
 pub(crate) const ASK: Duration = Duration::from_millis(800);
 /// What agents say within this time is told to the others at once.
@@ -39,10 +39,16 @@ macro_rules! abreast {
             if !overtaken || attempts == ATTEMPTS {
                 break done;
             }
+            $crate::registry::give_way(attempts).await;
         }
     }};
 }
 pub(crate) use abreast;
+
+/// Leaves others the time that they need, each time more, and never the same for two that are in each other's way.
+pub(crate) async fn give_way(attempts: u32) {
+    sleep(Duration::from_millis(10).mul_f64(fastrand::f64() * f64::from(attempts.min(20)))).await;
+}
 
 impl Publisher {
     /// Before a change: on the newest state of the mesh.

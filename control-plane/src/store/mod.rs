@@ -12,6 +12,7 @@ mod keys;
 mod leases;
 mod migrate;
 mod open;
+mod operators;
 mod policies;
 mod postgres;
 mod replica;
@@ -42,6 +43,7 @@ pub(crate) use keys::{CaRow, Kek, Role};
 pub(crate) use leases::Lease;
 pub use migrate::{MigrateError, Moved, Place, migrate};
 pub use open::{Backend, OpenError};
+pub(crate) use operators::{AuditRow, OperatorRow};
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;
@@ -61,6 +63,8 @@ pub(crate) struct Store {
     url: Option<PostgresUrl>,
     /// What other replicas changed.
     pub(crate) hints: Hints,
+    /// Whether this replica has not left.
+    here: Arc<tokio::sync::Mutex<bool>>,
 }
 
 /// What changed between two revisions.
@@ -161,7 +165,7 @@ impl Store {
     /// The same store in the hands of another replica.
     #[cfg(test)]
     pub(crate) fn as_replica(&self, id: &str) -> Self {
-        Self { replica: Replica::starting(id, "elsewhere").into(), ..self.clone() }
+        Self { replica: Replica::starting(id, "elsewhere").into(), here: Arc::new(tokio::sync::Mutex::new(true)), ..self.clone() }
     }
 
     /// What a query that counts says.

@@ -122,6 +122,7 @@ impl Store {
             replica: replica.into(),
             url: at,
             hints: Hints::default(),
+            here: std::sync::Arc::new(tokio::sync::Mutex::new(true)),
         };
         Ok((store, kek))
     }

@@ -46,6 +46,11 @@ impl ReplicaRow {
 impl Store {
     /// Says that this replica lives. False when one out of another state directory lives under its id.
     pub(crate) async fn heartbeat(&self, address: &str) -> Result<bool, StoreError> {
+        // Held until it is written: a sign of life must not come after the farewell.
+        let here = self.here.lock().await;
+        if !*here {
+            return Ok(true);
+        }
         let now = self.writer.now();
         let text = format!(
             "INSERT INTO replicas (id, incarnation, address, version, started, last_seen) VALUES ($1, $2, $3, $4, {now}, {now})
@@ -67,6 +72,8 @@ impl Store {
 
     /// This replica ends in good order: nobody waits for it.
     pub(crate) async fn farewell(&self) -> Result<(), StoreError> {
+        let mut here = self.here.lock().await;
+        *here = false;
         let gone = composed("UPDATE replicas SET last_seen = 0 WHERE id = $1 AND incarnation = $2".to_owned());
         gone.bind(&self.replica.id).bind(&self.replica.incarnation).run(&self.writer).await?;
         Ok(())

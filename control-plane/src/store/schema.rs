@@ -1,13 +1,14 @@
 //! The schema, step by step, for both databases.
 
 /// The steps. They are only ever added.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
     include_str!("../../migrations/0004_replicas.sql"),
     include_str!("../../migrations/0005_revocations.sql"),
     include_str!("../../migrations/0006_jwt_keys.sql"),
+    include_str!("../../migrations/0007_operators.sql"),
 ];
 
 /// How many steps this version knows.

@@ -3,7 +3,7 @@
 //! Only a store that replicas share is told. The row of an agent belongs to the replica that the agent joined last.
 
 use super::{
-    Store, StoreError,
+    Lease, Store, StoreError,
     replica::SILENT,
     signed,
     sql::{Change, Sql, composed, rows, sql},
@@ -105,14 +105,21 @@ impl Store {
         Ok(rows.into_iter().map(SessionRow::read).collect())
     }
 
-    /// Forgets sessions of a former start of this replica, and of replicas that do not live.
+    /// Forgets sessions of a former start of this replica.
     pub(crate) async fn forget_sessions(&self) -> Result<(), StoreError> {
+        sql("DELETE FROM sessions WHERE replica = $1").bind(self.replica()).run(&self.writer).await?;
+        Ok(())
+    }
+
+    /// Forgets sessions of replicas that do not live.
+    pub(crate) async fn forget_sessions_of_the_dead(&self, lease: &Lease) -> Result<(), StoreError> {
+        let mut change = self.begin_under(lease).await?;
         let text = format!(
-            "DELETE FROM sessions WHERE replica = $1 OR replica NOT IN (SELECT id FROM replicas WHERE last_seen > {} - $2)",
+            "DELETE FROM sessions WHERE replica NOT IN (SELECT id FROM replicas WHERE last_seen > {} - $1)",
             self.writer.now()
         );
-        composed(text).bind(self.replica()).bind(SILENT).run(&self.writer).await?;
-        Ok(())
+        composed(text).bind(SILENT).run(&mut change).await?;
+        Ok(change.commit().await?)
     }
 
     /// Asks the replicas that have these agents to have their certificates renewed.

@@ -11,7 +11,10 @@ use hyper_util::rt::TokioIo;
 use outrider_proto::v1::{self, admin_client::AdminClient};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::harness::policy;
+use crate::{
+    harness::{by_token, connect, csr, policy},
+    postgres::{Cluster, Disk},
+};
 
 /// Kills of one run.
 const KILLS: u64 = 12;
@@ -19,17 +22,29 @@ const KILLS: u64 = 12;
 const TOGETHER: usize = 8;
 
 fn spawn(state: &Path) -> Child {
+    spawn_on(state, &[]).0
+}
+
+/// Starts it, and says where agents connect.
+fn spawn_on(state: &Path, more: &[&str]) -> (Child, std::net::SocketAddr) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_outrider-control-plane"))
         .args(["--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--log-format", "json", "--state-dir"])
         .arg(state)
+        .args(more)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("control plane is ready"));
-    assert!(ready, "it did not start");
+    let mut said = Vec::new();
+    let ready = lines.by_ref().map_while(Result::ok).find_map(|line| {
+        said.push(line);
+        let line = said.last()?;
+        let (_, rest) = line.split_once("\"address\":\"").filter(|_| line.contains("control plane is ready"))?;
+        rest.split('"').next()?.parse().ok()
+    });
+    let address = ready.unwrap_or_else(|| panic!("it did not start: {said:?}"));
     std::thread::spawn(move || lines.count());
-    child
+    (child, address)
 }
 
 async fn admin(state: &Path) -> AdminClient<Channel> {
@@ -123,4 +138,83 @@ fn mistakes_in_settings_end_the_process_with_all_of_them() {
     for flag in ["--listen", "--leaf-ttl", "--trust-domain"] {
         assert!(text.contains(flag), "{flag} is missing in {text}");
     }
+}
+
+/// Kills of one run of issuances; OUTRIDER_KILLS changes it.
+const KILLS_OF_ISSUANCE: usize = 8;
+/// Certificates that are asked for at once.
+const ASKED: usize = 12;
+
+/// Joins of one round: `(identity, token)` each, and the serial if a certificate came back.
+type Asked = Vec<(String, String, Option<Vec<u8>>)>;
+
+async fn issue(address: std::net::SocketAddr, token: &str) -> Result<v1::IssueResponse, tonic::Status> {
+    let unreachable = |_| tonic::Status::unavailable("no connection");
+    let channel = connect(address, None).await.map_err(unreachable)?;
+    let key = rcgen::KeyPair::generate().unwrap();
+    v1::identity_client::IdentityClient::new(channel)
+        .issue(by_token(token, csr(&key, |_| {})))
+        .await
+        .map(tonic::Response::into_inner)
+}
+
+/// What was acknowledged is on record; what was not is on record with its token used up, or neither.
+async fn audit(client: &mut AdminClient<Channel>, address: std::net::SocketAddr, asked: &Asked) {
+    let listed = client.list_certificates(v1::ListCertificatesRequest { all: true }).await.unwrap().into_inner().certificates;
+    for (identity, token, answer) in asked {
+        let of_identity: Vec<_> = listed.iter().filter(|one| one.identity.ends_with(identity.as_str())).collect();
+        if let Some(leaf) = answer {
+            let (_, leaf) = x509_parser::parse_x509_certificate(leaf).unwrap();
+            let serial: String = leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(of_identity.iter().any(|one| one.serial == serial), "an acknowledged leaf is not on record");
+        }
+        assert!(of_identity.len() <= 1, "one token made two leaves");
+        let again = issue(address, token).await;
+        assert_eq!(again.is_err(), of_identity.len() == 1, "a token and its leaf do not go together: {again:?}");
+    }
+}
+
+async fn kills_during_issuance(state: &Path, more: &[&str]) {
+    let kills = std::env::var_os("OUTRIDER_KILLS").and_then(|text| text.to_str()?.parse().ok()).unwrap_or(KILLS_OF_ISSUANCE);
+    let mut asked = Asked::new();
+    let mut acknowledged = 0;
+    for kill in 0..=kills {
+        let (mut child, address) = spawn_on(state, more);
+        let mut client = admin(state).await;
+        audit(&mut client, address, &asked).await;
+        asked.clear();
+        for number in 0..ASKED {
+            let identity = format!("shop/k{kill}-{number}");
+            let request = v1::CreateTokenRequest { identity: identity.clone(), ttl_seconds: 0, ..Default::default() };
+            let token = client.create_token(request).await.unwrap().into_inner().token;
+            asked.push((identity.replace('/', "/sa/"), token, None));
+        }
+        let issuing = futures_util::future::join_all(asked.iter().map(|(_, token, _)| issue(address, token)));
+        // From before the first transaction to after the last: a prime, so that each kill comes at another moment.
+        let pause = Duration::from_micros(u64::try_from(kill).unwrap() * 7919 % 60_000);
+        let killing = async {
+            tokio::time::sleep(pause).await;
+            child.kill().unwrap();
+        };
+        let (answers, ()) = tokio::join!(issuing, killing);
+        child.wait().unwrap();
+        for (one, answer) in asked.iter_mut().zip(answers) {
+            one.2 = answer.ok().map(|issued| issued.chain[0].clone());
+            acknowledged += usize::from(one.2.is_some());
+        }
+    }
+    println!("{kills} kills, {acknowledged} certificates acknowledged before them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_during_issuance_on_sqlite_loses_no_leaf_and_halves_none() {
+    let dir = tempfile::tempdir().unwrap();
+    kills_during_issuance(&dir.path().join("state"), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_during_issuance_on_postgres_loses_no_leaf_and_halves_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(Disk::Durable, None);
+    kills_during_issuance(&dir.path().join("state"), &["--store", &cluster.database()]).await;
 }

@@ -13,6 +13,8 @@ mod operators;
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
 #[cfg(test)]
+mod remote_operators;
+#[cfg(test)]
 mod replicas;
 #[cfg(test)]
 mod starting;

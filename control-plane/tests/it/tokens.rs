@@ -32,25 +32,13 @@ async fn a_token_names_the_identity_of_the_connection_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn an_audience_that_is_missing_too_long_or_too_many_is_refused_and_a_flood_is_held_back() {
+async fn an_audience_that_is_missing_too_long_or_too_many_is_refused() {
     let plane = Plane::start().await;
     let web = plane.join("shop/web", &[]).await;
     let long = "a".repeat(257);
     for bad in [&[][..], &[""], &[long.as_str()], &["a"; 17], &["a\nb"]] {
         assert_eq!(token(&plane, Some(&web), bad).await.unwrap_err(), Code::InvalidArgument);
     }
-    let mut client = IdentityClient::new(plane.connect(Some(&web)).await.unwrap());
-    let mut refused = None;
-    for _ in 0..2000 {
-        let request = v1::IssueJwtRequest { audience: vec!["orders".into()] };
-        if let Err(status) = client.issue_jwt(request).await {
-            refused = Some(status.code());
-            break;
-        }
-    }
-    assert_eq!(refused, Some(Code::ResourceExhausted));
-    let orders = plane.join("shop/orders", &[]).await;
-    assert!(token(&plane, Some(&orders), &["web"]).await.is_ok(), "others are not held back");
     plane.stop().await;
 }
 

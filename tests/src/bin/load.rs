@@ -3,7 +3,7 @@
 //! It shares its machine with what it measures, so it does little: one thread, one write and mostly one read a request.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io::Write as _,
     process::ExitCode,
     rc::Rc,
@@ -41,6 +41,9 @@ struct Args {
     /// request was due, so that a stall is not hidden by the requests that it kept from being sent
     #[arg(long)]
     rate: Option<f64>,
+    /// Keep the connections open after the measurement, until standard input ends
+    #[arg(long)]
+    hold: bool,
 }
 
 /// What is sent, and to whom.
@@ -88,6 +91,7 @@ fn run(args: &Args) -> anyhow::Result<String> {
     let target = Rc::new(Target::new(args)?);
     let seen =
         Rc::new(RefCell::new(Seen { latency: Histogram::new_with_bounds(1, 60_000_000, 3)?, errors: 0, first_error: None }));
+    let holding = Rc::new(Cell::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let start = Instant::now();
     let from = start + Duration::from_secs_f64(args.warm_up);
@@ -100,10 +104,15 @@ fn run(args: &Args) -> anyhow::Result<String> {
                 let interval = Duration::from_secs_f64(f64::from(args.connections) / rate);
                 (start + interval.mul_f64(f64::from(number) / f64::from(args.connections)), interval)
             });
-            connections.spawn_local(connection(Rc::clone(&target), window, pace, Rc::clone(&seen)));
+            connections.spawn_local(connection(Rc::clone(&target), window, pace, Rc::clone(&seen), Rc::clone(&holding)));
         }
         // Requests under way at the end are not waited for: they belong to nobody's second.
         tokio::time::sleep_until(window.until.into()).await;
+        if args.hold {
+            holding.set(true);
+            let _ = writeln!(std::io::stdout(), "holding").and_then(|()| std::io::stdout().flush());
+            let _ = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await;
+        }
         connections.abort_all();
         while connections.join_next().await.is_some() {}
     });
@@ -163,13 +172,22 @@ impl Seen {
 }
 
 /// One connection, opened again when it breaks.
-async fn connection(target: Rc<Target>, window: Window, pace: Option<(Instant, Duration)>, seen: Rc<RefCell<Seen>>) {
+async fn connection(
+    target: Rc<Target>,
+    window: Window,
+    pace: Option<(Instant, Duration)>,
+    seen: Rc<RefCell<Seen>>,
+    holding: Rc<Cell<bool>>,
+) {
     let mut buffer = vec![0; BUFFER];
     let mut due = pace.map(|(first, _)| first);
     let mut stream = None;
     loop {
         if let Some(due) = due {
             tokio::time::sleep_until(due.into()).await;
+        }
+        if holding.get() {
+            std::future::pending::<()>().await;
         }
         let begun = due.unwrap_or_else(Instant::now);
         let outcome = exchange(&target, &mut stream, &mut buffer).await;
@@ -294,7 +312,7 @@ mod tests {
                 std::thread::spawn(move || serve(stream.unwrap()));
             }
         });
-        let args = Args { url, proxy: None, connections: 2, seconds: 0.3, warm_up: 0.0, rate: None };
+        let args = Args { url, proxy: None, connections: 2, seconds: 0.3, warm_up: 0.0, rate: None, hold: false };
         let line: serde_json::Value = serde_json::from_str(&run(&args).unwrap()).unwrap();
         let (requests, errors) = (line["requests"].as_u64().unwrap(), line["errors"].as_u64().unwrap());
         // Every fourth answer is a refusal.

@@ -1,6 +1,7 @@
 //! The ground benches stand on: binaries of one profile, a directory of their own, free ports, and a backend.
 
 use std::{
+    cell::RefCell,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -12,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Plan, process::Process};
+use super::{Plan, dataplane::Backend, process::Process};
 use crate::command;
 
 /// A directory below the build output, removed when dropped unless something failed in it.
@@ -20,6 +21,7 @@ use crate::command;
 pub(super) struct Ground {
     binaries: PathBuf,
     directory: PathBuf,
+    kept: RefCell<Vec<Process>>,
 }
 
 impl Ground {
@@ -33,7 +35,7 @@ impl Ground {
         let directory = target.join("bench").join(format!("{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let output = if plan.profile == "dev" { "debug" } else { plan.profile.as_str() };
-        Ok(Self { binaries: target.join(output), directory })
+        Ok(Self { binaries: target.join(output), directory, kept: RefCell::default() })
     }
 
     /// A command for one of the built binaries.
@@ -46,17 +48,31 @@ impl Ground {
         &self.directory
     }
 
-    /// nginx with a 1 KiB file, one worker, no access log.
-    pub(super) fn nginx(&self, address: SocketAddr) -> anyhow::Result<Process> {
+    /// Where the certificates of the contenders are.
+    pub(super) fn certificates(&self) -> PathBuf {
+        self.directory.join("certificates")
+    }
+
+    /// Keeps a process for as long as the ground.
+    pub(super) fn keep(&self, process: Process) {
+        self.kept.borrow_mut().push(process);
+    }
+
+    /// The program behind all proxies: nginx with one worker, no access log, 1 KiB and 10 MiB, over HTTP/1.1 and HTTP/2.
+    pub(super) fn nginx(&self) -> anyhow::Result<Backend> {
         let prefix = self.directory.join("nginx");
         fs::create_dir_all(prefix.join("html"))?;
-        fs::write(prefix.join("html/1k"), "x".repeat(1024))?;
-        // The file is in the page cache and stays open: the backend should cost little, and always the same.
+        fs::write(prefix.join("html/10m"), "x".repeat(10 << 20))?;
+        let (http1, http2) = (free_address()?, free_address()?);
+        let body = "x".repeat(1024);
+        // The backend should cost little, and always the same.
         let settings = format!(
-            "daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
-             events {{ worker_connections 20000; }}\n\
-             http {{\n  access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000; open_file_cache max=16;\n\
-             {temporary}  server {{ listen {address}; root html; default_type application/octet-stream; }}\n}}\n",
+            "daemon off; master_process off; pid nginx.pid; error_log stderr warn; worker_rlimit_nofile 65536;\n\
+             events {{ worker_connections 30000; }}\n\
+             http {{\n  access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000; keepalive_timeout 3600s;\n\
+             {temporary}  default_type application/octet-stream; open_file_cache max=16; http2_max_requests 1000000000;\n\
+             server {{ listen {http1} backlog=4096; root html; location /10m {{}} location / {{ return 200 \"{body}\"; }} }}\n\
+             server {{ listen {http2} http2 backlog=4096; location / {{ return 200 \"{body}\"; }} }}\n}}\n",
             temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                 .map(|kind| format!("  {kind}_temp_path temp-{kind};\n"))
                 .concat(),
@@ -66,13 +82,14 @@ impl Ground {
         let mut start = Command::new("nginx");
         start.arg("-p").arg(&prefix).arg("-c").arg(&file).args(["-e", "stderr"]);
         let mut nginx = Process::start("nginx", &mut start, &self.directory)?;
-        nginx.wait_until("serving", || status(address, "/1k") == Some(200))?;
-        Ok(nginx)
+        nginx.wait_until("serving", || status(http1, "/1k") == Some(200))?;
+        Ok(Backend { http1, http2, _process: nginx })
     }
 }
 
 impl Drop for Ground {
     fn drop(&mut self) {
+        self.kept.borrow_mut().clear();
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.directory);
         }
@@ -106,7 +123,7 @@ pub(super) fn progress(steps: u64) -> ProgressBar {
 }
 
 /// Where cargo builds.
-pub(super) fn target_directory() -> anyhow::Result<PathBuf> {
+pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
     let json = command::output(command::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&json)?;
     let path = metadata.get("target_directory").and_then(|path| path.as_str());

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+pub(crate) use ground::target_directory;
+pub(crate) use report::Report;
+
 /// Measure, beside `direct` in the same run.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -25,15 +28,19 @@ pub(crate) struct Bench {
     /// Also write the rows to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Seconds of each measurement [default: 5; with --quick 1]
+    /// Seconds of each measurement [default: 3; with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: Option<u32>,
     /// Rounds [default: 5; with --quick 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Connections of the load generator
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    connections: u32,
+    /// Measure only these: workloads (c16, c64, rate, close, big, grpc, handshakes, idle) and contenders (outrider, envoy, …);
+    /// `direct` and `tunnel` are always there
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+    /// Connections that are held idle to see their memory
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    idle: u32,
     /// Cargo profile of the measured binaries [default: dist; with --quick release]
     #[arg(long)]
     profile: Option<String>,
@@ -42,7 +49,7 @@ pub(crate) struct Bench {
 /// The benches there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// A pair of agents: mTLS, 10 rules, 1 KiB GET, keep-alive
+    /// Pairs of proxies, ours and others': mTLS, 10 rules; requests, latency, CPU, memory, handshakes
     Dataplane,
     /// Decisions by 10, 1000 and 10 000 rules, with and without CEL; how long they take to compile, and their memory
     Policy,
@@ -56,8 +63,32 @@ struct Plan {
     profile: String,
     seconds: u32,
     rounds: u32,
-    connections: u32,
+    only: Vec<String>,
+    idle: u32,
     quick: bool,
+}
+
+/// Names that choose workloads; the others choose contenders.
+const WORKLOADS: [&str; 8] = ["c16", "c64", "rate", "close", "big", "grpc", "handshakes", "idle"];
+
+impl Plan {
+    /// Whether a workload is wanted.
+    fn wants(&self, workload: &str) -> bool {
+        let any = self.only.iter().any(|name| WORKLOADS.contains(&name.as_str()));
+        !any || self.only.iter().any(|name| name == workload)
+    }
+
+    /// Whether anything is wanted but gRPC.
+    fn wants_http1(&self) -> bool {
+        WORKLOADS.into_iter().any(|name| name != "grpc" && self.wants(name))
+    }
+
+    /// Whether a contender is measured; one word of its name chooses it.
+    fn measures(&self, contender: &str) -> bool {
+        let chosen = |name: &&String| !WORKLOADS.contains(&name.as_str());
+        let is_it = |name: &String| contender == name || contender.split(' ').any(|word| word == name);
+        contender == "tunnel" || !self.only.iter().any(|name| chosen(&name)) || self.only.iter().any(is_it)
+    }
 }
 
 impl Bench {
@@ -66,9 +97,10 @@ impl Bench {
         let default = |usual: u32, quick: u32| if self.quick { quick } else { usual };
         let plan = Plan {
             profile: self.profile.clone().unwrap_or_else(|| if self.quick { "release" } else { "dist" }.to_owned()),
-            seconds: self.seconds.unwrap_or_else(|| default(5, 1)),
+            seconds: self.seconds.unwrap_or_else(|| default(3, 1)),
             rounds: self.rounds.unwrap_or_else(|| default(5, 2)),
-            connections: self.connections,
+            only: self.only.clone(),
+            idle: self.idle,
             quick: self.quick,
         };
         let report = match self.name {

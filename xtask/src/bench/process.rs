@@ -12,15 +12,15 @@ use anyhow::{Context as _, bail};
 /// A running program.
 #[derive(Debug)]
 pub(super) struct Process {
-    name: &'static str,
+    name: String,
     child: Child,
     log: PathBuf,
 }
 
 impl Process {
     /// Starts `command`; what it writes goes to `NAME.log` in `directory`.
-    pub(super) fn start(name: &'static str, command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
-        let log = directory.join(format!("{name}.log"));
+    pub(super) fn start(name: &str, command: &mut Command, directory: &Path) -> anyhow::Result<Self> {
+        let log = directory.join(format!("{}.log", name.replace(' ', "-")));
         let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
@@ -28,7 +28,7 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {name} ({})", command.get_program().to_string_lossy()))?;
-        Ok(Self { name, child, log })
+        Ok(Self { name: name.to_owned(), child, log })
     }
 
     /// Asks until `is_so` says yes.

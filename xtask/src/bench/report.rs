@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// Samples of a bench, by contender and metric, in the order they first came.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     bench: &'static str,
     samples: BTreeMap<(usize, usize), Vec<f64>>,
     contenders: Vec<String>,
@@ -48,27 +48,32 @@ struct Document<'a> {
 
 impl Report {
     /// An empty report.
-    pub(super) fn new(bench: &'static str) -> Self {
+    pub(crate) fn new(bench: &'static str) -> Self {
         let (samples, targets) = (BTreeMap::new(), BTreeMap::new());
         Self { bench, samples, contenders: Vec::new(), metrics: Vec::new(), targets }
     }
 
     /// Adds a sample.
-    pub(super) fn add(&mut self, contender: &str, metric: &str, unit: &'static str, sample: f64) {
+    pub(crate) fn add(&mut self, contender: &str, metric: &str, unit: &'static str, sample: f64) {
         let key = self.key(contender, metric, unit);
         self.samples.entry(key).or_default().push(sample);
     }
 
     /// Sets the most that the median may be.
-    pub(super) fn target(&mut self, contender: &str, metric: &str, unit: &'static str, most: f64) {
+    pub(crate) fn target(&mut self, contender: &str, metric: &str, unit: &'static str, most: f64) {
         let key = self.key(contender, metric, unit);
         self.targets.insert(key, Target::Most(most));
     }
 
     /// Sets the least that the median may be.
-    pub(super) fn at_least(&mut self, contender: &str, metric: &str, unit: &'static str, least: f64) {
+    pub(crate) fn at_least(&mut self, contender: &str, metric: &str, unit: &'static str, least: f64) {
         let key = self.key(contender, metric, unit);
         self.targets.insert(key, Target::Least(least));
+    }
+
+    /// The median so far.
+    pub(super) fn median(&self, contender: &str, metric: &str) -> Option<f64> {
+        self.rows().iter().find(|row| row.contender == contender && row.metric == metric).map(|row| row.median)
     }
 
     fn key(&mut self, contender: &str, metric: &str, unit: &'static str) -> (usize, usize) {
@@ -96,7 +101,7 @@ impl Report {
     }
 
     /// The table for people, on standard output.
-    pub(super) fn print(&self) -> anyhow::Result<()> {
+    pub(crate) fn print(&self) -> anyhow::Result<()> {
         Ok(std::io::stdout().lock().write_all(self.table().as_bytes())?)
     }
 
@@ -120,7 +125,7 @@ impl Report {
     }
 
     /// Writes the rows as JSON.
-    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&Document { bench: self.bench, rows: self.rows() })?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
     }

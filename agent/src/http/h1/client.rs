@@ -7,17 +7,16 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncWriteExt as _, BufWriter},
-    task::JoinHandle,
-};
+use tokio::{io::AsyncWriteExt as _, task::JoinHandle};
 
 use super::{
     body::Framing,
     head,
     reader::{BodyReader, Reader, read_head},
+    writer::Writer,
 };
 use crate::{
+    alarm::within,
     http::{
         Limits,
         io::SharedIo,
@@ -84,8 +83,8 @@ pub struct Switched {
     pub io: SharedIo,
     /// What was read from it already.
     pub already: BytesMut,
-    /// Its place at the endpoint.
-    pub lease: Lease,
+    /// Its place at the endpoint, where the connection itself has none.
+    pub lease: Option<Lease>,
 }
 
 /// What came of an exchange.
@@ -172,7 +171,7 @@ pub async fn exchange(
         Some(parsed) => parsed,
         None => tokio::select! {
             biased;
-            parsed = tokio::time::timeout(limits.response_head, to_answer) => parsed.unwrap_or_else(late),
+            parsed = within(limits.response_head, to_answer) => parsed.unwrap_or_else(late),
             refusal = tenure.fallen() => Err(refusal.into()),
         },
     };
@@ -186,7 +185,7 @@ pub async fn exchange(
     }
     if parsed.switches {
         let already = reader.borrow_mut().take_rest();
-        let switched = Some(Switched { io, already, lease });
+        let switched = Some(Switched { io, already, lease: Some(lease) });
         let (status, fields) = (parsed.status, parsed.fields);
         return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, tenure: Some(tenure), switched }));
     }
@@ -236,16 +235,16 @@ pub fn request_framing(body: &Body) -> Framing {
 
 async fn pump(io: SharedIo, mut body: Body, stall: Duration) -> Result<(), PumpError> {
     let chunked = request_framing(&body) == Framing::Chunked;
-    let mut writer = BufWriter::with_capacity(16 << 10, io);
+    let mut writer = Writer::new(io);
     loop {
-        let frame = tokio::time::timeout(stall, body.frame()).await;
+        let frame = within(stall, body.frame()).await;
         let frame = frame.map_err(|_| PumpError::Source("the body stopped arriving".to_owned()))?;
         let frame = frame.map_err(|error| PumpError::Source(error.to_string()))?;
         let write = async {
             write_frame(&mut writer, frame.as_ref(), chunked).await?;
             writer.flush().await
         };
-        tokio::time::timeout(stall, write).await.ok().and_then(Result::ok).ok_or(PumpError::Sink)?;
+        within(stall, write).await.ok().and_then(Result::ok).ok_or(PumpError::Sink)?;
         if frame.is_none() || (body.is_end() && !chunked) {
             return Ok(());
         }
@@ -253,16 +252,16 @@ async fn pump(io: SharedIo, mut body: Body, stall: Duration) -> Result<(), PumpE
 }
 
 /// Writes a piece of a body, or its end. Trailers end here: HTTP/1.1 peers do not expect them.
-pub(super) async fn write_frame(writer: &mut BufWriter<SharedIo>, frame: Option<&Frame>, chunked: bool) -> std::io::Result<()> {
+pub(super) async fn write_frame(writer: &mut Writer, frame: Option<&Frame>, chunked: bool) -> std::io::Result<()> {
     match frame {
         Some(Frame::Data(data)) if chunked => {
-            writer.write_all(format!("{:x}\r\n", data.len()).as_bytes()).await?;
-            writer.write_all(data).await?;
-            writer.write_all(b"\r\n").await
+            writer.write(format!("{:x}\r\n", data.len()).as_bytes()).await?;
+            writer.write(data).await?;
+            writer.write(b"\r\n").await
         }
-        Some(Frame::Data(data)) => writer.write_all(data).await,
+        Some(Frame::Data(data)) => writer.write(data).await,
         Some(Frame::Trailers(_)) => Ok(()),
-        None if chunked => writer.write_all(b"0\r\n\r\n").await,
+        None if chunked => writer.write(b"0\r\n\r\n").await,
         None => Ok(()),
     }
 }

@@ -14,29 +14,29 @@ use crate::{
 
 /// A request's head as read, and how its body is framed.
 #[derive(Debug)]
-pub(super) struct ParsedRequest {
-    pub(super) parts: RequestParts,
-    pub(super) framing: Framing,
-    pub(super) keep_alive: bool,
-    pub(super) expects_continue: bool,
+pub(crate) struct ParsedRequest {
+    pub(crate) parts: RequestParts,
+    pub(crate) framing: Framing,
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
     /// Protocol to switch to, if the other end agrees.
-    pub(super) upgrade: Option<Box<str>>,
+    pub(crate) upgrade: Option<Box<str>>,
 }
 
 /// A response's head as read.
 #[derive(Debug)]
-pub(super) struct ParsedResponse {
-    pub(super) status: u16,
-    pub(super) fields: Fields,
-    pub(super) framing: Framing,
-    pub(super) keep_alive: bool,
+pub(crate) struct ParsedResponse {
+    pub(crate) status: u16,
+    pub(crate) fields: Fields,
+    pub(crate) framing: Framing,
+    pub(crate) keep_alive: bool,
     /// The upstream switches to the protocol that was asked for.
-    pub(super) switches: bool,
+    pub(crate) switches: bool,
 }
 
 /// Where the head ends in `buf`, searching from `from`. Every line must end in CR LF: a bare LF or CR is refused, since
 /// others read it as a line end, or do not.
-pub(super) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
+pub(crate) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
     // Never between the two bytes of a line end.
     let at_feed = from > 0 && buf.get(from - 1..=from) == Some(b"\r\n");
     let mut at = if at_feed { from - 1 } else { from };
@@ -61,7 +61,7 @@ fn malformed(detail: impl Into<String>) -> Refusal {
 }
 
 /// Parses a whole request head.
-pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
+pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
     let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     let headers = headers.get_mut(..limits.fields).unwrap_or_default();
@@ -102,7 +102,7 @@ pub(super) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
 }
 
 /// Parses a whole response head, for a request that was HEAD or not, and that asked to switch protocols or not.
-pub(super) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
+pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
     let bad = |refusal: Refusal| Refusal::new(Reason::UpstreamFailed, format!("upstream response: {}", refusal.detail()));
     let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);

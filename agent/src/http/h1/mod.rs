@@ -5,8 +5,10 @@ mod client;
 mod head;
 mod reader;
 mod server;
+mod writer;
 
 pub use body::Framing;
 pub use client::{Exchange, H1Client, Switched, exchange, request_framing};
+pub(crate) use head::{ParsedRequest, ParsedResponse, head_end, request as parse_request, response as parse_response};
 pub use reader::{BodyReader, Reader};
 pub use server::{Reply, Service, serve};

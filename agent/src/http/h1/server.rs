@@ -3,17 +3,19 @@
 use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncWriteExt as _, BufWriter};
 
 use super::{
     body::Framing,
     client::write_frame,
     head,
     reader::{BodyReader, Reader, discard, gone, read_head, wait_for_bytes},
+    writer::Writer,
 };
 use crate::{
+    alarm::within,
     http::{
         Limits,
+        fields::put_number,
         io::SharedIo,
         message::{Body, Frame, Request, Response},
     },
@@ -51,19 +53,19 @@ pub struct Reply {
 /// Serves one connection to its end.
 pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limits: &Limits) {
     let reader = Rc::new(RefCell::new(Reader::new(io.clone(), already)));
-    let mut writer = BufWriter::with_capacity(16 << 10, io);
+    let mut writer = Writer::new(io);
     let (mut open, mut answered_last) = (true, false);
     while open {
         answered_last = false;
         let arrived = tokio::select! {
             biased;
-            arrived = tokio::time::timeout(limits.idle, wait_for_bytes(&reader)) => arrived,
+            arrived = within(limits.idle, wait_for_bytes(&reader)) => arrived,
             () = service.closing() => break,
         };
         if !matches!(arrived, Ok(Ok(true))) {
             break;
         }
-        let parsed = tokio::time::timeout(limits.head_read, read_head(&reader, limits))
+        let parsed = within(limits.head_read, read_head(&reader, limits))
             .await
             .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
             .and_then(|bytes| head::request(&bytes, limits));
@@ -76,9 +78,10 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
                 if flags.expects_continue && write_now(&mut writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
                     break;
                 }
+                // In a box: an idle connection need not hold the room that an answer takes.
                 let reply = tokio::select! {
                     biased;
-                    reply = service.call(request) => reply,
+                    reply = Box::pin(service.call(request)) => reply,
                     () = gone(&reader) => break,
                 };
                 (reply, flags.keep_alive && !service.is_closing(), to_head, flags.http10)
@@ -88,7 +91,7 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             let head = switching_head(&reply.response, upgrade.as_deref());
             if write_now(&mut writer, &head).await.is_ok() {
                 let rest = reader.borrow_mut().take_rest();
-                tunnel.relay(writer.into_inner(), rest, reply.record).await;
+                tunnel.relay(writer.into_io(), rest, reply.record).await;
             }
             return;
         }
@@ -133,14 +136,14 @@ fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>) -> Result<(R
     Ok((Request { head, body }, Flags { keep_alive: parsed.keep_alive, expects_continue, http10 }))
 }
 
-async fn write_now(writer: &mut BufWriter<SharedIo>, bytes: &[u8]) -> std::io::Result<()> {
-    writer.write_all(bytes).await?;
+async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
+    writer.write(bytes).await?;
     writer.flush().await
 }
 
 /// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
 /// request may follow.
-async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
+async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
     let Reply { mut response, mut permit, mut record, .. } = reply;
     let tenure = response.tenure.take();
     tokio::select! {
@@ -164,7 +167,7 @@ async fn write_reply(writer: &mut BufWriter<SharedIo>, reader: &RefCell<Reader>,
 }
 
 async fn write_response(
-    writer: &mut BufWriter<SharedIo>,
+    writer: &mut Writer,
     response: Response,
     style: &Style,
     record: &mut Record,
@@ -175,8 +178,8 @@ async fn write_response(
     let chunked = length.is_none() && !style.http10 && !no_body;
     let until_close = length.is_none() && style.http10 && !no_body;
     let keep_alive = style.reusable && !until_close;
-    let head = response_head(response.status, response.fields.as_wire(), length.filter(|_| !no_body), chunked, keep_alive);
-    in_time(style.stall, writer.write_all(&head)).await?;
+    let length = length.filter(|_| !no_body);
+    response_head(writer.gather(), response.status, response.fields.as_wire(), length, chunked, keep_alive);
     if no_body {
         in_time(style.stall, writer.flush()).await?;
         return Ok(keep_alive);
@@ -207,7 +210,7 @@ async fn write_response(
 
 /// A write that the caller takes in time.
 async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()>>) -> Result<(), (Reason, String)> {
-    match tokio::time::timeout(stall, write).await {
+    match within(stall, write).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err((Reason::CallerGone, "the caller went away".to_owned())),
         Err(_) => Err((Reason::SlowCaller, "the caller stopped reading".to_owned())),
@@ -216,7 +219,8 @@ async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()
 
 /// The head after which the connection carries something else: 200 to CONNECT, or 101 with the protocol.
 fn switching_head(response: &Response, protocol: Option<&str>) -> Vec<u8> {
-    let mut head = response_head(response.status, response.fields.as_wire(), None, false, true);
+    let mut head = Vec::new();
+    response_head(&mut head, response.status, response.fields.as_wire(), None, false, true);
     if let Some(protocol) = protocol.filter(|_| response.status == 101) {
         head.truncate(head.len() - 2);
         head.extend_from_slice(format!("connection: upgrade\r\nupgrade: {protocol}\r\n\r\n").as_bytes());
@@ -224,9 +228,9 @@ fn switching_head(response: &Response, protocol: Option<&str>) -> Vec<u8> {
     head
 }
 
-fn response_head(status: u16, fields: &[u8], length: Option<u64>, chunked: bool, keep_alive: bool) -> Vec<u8> {
+fn response_head(head: &mut Vec<u8>, status: u16, fields: &[u8], length: Option<u64>, chunked: bool, keep_alive: bool) {
     let reason = http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or_default();
-    let mut head = Vec::with_capacity(128 + fields.len());
+    head.reserve(128 + fields.len());
     head.extend_from_slice(b"HTTP/1.1 ");
     head.extend_from_slice(http::StatusCode::from_u16(status).as_ref().map_or("500", |code| code.as_str()).as_bytes());
     head.push(b' ');
@@ -236,11 +240,12 @@ fn response_head(status: u16, fields: &[u8], length: Option<u64>, chunked: bool,
     if chunked {
         head.extend_from_slice(b"transfer-encoding: chunked\r\n");
     } else if let Some(length) = length {
-        head.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+        head.extend_from_slice(b"content-length: ");
+        put_number(head, length);
+        head.extend_from_slice(b"\r\n");
     }
     if !keep_alive {
         head.extend_from_slice(b"connection: close\r\n");
     }
     head.extend_from_slice(b"\r\n");
-    head
 }

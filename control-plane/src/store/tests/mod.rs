@@ -52,14 +52,14 @@ impl Place {
 
 /// Each promise for each database.
 macro_rules! on_both {
-    ($(async fn $name:ident($place:ident) $body:block)*) => {
+    ($(#[$test:meta] async fn $name:ident($place:ident) $body:block)*) => {
         mod on_sqlite {
             use super::*;
-            $(#[tokio::test] async fn $name() { let $place = Place::sqlite(); $body })*
+            $(#[$test] async fn $name() { let $place = Place::sqlite(); $body })*
         }
         mod on_postgres {
             use super::*;
-            $(#[tokio::test] async fn $name() { let $place = Place::postgres(); $body })*
+            $(#[$test] async fn $name() { let $place = Place::postgres(); $body })*
         }
     };
 }
@@ -92,6 +92,7 @@ fn leaf(serial: &str) -> CertificateRow {
 }
 
 on_both! {
+    #[tokio::test]
     async fn the_ring_of_decisions_drops_old_allows_first_and_denials_last(place) {
         let (store, _claim) = place.open().await;
         let batch: Vec<DecisionRow> = (0..100).map(|request| decision(request, request % 4 == 0)).collect();
@@ -106,6 +107,7 @@ on_both! {
         assert_eq!(store.decisions_of("r96").await.unwrap().len(), 1, "the newest denial stays");
     }
 
+    #[tokio::test]
     async fn the_ring_is_bounded_in_bytes_too_and_strangers_do_not_push_denials_out(place) {
         let (store, _claim) = place.open().await;
         let sized = |request, denied, stranger: bool| DecisionRow {
@@ -130,6 +132,7 @@ on_both! {
         assert_eq!(store.prune_decisions(&lease, 1, 1000).await.unwrap(), 0);
     }
 
+    #[tokio::test]
     async fn every_write_has_one_revision_of_its_own(place) {
         let (store, _claim) = place.open().await;
         let put = |names: &[&str]| Written {
@@ -146,6 +149,7 @@ on_both! {
         assert_eq!((trail, store.revision().await.unwrap()), (4, 3));
     }
 
+    #[tokio::test]
     async fn a_token_that_is_used_up_in_between_leaves_no_certificate_on_record(place) {
         let (store, _claim) = place.open().await;
         token(&store, 1).await;
@@ -157,6 +161,7 @@ on_both! {
         assert_eq!(grants.iter().map(ToString::to_string).collect::<Vec<_>>(), ["shop/web"]);
     }
 
+    #[tokio::test]
     async fn of_many_issuances_at_once_each_is_answered_for_itself(place) {
         let (store, _claim) = place.open().await;
         for number in 1..=20 {
@@ -187,6 +192,7 @@ on_both! {
         assert_eq!(store.certificate("n07").await.unwrap().unwrap().replica, "solo");
     }
 
+    #[tokio::test]
     async fn a_lease_has_one_holder_and_passes_on_when_it_ends(place) {
         let (first, _claim) = place.open_as("first").await;
         let second = first.as_replica("second");
@@ -206,6 +212,7 @@ on_both! {
         assert!(first.take_lease("task", long).await.unwrap().is_some(), "what was given back can be taken at once");
     }
 
+    #[tokio::test]
     async fn a_second_process_under_one_replica_id_is_noticed(place) {
         let (store, _claim) = place.open_as("same").await;
         assert!(store.heartbeat("a:1").await.unwrap() && store.heartbeat("a:1").await.unwrap());
@@ -217,6 +224,7 @@ on_both! {
         assert_eq!((rows.len(), rows[0].address.as_str(), rows[0].is_live()), (1, "b:1", true));
     }
 
+    #[tokio::test]
     async fn each_replica_has_its_issuing_ca_and_all_share_the_root(place) {
         let (first, _claim, kek) = place.try_open_as("first").await.unwrap();
         let second = first.as_replica("second");
@@ -231,6 +239,7 @@ on_both! {
         assert_eq!(second.ca(Role::Root, &kek).await.unwrap().unwrap().id, "r1");
     }
 
+    #[tokio::test]
     async fn what_was_stored_is_there_after_the_store_was_closed(place) {
         let (store, claim) = place.open().await;
         token(&store, 1).await;

@@ -1,0 +1,189 @@
+//! Deadlines to within a tick, for what happens with every request: a timer of the runtime costs more than everything else that
+//! waiting does. A worker's loop ticks; a thread without such a loop must not use this.
+
+use std::{
+    cell::RefCell,
+    ops::ControlFlow,
+    pin::pin,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// How often a worker ticks.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+
+thread_local! {
+    static ALARMS: RefCell<Alarms> = const { RefCell::new(Alarms { now: 0, rings: 0, instant: None, places: Vec::new(), free: Vec::new() }) };
+}
+
+#[derive(Debug)]
+struct Alarms {
+    /// Ticks so far.
+    now: u64,
+    /// How often everybody was woken.
+    rings: u64,
+    /// The time at the last tick.
+    instant: Option<Instant>,
+    places: Vec<Option<(u64, Waker)>>,
+    free: Vec<usize>,
+}
+
+/// The time was up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Late;
+
+/// Somebody who waits. Dropped, it waits no more.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm(Option<usize>);
+
+/// Ticks until now.
+fn now() -> u64 {
+    ALARMS.with_borrow(|alarms| alarms.now)
+}
+
+/// The time to within a tick, without asking the system.
+pub(crate) fn instant() -> Instant {
+    ALARMS.with_borrow(|alarms| alarms.instant).unwrap_or_else(Instant::now)
+}
+
+/// The tick at which `limit` from now is surely over.
+fn after(limit: Duration) -> u64 {
+    let ticks = limit.as_millis().div_ceil(TICK.as_millis());
+    now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
+}
+
+/// One tick: whoever's time is up is woken.
+pub(crate) fn tick() {
+    ALARMS.with_borrow_mut(|alarms| {
+        alarms.now += 1;
+        alarms.instant = Some(Instant::now());
+    });
+    let now = now();
+    wake(|due| due <= now);
+}
+
+/// Wakes everybody who waits, to look again: drain has begun, a policy has changed.
+pub(crate) fn ring() {
+    ALARMS.with_borrow_mut(|alarms| alarms.rings += 1);
+    wake(|_| true);
+}
+
+fn wake(is_due: impl Fn(u64) -> bool) {
+    let due: Vec<Waker> = ALARMS.with_borrow(|alarms| {
+        alarms.places.iter().flatten().filter(|(due, _)| is_due(*due)).map(|(_, waker)| waker.clone()).collect()
+    });
+    due.into_iter().for_each(Waker::wake);
+}
+
+impl Alarm {
+    /// Has `waker` woken at this tick.
+    fn set(&mut self, due: u64, waker: &Waker) {
+        ALARMS.with_borrow_mut(|alarms| {
+            let place = *self.0.get_or_insert_with(|| {
+                alarms.free.pop().unwrap_or_else(|| {
+                    alarms.places.push(None);
+                    alarms.places.len() - 1
+                })
+            });
+            if let Some(place) = alarms.places.get_mut(place) {
+                match place {
+                    Some((known, same)) if same.will_wake(waker) => *known = due,
+                    place => *place = Some((due, waker.clone())),
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        let Some(at) = self.0.take() else { return };
+        // At the end of a thread there may be nothing to give back to.
+        let _ = ALARMS.try_with(|alarms| {
+            let mut alarms = alarms.borrow_mut();
+            if let Some(place) = alarms.places.get_mut(at) {
+                *place = None;
+            }
+            alarms.free.push(at);
+        });
+    }
+}
+
+/// Waits for `future`, at most `limit` and a tick or two.
+///
+/// # Errors
+/// When the time is up.
+pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, Late> {
+    let mut future = pin!(future);
+    let (mut alarm, mut due) = (Alarm::default(), None);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        let due = *due.get_or_insert_with(|| after(limit));
+        if now() >= due {
+            return Poll::Ready(Err(Late));
+        }
+        alarm.set(due, cx.waker());
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits until `holds` breaks with something. It is asked at first, whenever everybody is woken (`ring`), and at the latest at the
+/// time that it said.
+pub(crate) async fn until<T>(mut holds: impl FnMut() -> ControlFlow<T, Instant>) -> T {
+    let (mut alarm, mut due, mut heard) = (Alarm::default(), 0, 0);
+    std::future::poll_fn(|cx| {
+        let (now, rings) = ALARMS.with_borrow(|alarms| (alarms.now, alarms.rings));
+        // In between nothing can have changed.
+        if due <= now || heard != rings {
+            heard = rings;
+            due = match holds() {
+                ControlFlow::Break(output) => return Poll::Ready(output),
+                ControlFlow::Continue(deadline) => after(deadline.saturating_duration_since(instant())),
+            };
+        }
+        alarm.set(due, cx.waker());
+        Poll::Pending
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_in_time_is_passed_on_and_what_does_not_is_late() {
+        assert_eq!(within(Duration::from_secs(1), async { 7 }).await, Ok(7));
+        let late = within(Duration::from_millis(250), std::future::pending::<()>());
+        let mut late = pin!(late);
+        let mut ticks = 0;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut late => break ended,
+                () = tokio::time::sleep(TICK) => {
+                    ticks += 1;
+                    tick();
+                }
+            }
+        };
+        assert!(ended == Err(Late) && (3..=5).contains(&ticks), "{ticks}");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_looks_again_when_everybody_is_woken() {
+        let flag = std::cell::Cell::new(false);
+        let later = Instant::now() + Duration::from_secs(3600);
+        let waiting = until(|| if flag.get() { ControlFlow::Break("seen") } else { ControlFlow::Continue(later) });
+        let mut waiting = pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        flag.set(true);
+        ring();
+        assert_eq!(waiting.await, "seen");
+    }
+}

@@ -1,0 +1,305 @@
+//! The caller's side of a connection: opens streams.
+
+use std::{rc::Rc, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use outrider_runtime::Tasks;
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::{
+    body::{BodyReader, Upstream},
+    dispatch::Role,
+    driver::Driver,
+    duplex::Duplex,
+    frame::{Code, Kind},
+    head,
+    link::{Gone, Link, Place},
+    stream::{Asked, Waiter},
+    transport::Sealed,
+};
+use crate::{
+    alarm::within,
+    http::{
+        Body, Fields, Frame, Limits, RequestHead, Response, SharedIo, Transport,
+        h1::{Framing, ParsedResponse, Switched},
+    },
+    refusal::{Reason, Refusal},
+    tls::Tenure,
+    upstream::StreamLease,
+};
+
+/// A connection on which nothing came for this long is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How long the answer may take.
+const ANSWER: Duration = Duration::from_secs(10);
+/// A connection without streams ends after this: before the callee's agent ends it.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A connection to another agent. Clones are the same connection; when the last is dropped it ends after its streams.
+#[derive(Clone, Debug)]
+pub struct MeshClient {
+    shared: Rc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    link: Rc<Link>,
+    tenure: Tenure,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut link = self.link.state.borrow_mut();
+        link.leaving = true;
+        link.kick();
+    }
+}
+
+/// Sends a request's body. Dropped, it stops.
+#[derive(Debug)]
+pub(super) struct Pump(JoinHandle<()>);
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What came of an exchange.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
+pub enum Exchange {
+    /// The upstream answered.
+    Answered(Response),
+    /// The other agent has not begun to act on it: another connection may be tried with the whole body.
+    Unsent(Body, Refusal),
+}
+
+impl MeshClient {
+    /// Takes over a connection on which the protocol was agreed; a task of its own drives it.
+    ///
+    /// # Errors
+    /// When `io` is not a TLS connection of which this is the only handle.
+    pub fn open(io: SharedIo, tenure: Tenure, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
+        let sealed = Sealed::new(io).ok_or_else(|| Refusal::new(Reason::ConnectFailed, "not a connection of our own"))?;
+        let link = Rc::new(Link::default());
+        tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), tenure.clone(), limits.clone()));
+        Ok(Self { shared: Rc::new(Shared { link, tenure }) })
+    }
+
+    /// Whether another exchange may start on it.
+    pub fn is_usable(&self) -> bool {
+        let link = self.shared.link.state.borrow();
+        !link.leaving && !link.closed && !self.shared.tenure.is_over()
+    }
+}
+
+/// Drives a connection until it has ended, or nobody uses it any more.
+async fn drive(mut driver: Driver, tenure: Tenure, limits: Limits) {
+    let link = driver.link.clone();
+    let mut timer = std::pin::pin!(tokio::time::sleep(SILENCE));
+    let mut ended = std::pin::pin!(tenure.ended());
+    let (mut heard, mut idle_since) = (0_u64, None);
+    let end = std::future::poll_fn(|cx| {
+        if let Poll::Ready(ended) = driver.poll(cx, &mut Role::Caller, &limits) {
+            return Poll::Ready(Some(ended));
+        }
+        {
+            let state = link.state.borrow();
+            if state.leaving && state.streams.is_empty() && state.out.is_empty() {
+                return Poll::Ready(None);
+            }
+        }
+        if ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let mut state = link.state.borrow_mut();
+            idle_since = Some(()).filter(|()| state.streams.is_empty()).map(|()| idle_since.unwrap_or(now));
+            if idle_since.is_some_and(|since: Instant| now.duration_since(since) >= IDLE) {
+                state.leaving = true;
+                return Poll::Ready(None);
+            }
+            // Whatever arrives counts as a sign of life; a ping is sent only into silence.
+            let wait = if driver.heard() != heard {
+                heard = driver.heard();
+                state.pinged = None;
+                SILENCE
+            } else if state.pinged.is_some() {
+                return Poll::Ready(None);
+            } else if state.streams.is_empty() {
+                SILENCE
+            } else {
+                let word = fastrand::u64(..);
+                state.pinged = Some(word);
+                state.put(0, Kind::Ping, false, &word.to_be_bytes());
+                ANSWER
+            };
+            timer.as_mut().reset(now + wait);
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Some(super::driver::Ended::Broke(violation)) = &end {
+        tracing::warn!(%violation, "another agent broke the mesh protocol");
+        driver.leave(Code::Protocol);
+    } else if end.is_none() {
+        driver.leave(Code::Done);
+    }
+    let farewell = std::future::poll_fn(|cx| driver.poll_end(cx));
+    let _ = tokio::time::timeout(Duration::from_secs(2), farewell).await;
+    link.state.borrow_mut().close();
+}
+
+/// Sends a request and returns the response. `added` are fields of our own.
+///
+/// # Errors
+/// `upstream_failed`, `upstream_timeout`.
+pub async fn exchange(
+    client: MeshClient,
+    head: &RequestHead,
+    added: &Fields,
+    body: Body,
+    lease: StreamLease,
+    limits: &Limits,
+) -> Result<Exchange, Refusal> {
+    let link = &client.shared.link;
+    if let Err(gone) = std::future::poll_fn(|cx| link.poll_open(cx)).await {
+        return Ok(Exchange::Unsent(body, failed(gone.0)));
+    }
+    let without_body = body.is_end();
+    let asked = Asked { to_head: head.method == http::Method::HEAD, upgrade: head.upgrade.clone() };
+    // A request to switch protocols stays open: what follows are the other protocol's bytes.
+    let ends = without_body && head.upgrade.is_none();
+    let length = body.length();
+    let place = Rc::new(link.open(asked, ends, |out| head::write_request(out, head, added, length)));
+    let mut pump = (!without_body).then(|| Pump::start(place.clone(), body, limits.stall));
+    // The time for an answer begins when the upstream has the whole request.
+    let early = match &mut pump {
+        None => None,
+        Some(Pump(task)) => tokio::select! {
+            biased;
+            answer = place.answer() => Some(answer),
+            _ = task => None,
+        },
+    };
+    let answer = match early {
+        Some(answer) => answer,
+        None => tokio::select! {
+            biased;
+            answer = within(limits.response_head, place.answer()) => {
+                answer.map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?
+            }
+            refusal = client.shared.tenure.fallen() => return Err(refusal),
+        },
+    };
+    let parsed = match answer {
+        Ok(parsed) => parsed,
+        Err(Code::Refused) if without_body => return Ok(Exchange::Unsent(Body::Empty, failed(Code::Refused))),
+        Err(code) => return Err(failed(code)),
+    };
+    let tenure = Some(client.shared.tenure.clone());
+    let ParsedResponse { status, fields, framing, switches, .. } = parsed;
+    if switches {
+        let io = SharedIo::new(Transport::Stream(Box::new(Duplex::new(place, Some(lease)))));
+        let switched = Some(Switched { io, already: bytes::BytesMut::new(), lease: None });
+        return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, tenure, switched }));
+    }
+    if head.upgrade.is_some() {
+        // It stays HTTP: the request ends here.
+        let _ = place.finish().await;
+    }
+    let is_end = place.stream.state.borrow().is_exhausted();
+    let body = if is_end && pump.as_ref().is_none_or(|Pump(task)| task.is_finished()) {
+        Body::Empty
+    } else {
+        let length = match framing {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked | Framing::UntilClose => None,
+        };
+        Body::Mesh(BodyReader::new(place, length, Some(Upstream { _lease: lease, _pump: pump })))
+    };
+    Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
+}
+
+fn failed(code: Code) -> Refusal {
+    Refusal::new(Reason::UpstreamFailed, format!("the other agent gave the request up: {}", code.as_str()))
+}
+
+impl Place {
+    /// The answer's head.
+    async fn answer(&self) -> Result<ParsedResponse, Code> {
+        std::future::poll_fn(|cx| {
+            let mut state = self.stream.state.borrow_mut();
+            if let Some(head) = state.head.take() {
+                return Poll::Ready(Ok(head));
+            }
+            if let Some(code) = state.over() {
+                return Poll::Ready(Err(code));
+            }
+            state.wait(Waiter::Reader, cx.waker());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Sends a piece of a body, or its end.
+    pub(super) async fn send(&self, mut data: Bytes, end: bool) -> Result<(), Gone> {
+        std::future::poll_fn(|cx| self.link.poll_data(cx, &self.stream, &mut data, end)).await
+    }
+
+    /// Ends this side.
+    pub(super) async fn finish(&self) -> Result<(), Gone> {
+        self.send(Bytes::new(), true).await
+    }
+}
+
+/// Why a body was not sent whole.
+#[derive(Debug)]
+pub(super) enum Unsent {
+    /// It broke off, or stopped arriving.
+    Source(Reason, String),
+    /// The other side does not take it.
+    Sink(Code),
+}
+
+impl Pump {
+    fn start(place: Rc<Place>, mut body: Body, stall: Duration) -> Self {
+        Self(tokio::task::spawn_local(async move {
+            if let Err(Unsent::Source(_, reason)) = copy(&place, &mut body, stall, |_| {}).await {
+                tracing::debug!(reason, "a request's body ended early");
+                place.fail(Code::Broken);
+            }
+        }))
+    }
+}
+
+/// Sends all of a body; `sent` hears of every piece.
+pub(super) async fn copy(place: &Place, body: &mut Body, stall: Duration, mut sent: impl FnMut(usize)) -> Result<(), Unsent> {
+    loop {
+        let frame = body.frame().await.map_err(|error| Unsent::Source(Reason::UpstreamFailed, error.to_string()))?;
+        let ends = match &frame {
+            None | Some(Frame::Trailers(_)) => true,
+            Some(Frame::Data(_)) => body.is_end(),
+        };
+        let sending = async {
+            match frame {
+                Some(Frame::Data(data)) => {
+                    sent(data.len());
+                    place.send(data, ends).await
+                }
+                Some(Frame::Trailers(fields)) => {
+                    std::future::poll_fn(|cx| place.link.poll_trailers(cx, &place.stream, fields.as_wire())).await
+                }
+                None => place.finish().await,
+            }
+        };
+        match within(stall, sending).await {
+            Ok(Ok(())) if ends => return Ok(()),
+            Ok(Ok(())) => {}
+            Ok(Err(Gone(code))) => return Err(Unsent::Sink(code)),
+            Err(_) => return Err(Unsent::Source(Reason::SlowCaller, "the other side stopped reading".to_owned())),
+        }
+    }
+}

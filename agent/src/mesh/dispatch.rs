@@ -1,0 +1,206 @@
+//! What a frame does to its stream or connection; what it may not do is a violation.
+
+use std::rc::Rc;
+
+use super::{
+    STREAMS,
+    budget::RESET_COST,
+    frame::{Code, Frame, Kind},
+    head,
+    link::{Link, Place, State, reset},
+    stream::{Stream, WrongLength},
+    violation::Violation,
+};
+use crate::http::{Limits, h1::ParsedRequest};
+use crate::refusal::Refusal;
+
+/// What a caller's agent asks: a whole head, and the stream to answer on.
+pub(super) struct Opened {
+    pub(super) place: Place,
+    pub(super) parsed: Result<ParsedRequest, Refusal>,
+    /// The request has no body.
+    pub(super) end: bool,
+}
+
+/// Which side of the connection we are.
+pub(super) enum Role<'a> {
+    /// We open streams.
+    Caller,
+    /// The peer opens streams, and gives them here.
+    Callee(&'a mut dyn FnMut(Opened)),
+}
+
+impl Link {
+    /// Takes one frame.
+    pub(super) fn receive(self: &Rc<Self>, frame: Frame, role: &mut Role<'_>, limits: &Limits) -> Result<(), Violation> {
+        let mut state = self.state.borrow_mut();
+        match frame.kind {
+            Kind::Head => match role {
+                Role::Caller => answered(&mut state, &frame, limits),
+                Role::Callee(open) => {
+                    let opened = opened(self, &mut state, &frame, limits)?;
+                    drop(state);
+                    opened.into_iter().for_each(open);
+                    Ok(())
+                }
+            },
+            Kind::Data => data(&mut state, frame),
+            Kind::Trailers => trailers(&mut state, &frame),
+            Kind::Reset => {
+                if !state.budget.spend(if matches!(role, Role::Callee(_)) { RESET_COST } else { 1 }) {
+                    return Err(Violation::Flood);
+                }
+                if let Some(stream) = known(&mut state, frame.stream)? {
+                    stream.state.borrow_mut().give_up(Code::from_number(frame.number()));
+                }
+                Ok(())
+            }
+            Kind::Window => window(&mut state, &frame),
+            Kind::Ping => {
+                spend(&mut state)?;
+                state.put(0, Kind::Pong, false, &frame.payload);
+                Ok(())
+            }
+            Kind::Pong => {
+                let said = frame.payload.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+                if state.pinged.take() == said { Ok(()) } else { Err(Violation::StrayPong) }
+            }
+            Kind::Goaway => {
+                spend(&mut state)?;
+                state.leaving = true;
+                let last = frame.number();
+                for stream in state.streams.values().filter(|stream| matches!(role, Role::Caller) && stream.id > last) {
+                    stream.state.borrow_mut().give_up(Code::Refused);
+                }
+                state.wake_waiting();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn spend(state: &mut State) -> Result<(), Violation> {
+    if state.budget.spend(1) { Ok(()) } else { Err(Violation::Flood) }
+}
+
+/// The stream of this number. `None` when it is over: what was under way comes late, which is no fault, but costs.
+fn known(state: &mut State, number: u32) -> Result<Option<Rc<Stream>>, Violation> {
+    if let Some(stream) = state.streams.get(&number) {
+        return Ok(Some(stream.clone()));
+    }
+    if number > state.last { Err(Violation::NoSuchStream) } else { Ok(None) }
+}
+
+/// A stream whose own length was wrong: it is given up, the connection goes on.
+fn judge(link: &mut State, stream: &Stream, outcome: Result<(), WrongLength>) {
+    if outcome.is_err() {
+        reset(link, stream, Code::Protocol);
+    }
+}
+
+/// A request's head.
+fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame, limits: &Limits) -> Result<Option<Opened>, Violation> {
+    if frame.stream <= state.last {
+        let again = state.streams.contains_key(&frame.stream);
+        return Err(if again { Violation::SecondHead } else { Violation::StreamNumber });
+    }
+    state.last = frame.stream;
+    if state.leaving || state.streams.len() >= STREAMS {
+        spend(state)?;
+        state.put(frame.stream, Kind::Reset, false, &(Code::Refused as u32).to_be_bytes());
+        return Ok(None);
+    }
+    let stream = Rc::new(Stream::new(frame.stream, None));
+    state.streams.insert(frame.stream, stream.clone());
+    let parsed = head::request(&frame.payload, limits).and_then(|parsed| {
+        // Without a length in the head, the frames alone say where the body ends.
+        let length = head::length(parsed.framing)?.filter(|length| *length > 0 || frame.end);
+        let begun = stream.state.borrow_mut().begin_body(length, frame.end);
+        begun.map(|()| parsed).map_err(|_| head::malformed("content-length of a body that is not sent"))
+    });
+    Ok(Some(Opened { place: Place::accepted(link, stream), parsed, end: frame.end }))
+}
+
+/// A response's head.
+fn answered(state: &mut State, frame: &Frame, limits: &Limits) -> Result<(), Violation> {
+    let Some(stream) = known(state, frame.stream)? else { return spend(state) };
+    let mut receiving = stream.state.borrow_mut();
+    if receiving.over().is_some() {
+        drop(receiving);
+        return spend(state);
+    }
+    let asked = receiving.asked.take().ok_or(Violation::SecondHead)?;
+    let parsed =
+        head::response(&frame.payload, asked.to_head, asked.upgrade.as_deref(), limits).map_err(|_| Violation::BadHead)?;
+    let without_body = asked.to_head || matches!(parsed.status, 204 | 304);
+    if (without_body && !frame.end) || (parsed.switches && frame.end) {
+        return Err(Violation::BadHead);
+    }
+    let length =
+        if without_body || parsed.switches { None } else { head::length(parsed.framing).map_err(|_| Violation::BadHead)? };
+    let begun = receiving.begin_body(length, frame.end);
+    receiving.answer(parsed);
+    drop(receiving);
+    state.budget.answered();
+    judge(state, &stream, begun);
+    Ok(())
+}
+
+fn data(state: &mut State, frame: Frame) -> Result<(), Violation> {
+    let length = frame.payload.len() as u32;
+    state.received(length)?;
+    if length == 0 && !frame.end {
+        spend(state)?;
+    }
+    let Some(stream) = known(state, frame.stream)? else {
+        state.taken(length);
+        return if length == 0 { spend(state) } else { Ok(()) };
+    };
+    let mut receiving = stream.state.borrow_mut();
+    if receiving.over().is_some() {
+        drop(receiving);
+        state.taken(length);
+        return Ok(());
+    }
+    if !receiving.is_receiving() {
+        return Err(Violation::OutOfOrder);
+    }
+    let outcome = receiving.receive(frame.payload, frame.end)?;
+    drop(receiving);
+    if outcome.is_err() {
+        state.taken(length);
+    }
+    judge(state, &stream, outcome);
+    Ok(())
+}
+
+fn trailers(state: &mut State, frame: &Frame) -> Result<(), Violation> {
+    let Some(stream) = known(state, frame.stream)? else { return spend(state) };
+    let mut receiving = stream.state.borrow_mut();
+    if receiving.over().is_some() {
+        return Ok(());
+    }
+    if !receiving.is_receiving() {
+        return Err(Violation::OutOfOrder);
+    }
+    let fields = head::trailers(&frame.payload).map_err(|_| Violation::BadTrailers)?;
+    let outcome = receiving.receive_trailers(fields);
+    drop(receiving);
+    judge(state, &stream, outcome);
+    Ok(())
+}
+
+fn window(state: &mut State, frame: &Frame) -> Result<(), Violation> {
+    spend(state)?;
+    let by = frame.number();
+    if by == 0 {
+        return Err(Violation::WindowUpdate);
+    }
+    if frame.stream == 0 {
+        return state.widen(by);
+    }
+    match known(state, frame.stream)? {
+        Some(stream) => stream.state.borrow_mut().widen(by),
+        None => Ok(()),
+    }
+}

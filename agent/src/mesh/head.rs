@@ -1,0 +1,122 @@
+//! Heads and trailers on the wire: the text of HTTP/1.1, without what belongs to a connection. Read by the same strict parser as
+//! everybody's: that the peer is an agent is no reason to trust what it wrote.
+
+use bytes::Bytes;
+
+use crate::{
+    http::{
+        Fields, Limits, RequestHead,
+        fields::put_number,
+        h1::{self, Framing, ParsedRequest, ParsedResponse},
+        normalize::forbidden_in_trailers,
+    },
+    refusal::{Reason, Refusal},
+};
+
+pub(super) fn malformed(detail: &str) -> Refusal {
+    Refusal::new(Reason::Malformed, detail)
+}
+
+/// Writes a request's head; `added` are fields of our own.
+pub(super) fn write_request(out: &mut Vec<u8>, head: &RequestHead, added: &Fields, length: Option<u64>) {
+    for part in [head.method.as_str(), " ", &head.target, " HTTP/1.1\r\nhost: ", &head.host] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    if let Some(port) = head.host_port {
+        out.push(b':');
+        put_number(out, u64::from(port));
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(head.fields.as_wire());
+    out.extend_from_slice(added.as_wire());
+    finish(out, length.filter(|length| *length > 0 || takes_body(&head.method)), head.upgrade.as_deref());
+}
+
+/// Methods whose requests say how long their body is, also when there is none.
+fn takes_body(method: &http::Method) -> bool {
+    matches!(*method, http::Method::POST | http::Method::PUT | http::Method::PATCH)
+}
+
+/// Writes a response's head.
+pub(super) fn write_response(out: &mut Vec<u8>, status: u16, fields: &Fields, length: Option<u64>, upgrade: Option<&str>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    put_number(out, u64::from(status));
+    out.extend_from_slice(b" \r\n");
+    out.extend_from_slice(fields.as_wire());
+    finish(out, length, upgrade);
+}
+
+fn finish(out: &mut Vec<u8>, length: Option<u64>, upgrade: Option<&str>) {
+    if let Some(length) = length {
+        out.extend_from_slice(b"content-length: ");
+        put_number(out, length);
+        out.extend_from_slice(b"\r\n");
+    }
+    if let Some(protocol) = upgrade {
+        for part in ["connection: upgrade\r\nupgrade: ", protocol, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Reads a request's head.
+///
+/// # Errors
+/// As for HTTP/1.1; the normalised form comes later, as for all.
+pub(super) fn request(text: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
+    whole(text, limits)?;
+    h1::parse_request(text, limits)
+}
+
+/// Reads a response's head.
+///
+/// # Errors
+/// As for HTTP/1.1; interim responses do not travel.
+pub(super) fn response(text: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
+    whole(text, limits)?;
+    let parsed = h1::parse_response(text, to_head, upgrade, limits)?;
+    if parsed.status < 200 && !parsed.switches {
+        return Err(malformed("interim response"));
+    }
+    Ok(parsed)
+}
+
+/// A payload is one head, and nothing else.
+fn whole(text: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    if text.len() > limits.head_bytes {
+        return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
+    }
+    if h1::head_end(text, 0)? == Some(text.len()) { Ok(()) } else { Err(malformed("not one whole head")) }
+}
+
+/// Length of a body, if its head names it. Where a body ends is said by the frames only.
+pub(super) fn length(framing: Framing) -> Result<Option<u64>, Refusal> {
+    match framing {
+        Framing::Length(length) => Ok(Some(length)),
+        Framing::UntilClose => Ok(None),
+        Framing::Chunked => Err(malformed("transfer-encoding inside the mesh")),
+    }
+}
+
+/// Reads trailers: header lines, each ended by CR LF.
+pub(super) fn trailers(text: &Bytes) -> Result<Fields, Refusal> {
+    let mut whole = Vec::with_capacity(text.len() + 2);
+    whole.extend_from_slice(text);
+    whole.extend_from_slice(b"\r\n");
+    if !text.is_empty() && h1::head_end(&whole, 0)? != Some(whole.len()) {
+        return Err(malformed("not one block of trailers"));
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&whole, &mut headers) else {
+        return Err(malformed("trailers are not header fields"));
+    };
+    let mut fields = Fields::default();
+    for header in headers {
+        if forbidden_in_trailers(header.name.as_bytes()) {
+            return Err(malformed("a trailer that only a head may carry"));
+        }
+        fields.push(header.name.as_bytes(), header.value.trim_ascii());
+    }
+    Ok(fields)
+}

@@ -1,0 +1,36 @@
+//! The mesh protocol between two agents of ours: requests multiplexed over few mutual TLS connections, with a frame head of
+//! eight bytes, and everything that is ready sent in one record and one system call. `docs/mesh-protocol.md` specifies it.
+
+mod body;
+mod budget;
+mod client;
+mod dispatch;
+mod driver;
+mod dry;
+mod duplex;
+pub mod frame;
+mod head;
+mod link;
+mod server;
+mod stream;
+mod transport;
+mod violation;
+
+pub use body::BodyReader;
+pub use client::{Exchange, MeshClient, exchange};
+pub use dry::digest;
+pub use duplex::Duplex;
+pub use server::serve;
+pub use violation::Violation;
+
+/// The protocol's name in TLS. Another version would have another name.
+pub const ALPN: &[u8] = b"outrider/1";
+
+/// Bytes of data that may be under way on a stream.
+const STREAM_WINDOW: u32 = 512 << 10;
+/// Bytes of data that may be under way on a connection.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Streams at a time on a connection.
+const STREAMS: usize = 1024;
+/// Bytes that may wait to be sent before streams wait for room.
+const OUTBOX: usize = 128 << 10;

@@ -1,0 +1,191 @@
+//! The callee's side of a connection: each stream that the peer opens is one request.
+
+use std::{rc::Rc, task::Poll, time::Duration};
+
+use outrider_runtime::Tasks;
+use tokio::time::Instant;
+
+use super::{
+    body::BodyReader,
+    client::{Unsent, copy},
+    dispatch::{Opened, Role},
+    driver::{Driver, Ended},
+    duplex::Duplex,
+    frame::Code,
+    head,
+    link::{Gone, Link, Place},
+    stream::Waiter,
+    transport::Sealed,
+};
+use crate::{
+    alarm::within,
+    http::{Body, Limits, Reply, Request, Service, SharedIo, Transport},
+    policy::lapsed,
+    refusal::{Reason, Refusal},
+};
+
+/// How long streams may go on once the connection is closing.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long the goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Serves one connection to its end.
+pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
+    let Some(sealed) = Sealed::new(io) else { return };
+    let link = Rc::new(Link::default());
+    let mut driver = Driver::new(link.clone(), sealed);
+    let stall = limits.stall;
+    let mut open = |opened: Opened| {
+        let service = service.clone();
+        tasks.spawn_scoped_local(async move { stream(&*service, opened, stall).await });
+    };
+    let mut role = Role::Callee(&mut open);
+    // Of a connection without streams, and later of one that is closing.
+    let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
+    let (mut closing, mut last) = (false, 0);
+    let violation = loop {
+        let ended = tokio::select! {
+            biased;
+            ended = poll(&mut driver, &mut role, limits, &link, closing) => ended,
+            () = service.closing(), if !closing => {
+                closing = true;
+                deadline.as_mut().reset(Instant::now() + LINGER);
+                driver.leave(Code::Done);
+                continue;
+            }
+            () = &mut deadline => {
+                let state = link.state.borrow();
+                if closing {
+                    break None;
+                }
+                closing = state.streams.is_empty() && state.last == last;
+                last = state.last;
+                drop(state);
+                deadline.as_mut().reset(Instant::now() + if closing { FAREWELL } else { limits.idle });
+                if closing {
+                    driver.leave(Code::Done);
+                }
+                continue;
+            }
+        };
+        match ended {
+            Some(Ended::Broke(violation)) => break Some(violation),
+            Some(Ended::Gone) | None => break None,
+        }
+    };
+    if let Some(violation) = violation {
+        tracing::warn!(%violation, "another agent broke the mesh protocol");
+        // Its record says what the peer did.
+        drop(service.refuse(Refusal::new(Reason::Malformed, format!("mesh protocol: {violation}"))));
+        driver.leave(Code::Protocol);
+    }
+    let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| driver.poll_end(cx))).await;
+    link.state.borrow_mut().close();
+}
+
+/// Drives the connection; `None` when it is closing and nothing is left to do.
+async fn poll(driver: &mut Driver, role: &mut Role<'_>, limits: &Limits, link: &Link, closing: bool) -> Option<Ended> {
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(ended) = driver.poll(cx, role, limits) {
+            return Poll::Ready(Some(ended));
+        }
+        let state = link.state.borrow();
+        if closing && state.streams.is_empty() && state.out.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Serves one stream.
+async fn stream(service: &impl Service, opened: Opened, stall: Duration) {
+    let Opened { place, parsed, end } = opened;
+    let place = Rc::new(place);
+    let mut to_head = false;
+    let mut upgrade = None;
+    let admitted = parsed.and_then(|parsed| {
+        let mut head = parsed.parts.normalize()?;
+        head.upgrade = parsed.upgrade;
+        Ok((head, parsed.framing))
+    });
+    let reply = match admitted {
+        Err(refusal) => service.refuse(refusal),
+        Ok((head, framing)) => {
+            to_head = head.method == http::Method::HEAD;
+            upgrade.clone_from(&head.upgrade);
+            // A request to switch protocols has no body: what follows are the other protocol's bytes.
+            let body = if end || head.upgrade.is_some() {
+                Body::Empty
+            } else {
+                let length = head::length(framing).ok().flatten().filter(|length| *length > 0);
+                Body::Mesh(BodyReader::new(place.clone(), length, None))
+            };
+            let request = Request { head: Rc::new(head), body };
+            tokio::select! {
+                biased;
+                reply = service.call(request) => reply,
+                _ = place.given_up() => return,
+            }
+        }
+    };
+    answer(&place, reply, to_head, upgrade.as_deref(), stall).await;
+    place.link.state.borrow_mut().budget.answered();
+}
+
+/// Sends a response, for as long as it is permitted and there is somebody to take it.
+async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, stall: Duration) {
+    let Reply { mut response, mut permit, mut record, tunnel } = reply;
+    let (mut body, tenure) = (response.body, response.tenure.take());
+    let no_body = to_head || matches!(response.status, 204 | 304);
+    let ends = tunnel.is_none() && (no_body || body.is_end());
+    let length = body.length().filter(|_| !no_body && tunnel.is_none());
+    let protocol = upgrade.filter(|_| tunnel.is_some());
+    let head = |out: &mut Vec<u8>| head::write_response(out, response.status, &response.fields, length, protocol);
+    let sent = std::future::poll_fn(|cx| place.link.poll_head(cx, &place.stream, ends, head));
+    match within(stall, sent).await {
+        Ok(Ok(())) => {}
+        Ok(Err(Gone(_))) => return record.broke(Reason::CallerGone, "the caller went away"),
+        Err(_) => return record.broke(Reason::SlowCaller, "the caller stopped reading"),
+    }
+    if let Some(tunnel) = tunnel {
+        let near = SharedIo::new(Transport::Stream(Box::new(Duplex::new(place.clone(), None))));
+        return tunnel.relay(near, bytes::BytesMut::new(), record).await;
+    }
+    if ends {
+        return;
+    }
+    let outcome = tokio::select! {
+        biased;
+        copied = copy(place, &mut body, stall, |bytes| record.sent(bytes)) => copied.map_err(Err),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => Err(Ok(refusal)),
+        // The program may be silent for long: it is told at once that nobody listens any more.
+        code = place.given_up() => Err(Err(Unsent::Sink(code))),
+    };
+    match outcome {
+        Ok(()) => {}
+        Err(Ok(refusal)) => {
+            record.refused(&refusal);
+            place.fail(Code::Cancelled);
+        }
+        Err(Err(Unsent::Source(reason, text))) => {
+            record.broke(reason, text);
+            place.fail(Code::Broken);
+        }
+        Err(Err(Unsent::Sink(code))) => {
+            record.broke(Reason::CallerGone, format!("the caller gave the request up: {}", code.as_str()))
+        }
+    }
+}
+
+impl Place {
+    /// Ends when the caller has given the request up.
+    async fn given_up(&self) -> Code {
+        std::future::poll_fn(|cx| {
+            let mut state = self.stream.state.borrow_mut();
+            if let Some(code) = state.over() {
+                return Poll::Ready(code);
+            }
+            state.wait(Waiter::Watcher, cx.waker());
+            Poll::Pending
+        })
+        .await
+    }
+}

@@ -1,0 +1,130 @@
+//! Operators, of whose login tokens only hashes are stored, and the log of what they changed or tried to.
+
+use super::{Store, StoreError, TokenHash, signed, sql::sql};
+
+/// Entries of the log that are kept.
+const AUDIT_KEPT: i64 = 100_000;
+
+/// An operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OperatorRow {
+    pub(crate) name: String,
+    pub(crate) role: String,
+    /// Unix seconds.
+    pub(crate) created: i64,
+    /// Unix seconds; 0 when no token is open.
+    pub(crate) login_expires: i64,
+}
+
+/// A call that changes something, and what came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AuditRow {
+    pub(crate) number: u64,
+    /// Unix seconds.
+    pub(crate) time: i64,
+    pub(crate) who: String,
+    pub(crate) role: String,
+    pub(crate) call: String,
+    pub(crate) subject: String,
+    pub(crate) revision: u64,
+    pub(crate) outcome: String,
+    pub(crate) origin: String,
+}
+
+type AuditColumns = (i64, i64, String, String, String, String, i64, String, String);
+
+impl Store {
+    /// Makes an operator or changes one, with a new login token in the place of an older one.
+    pub(crate) async fn put_operator(&self, row: &OperatorRow, hash: &TokenHash) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        sql("INSERT INTO operators (name, role, created, login_hash, login_expires) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (name) DO UPDATE SET role = excluded.role, login_hash = excluded.login_hash,
+             login_expires = excluded.login_expires")
+        .bind(&row.name)
+        .bind(&row.role)
+        .bind(row.created)
+        .bind(hash.as_slice())
+        .bind(row.login_expires)
+        .run(&mut change)
+        .await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Uses a login token up; the name of its operator, or `None` when there is no such token that is good at `now`.
+    pub(crate) async fn redeem_login(&self, hash: &TokenHash, now: i64) -> Result<Option<(String, String)>, StoreError> {
+        let mut change = self.begin().await?;
+        let row: Option<(String, String)> = sql("UPDATE operators SET login_hash = NULL, login_expires = 0
+             WHERE login_hash = $1 AND login_expires > $2 RETURNING name, role")
+        .bind(hash.as_slice())
+        .bind(now)
+        .first(&mut change)
+        .await?;
+        change.commit().await?;
+        Ok(row)
+    }
+
+    /// Removes an operator. False when there is none.
+    pub(crate) async fn remove_operator(&self, name: &str) -> Result<bool, StoreError> {
+        let mut change = self.begin().await?;
+        let gone: Option<(String,)> =
+            sql("DELETE FROM operators WHERE name = $1 RETURNING name").bind(name).first(&mut change).await?;
+        change.commit().await?;
+        Ok(gone.is_some())
+    }
+
+    /// All operators.
+    pub(crate) async fn operators(&self) -> Result<Vec<OperatorRow>, StoreError> {
+        let rows: Vec<(String, String, i64, i64)> =
+            sql("SELECT name, role, created, login_expires FROM operators ORDER BY name").all(self.readers()).await?;
+        let read = |(name, role, created, login_expires)| OperatorRow { name, role, created, login_expires };
+        Ok(rows.into_iter().map(read).collect())
+    }
+
+    /// The role of an operator, as it is now.
+    pub(crate) async fn operator_role(&self, name: &str) -> Result<Option<String>, StoreError> {
+        // From the writer: a reader may be a moment behind, and a removal must count at once.
+        let row: Option<(String,)> = sql("SELECT role FROM operators WHERE name = $1").bind(name).first(&self.writer).await?;
+        Ok(row.map(|(role,)| role))
+    }
+
+    /// Puts a call on record. The oldest entries give way.
+    pub(crate) async fn log_call(&self, row: &AuditRow) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        sql("INSERT INTO audit_log (time, who, role, call, subject, revision, outcome, origin)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+        .bind(row.time)
+        .bind(&row.who)
+        .bind(&row.role)
+        .bind(&row.call)
+        .bind(&row.subject)
+        .bind(signed(row.revision))
+        .bind(&row.outcome)
+        .bind(&row.origin)
+        .run(&mut change)
+        .await?;
+        sql("DELETE FROM audit_log WHERE seq <= (SELECT max(seq) FROM audit_log) - $1").bind(AUDIT_KEPT).run(&mut change).await?;
+        Ok(change.commit().await?)
+    }
+
+    /// Calls on record since then, newest first.
+    pub(crate) async fn audit_log(&self, since: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        let rows: Vec<AuditColumns> = sql("SELECT seq, time, who, role, call, subject, revision, outcome, origin
+             FROM audit_log WHERE time >= $1 ORDER BY seq DESC LIMIT $2")
+        .bind(since)
+        .bind(limit)
+        .all(self.readers())
+        .await?;
+        let read = |(number, time, who, role, call, subject, revision, outcome, origin): AuditColumns| AuditRow {
+            number: number.unsigned_abs(),
+            time,
+            who,
+            role,
+            call,
+            subject,
+            revision: revision.unsigned_abs(),
+            outcome,
+            origin,
+        };
+        Ok(rows.into_iter().map(read).collect())
+    }
+}

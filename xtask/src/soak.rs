@@ -1,0 +1,98 @@
+//! `cargo xtask soak`: what the tests do in short, for as long as it takes to believe it.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::{
+    bench::{Report, target_directory},
+    command, setup,
+};
+
+/// Run for long.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Soak {
+    /// What to run
+    #[arg(value_enum)]
+    name: Name,
+    /// A smoke run: its numbers prove nothing
+    #[arg(long)]
+    quick: bool,
+    /// Also write the rows to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Cargo profile of the binaries
+    #[arg(long, default_value = "release")]
+    profile: String,
+}
+
+/// The long runs there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// 10^6 requests while leaves, issuing CAs and the trust anchor change and control planes are killed
+    Rotation,
+}
+
+/// What a rotation saw.
+#[derive(Debug, Deserialize)]
+struct Rotation {
+    requests: f64,
+    failed: f64,
+    first_failure: Option<String>,
+    renewals: f64,
+    issuing_cas: f64,
+    kills: f64,
+    anchor_changed: bool,
+    seconds: f64,
+}
+
+impl Soak {
+    /// Runs it, prints what was seen, and fails when a request did.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        setup::run()?;
+        let mut build = command::cargo();
+        build.args(["build", "--workspace", "--bins", "--profile", &self.profile]);
+        command::run(&mut build)?;
+        let output = if self.profile == "dev" { "debug" } else { self.profile.as_str() };
+        let mut soak = Command::new(target_directory()?.join(output).join("outrider-soak"));
+        match self.name {
+            Name::Rotation => {
+                soak.arg("rotation");
+                if self.quick {
+                    soak.args(["--requests", "20000", "--renewals", "20"]);
+                }
+            }
+        }
+        // Its progress goes to the terminal as it comes.
+        let ended = soak.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run outrider-soak")?;
+        let seen: Rotation =
+            serde_json::from_slice(&ended.stdout).with_context(|| format!("outrider-soak ended early ({})", ended.status))?;
+        let mut report = Report::new("soak rotation");
+        for (metric, unit, value) in [
+            ("requests", "", seen.requests),
+            ("failed", "", seen.failed),
+            ("leaves renewed", "", seen.renewals),
+            ("issuing CAs renewed", "", seen.issuing_cas),
+            ("control planes killed", "", seen.kills),
+            ("trust anchors changed", "", f64::from(u8::from(seen.anchor_changed))),
+            ("time", "s", seen.seconds),
+        ] {
+            report.add("mesh", metric, unit, value);
+        }
+        report.target("mesh", "failed", "", 0.0);
+        report.at_least("mesh", "trust anchors changed", "", 1.0);
+        report.print()?;
+        if let Some(path) = self.json {
+            report.write(&path)?;
+        }
+        if !ended.status.success() {
+            bail!("the run failed: {}", seen.first_failure.as_deref().unwrap_or("the old trust anchor is still there"));
+        }
+        Ok(())
+    }
+}
