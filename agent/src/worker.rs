@@ -113,19 +113,16 @@ impl Worker {
         self.svids.latest().map(|svid| svid.leaf.id.to_string()).unwrap_or_default()
     }
 
-    /// Whether the next answer on a connection of this peer should be its last.
+    /// Whether [`Worker::closing`] has ended.
     pub(crate) fn is_closing(&self, peer: &Peer) -> bool {
-        self.drain.is_stopping() || self.has_ended(peer)
-    }
-
-    fn has_ended(&self, peer: &Peer) -> bool {
-        alarm::instant() >= peer.deadline() || self.trust.standing(peer) != Standing::Good || self.own_ended.get()
+        let ended = alarm::instant() >= peer.deadline() || self.trust.standing(peer) != Standing::Good;
+        self.drain.is_stopping() || ended || self.own_ended.get()
     }
 
     /// Ends when a connection of this peer should take no more requests.
     pub(crate) async fn closing(&self, peer: &Peer) {
-        let is_over = || self.drain.is_idle() || self.has_ended(peer);
-        alarm::until(|| if is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(peer.deadline()) }).await;
+        alarm::until(|| if self.is_closing(peer) { ControlFlow::Break(()) } else { ControlFlow::Continue(peer.deadline()) })
+            .await;
     }
 }
 
@@ -220,7 +217,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
                 pooled = now;
             }
             Ok(()) = policies.changed() => alarm::ring(),
-            () = shared.drain.idle(), if !drains => {
+            () = shared.drain.stopping(), if !drains => {
                 drains = true;
                 alarm::ring();
             }

@@ -55,10 +55,6 @@ impl Drain {
         self.idle.cancelled()
     }
 
-    /// Whether [`Drain::idle`] has ended.
-    pub fn is_idle(&self) -> bool {
-        self.idle.is_cancelled()
-    }
 
     /// Ends when a successor has taken over; never otherwise.
     pub fn succeeded(&self) -> WaitForCancellationFuture<'_> {
