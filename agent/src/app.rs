@@ -284,6 +284,7 @@ fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
                 service: backed.service.to_string(),
                 mesh_address: mesh_address.clone(),
                 ports: vec![port],
+                zone: config.zone.as_deref().unwrap_or_default().to_owned(),
                 labels: config.labels.clone().into_iter().collect(),
             }),
         }

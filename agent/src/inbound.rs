@@ -101,7 +101,7 @@ impl Inbound {
         }
         let response = tokio::select! {
             biased;
-            response = self.worker.upstreams.send(&route, request, &added) => response?,
+            response = self.worker.upstreams.serve(&route, request, &added) => response?,
             revoked = permit.revoked() => return Err(revoked),
         };
         Ok((response, permit))

@@ -30,7 +30,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, fixed: Option<
     let mut io = SharedIo::new(Transport::Plain(stream));
     let outbound = Outbound { worker: worker.clone(), address, fixed };
     if let Some(upstream) = &outbound.fixed {
-        match route::to_service(&worker.directory, &upstream.service, upstream.port).await {
+        match route::to_service(&worker.directory, &upstream.service, upstream.port, None).await {
             Ok(route) if is_opaque(&route) => return outbound.opaque(io, &route).await,
             Ok(_) => {}
             // For a program that waits for the other side to speak, closing is the only answer.
@@ -62,8 +62,8 @@ impl Outbound {
             Some(upstream) => (upstream.service.clone(), upstream.port),
             None => route::called(&request.head)?,
         };
-        let route = route::to_service(&self.worker.directory, &service, port).await?;
-        if let Kind::Mesh { service, port, protocol } = route.kind() {
+        let route = route::to_service(&self.worker.directory, &service, port, Some(&request.head)).await?;
+        if let Kind::Mesh { service, port, protocol, .. } = route.kind() {
             record.destination(&service.name, *port, *protocol);
         }
         Ok(route)
@@ -73,7 +73,7 @@ impl Outbound {
         let route = self.route(&request, record).await?;
         let mut added = Fields::default();
         record.onward(&mut added);
-        self.worker.upstreams.send(&route, request, &added).await
+        self.worker.upstreams.send(&route, request, &added, record.trail()).await
     }
 
     /// CONNECT to a port that carries opaque bytes.
@@ -106,7 +106,7 @@ impl Outbound {
     async fn opaque(&self, io: SharedIo, route: &Route) {
         let mut record = self.record();
         record.set_id(new_request_id());
-        if let Kind::Mesh { service, port, protocol } = route.kind() {
+        if let Kind::Mesh { service, port, protocol, .. } = route.kind() {
             record.destination(&service.name, *port, *protocol);
         }
         match self.worker.upstreams.tunnel(route).await {

@@ -162,6 +162,8 @@ reasons! {
     PeerRevoked = "peer_revoked", Policy, 403, Tls, Both;
     /// No such service, or no such port of it.
     UnknownService = "unknown_service", Caller, 404, Route, Both;
+    /// Routes are attached to the service, and none of them is for this request.
+    NoRoute = "no_route", Caller, 404, Route, Outbound;
     /// The service's port does not speak what the caller wants to speak.
     ProtocolMismatch = "protocol_mismatch", Caller, 400, Route, Both;
     /// The service has no endpoint.

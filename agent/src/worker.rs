@@ -17,7 +17,7 @@ use crate::{
     route::{Directory, LocalPort},
     telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
     tls::{MeshAcceptor, MeshConnector, Standing, Trust},
-    upstream::{Pool, Upstreams},
+    upstream::{Behind, Bounds, Pool, Upstreams},
 };
 
 /// A worker's own sockets.
@@ -53,6 +53,9 @@ pub(crate) struct Shared {
     tracing: Tracing,
     drain: Drain,
     tasks: Tasks,
+    zone: Option<Box<str>>,
+    bounds: Bounds,
+    behind: Behind,
 }
 
 impl Shared {
@@ -85,6 +88,9 @@ impl Shared {
             tracing: config.tracing.clone(),
             drain: drain.clone(),
             tasks: tasks.clone(),
+            zone: config.zone.clone(),
+            bounds: config.bounds,
+            behind: Behind::default(),
         })
     }
 }
@@ -96,7 +102,7 @@ pub(crate) struct Worker {
     pub(crate) directory: Arc<Directory>,
     pub(crate) local: Arc<Vec<LocalPort>>,
     pub(crate) acceptor: MeshAcceptor,
-    pub(crate) upstreams: Upstreams,
+    pub(crate) upstreams: Rc<Upstreams>,
     pub(crate) observer: Rc<Observer>,
     pub(crate) limits: Limits,
     pub(crate) drain: Drain,
@@ -157,16 +163,22 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
     let observer = Rc::new(observer);
     let worker = Rc::new(Worker {
         policies: shared.policies,
-        directory: shared.directory,
+        directory: shared.directory.clone(),
         local: shared.local,
         acceptor: shared.acceptor,
-        upstreams: Upstreams {
+        upstreams: Rc::new(Upstreams {
             connector: shared.connector,
             svids: shared.svids.clone(),
             limits: limits.clone(),
+            bounds: shared.bounds,
+            zone: shared.zone,
             tasks: tasks.clone(),
             pool: pool.clone(),
-        },
+            directory: shared.directory,
+            behind: shared.behind,
+            fleets: Default::default(),
+            metrics: metrics.upstream.clone(),
+        }),
         observer: observer.clone(),
         limits: limits.clone(),
         drain: shared.drain.clone(),
@@ -210,7 +222,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
                     alarm::ring();
                 }
                 observer.log.flush();
-                pool.sweep(shared.svids.generation());
+                worker.upstreams.tend();
                 let now = pool.count();
                 metrics.pooled.inc_by(now.0 - pooled.0);
                 metrics.shared.inc_by(now.1 - pooled.1);

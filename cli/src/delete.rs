@@ -1,4 +1,4 @@
-//! `outrider delete`: policies out of force.
+//! `outrider delete`: policies and routes out of force.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::{
     progress::Waited,
 };
 
-/// Delete policies.
+/// Delete policies or routes.
 ///
 /// All that are named are deleted in one transaction, or none. What no policy allows is denied: deleting the last policy
 /// of a service closes it.
@@ -23,6 +23,7 @@ use crate::{
 #[command(after_long_help = "\
 Examples:
   outrider delete servicepolicy shop/orders --wait
+  outrider delete httproute shop/orders
   outrider delete -f policies/")]
 pub(crate) struct Delete {
     /// Kind of resource
@@ -44,10 +45,26 @@ enum Kind {
     /// A `ServicePolicy`
     #[value(name = "servicepolicy", aliases = ["servicepolicies", "policy", "policies"])]
     ServicePolicy,
+    /// An `HTTPRoute`
+    #[value(name = "httproute", alias = "httproutes")]
+    HttpRoute,
+    /// A `GRPCRoute`
+    #[value(name = "grpcroute", alias = "grpcroutes")]
+    GrpcRoute,
 }
 
-/// The wire's word for the only kind there is.
-const SERVICE_POLICY: &str = "ServicePolicy";
+impl Kind {
+    const ALL: [Self; 3] = [Self::ServicePolicy, Self::HttpRoute, Self::GrpcRoute];
+
+    /// The word of wire and files.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::ServicePolicy => "ServicePolicy",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+        }
+    }
+}
 
 /// The answer of `delete`. The shape that programs read.
 #[derive(Debug, Serialize)]
@@ -63,12 +80,12 @@ struct Deleted {
 impl Delete {
     /// Runs the verb.
     pub(crate) async fn run(self, socket: &Socket, console: &Console) -> Result<Exit, Failure> {
-        let names = match self.kind {
-            Some(Kind::ServicePolicy) => self.names,
+        let (kind, names) = match self.kind {
+            Some(kind) => (kind, self.names),
             None => names_in(&self.files)?,
         };
         let mut admin = socket.connect().await?;
-        let answer = admin.delete(DeleteRequest { kind: SERVICE_POLICY.into(), names }).await?.into_inner();
+        let answer = admin.delete(DeleteRequest { kind: kind.as_str().into(), names }).await?.into_inner();
         let changes: Vec<Change> = answer.changes.into_iter().map(Change::from).collect();
         if console.is_for_people() {
             apply::tell_changes(&changes, answer.revision, false, console)?;
@@ -100,25 +117,32 @@ struct Metadata {
     namespace: String,
 }
 
-fn names_in(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
-    let mut found = Vec::new();
+fn names_in(files: &[PathBuf]) -> Result<(Kind, Vec<String>), Failure> {
+    let mut found: Option<(Kind, Vec<String>)> = None;
     for file in manifest::read(files, Below::Ignored)? {
         let wrong = |reason: String| Failure::Read { path: PathBuf::from(&file.source), reason };
         let heads: Vec<Head> = serde_saphyr::from_multiple(&file.yaml).map_err(|error| wrong(error.to_string()))?;
         for head in heads {
-            if head.kind != SERVICE_POLICY {
-                return Err(wrong(format!("`{}` is not a kind that can be deleted: only `{SERVICE_POLICY}` is", head.kind)));
-            }
+            let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == head.kind).ok_or_else(|| {
+                let known = "`ServicePolicy`, `HTTPRoute` and `GRPCRoute` are";
+                wrong(format!("`{}` is not a kind that can be deleted: only {known}", head.kind))
+            })?;
             let name = names::namespaced(&format!("{}/{}", head.metadata.namespace, head.metadata.name)).map_err(wrong)?;
-            if !found.contains(&name) {
-                found.push(name);
+            let (first, names) = found.get_or_insert_with(|| (kind, Vec::new()));
+            // One call deletes all or nothing, and a call is about one kind.
+            if *first != kind {
+                return Err(wrong(format!(
+                    "the files name a `{}` and a `{}`: delete one kind at a time, so that all of it goes or none",
+                    first.as_str(),
+                    kind.as_str()
+                )));
+            }
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
     }
-    if found.is_empty() {
-        return Err(Failure::Usage("the files name no policy to delete".into()));
-    }
-    Ok(found)
+    found.ok_or_else(|| Failure::Usage("the files name no policy or route to delete".into()))
 }
 
 #[cfg(test)]
@@ -129,7 +153,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.yaml");
         std::fs::write(&path, yaml).unwrap();
-        names_in(&[path])
+        names_in(&[path]).map(|(_, names)| names)
     }
 
     #[test]

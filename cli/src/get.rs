@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outrider_proto::v1::{
     ListAgentsRequest, ListAuditRequest, ListCertificatesRequest, ListDecisionsRequest, ListPoliciesRequest,
-    ListRevisionsRequest, ListServicesRequest,
+    ListRevisionsRequest, ListRoutesRequest, ListServicesRequest,
 };
 
 use crate::{
@@ -13,11 +13,11 @@ use crate::{
     names,
     output::Console,
     table::Row,
-    view::{Agent, Audit, Certificate, Decision, Named, Policy, Revision, Service},
+    view::{Agent, Audit, Certificate, Decision, Named, Policy, Revision, Route, Service},
     when,
 };
 
-/// List policies, revisions, services, agents, decisions, certificates or the audit log.
+/// List policies, routes, revisions, services, agents, decisions, certificates or the audit log.
 ///
 /// With -o json or -o yaml the answer is always an array, also when one NAME is asked for.
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,10 @@ enum What {
     /// Stored policies and where they are in force
     #[value(aliases = ["policy", "servicepolicy", "servicepolicies"])]
     Policies,
-    /// Revisions at which policies changed: what there is to go back to
+    /// Stored routes, `HTTPRoute` and `GRPCRoute`, and where they are in force
+    #[value(aliases = ["route", "httproute", "httproutes", "grpcroute", "grpcroutes"])]
+    Routes,
+    /// Revisions at which policies or routes changed: what there is to go back to
     #[value(alias = "revision")]
     Revisions,
     /// Services and who backs them
@@ -89,6 +92,10 @@ impl Get {
             What::Policies => {
                 let list = admin.list_policies(ListPoliciesRequest { namespace }).await?.into_inner();
                 self.show::<_, Policy>(list.policies, "no policies: every call is denied (`outrider apply -f FILE`)", console)
+            }
+            What::Routes => {
+                let list = admin.list_routes(ListRoutesRequest { namespace }).await?.into_inner();
+                self.show::<_, Route>(list.routes, "no routes: requests go to the service that they name", console)
             }
             What::Revisions => {
                 let list = admin.list_revisions(ListRevisionsRequest { limit: self.limit }).await?.into_inner();

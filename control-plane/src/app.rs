@@ -219,8 +219,8 @@ async fn publisher(
     let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
     let (revision, policies, agents) = store.mesh().await?;
     let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
-    let revocations = Arc::clone(&revoking.borrow());
-    let world = World::load(revision, bundle, revocations, policies, agents)?;
+    let (revocations, ages) = (Arc::clone(&revoking.borrow()), store.policy_ages().await?);
+    let world = World::load(revision, bundle, revocations, policies, &ages, agents)?;
     issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
     Ok(Publisher::new(store.clone(), issuance.metrics.clone(), (world, revoking), grace))
 }

@@ -22,6 +22,7 @@ pub mod path_pattern;
 pub mod pattern;
 pub mod protocol;
 pub mod resource;
+pub mod route;
 pub mod rule;
 pub mod target;
 pub mod testcase;

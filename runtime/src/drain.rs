@@ -55,7 +55,6 @@ impl Drain {
         self.idle.cancelled()
     }
 
-
     /// Ends when a successor has taken over; never otherwise.
     pub fn succeeded(&self) -> WaitForCancellationFuture<'_> {
         self.succeeded.cancelled()

@@ -37,6 +37,7 @@ pub struct Backend {
     /// Where it listens.
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    failing: Arc<Mutex<Vec<String>>>,
     _server: JoinSet<()>,
 }
 
@@ -50,14 +51,16 @@ impl Backend {
         let address = listener.local_addr().expect("address");
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let record = seen.clone();
+        let failing = Arc::<Mutex<Vec<String>>>::default();
+        let fails = failing.clone();
         let mut server = JoinSet::new();
         server.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, record.clone()));
+                connections.spawn(serve(stream, record.clone(), fails.clone()));
             }
         });
-        Self { address, seen, _server: server }
+        Self { address, seen, failing, _server: server }
     }
 
     /// Requests so far.
@@ -66,6 +69,14 @@ impl Backend {
     /// When a connection panicked.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().expect("seen").clone()
+    }
+
+    /// From now on it answers 503 to requests for this target.
+    ///
+    /// # Panics
+    /// When a connection panicked.
+    pub fn fail_on(&self, target: &str) {
+        self.failing.lock().expect("failing").push(target.to_owned());
     }
 
     /// Forgets them.
@@ -77,16 +88,19 @@ impl Backend {
     }
 }
 
-async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>) {
+async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>, failing: Arc<Mutex<Vec<String>>>) {
     let mut buf = Vec::new();
     while let Some(request) = read(&mut stream, &mut buf).await {
         let slow = request.target.contains("slow");
         let close = request.target.contains("close");
+        let failing = failing.lock().expect("failing").contains(&request.target);
         seen.lock().expect("seen").push(request);
         if slow {
             tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         }
-        let answer: &[u8] = if close {
+        let answer: &[u8] = if failing {
+            b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+        } else if close {
             b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nok\n"
         } else {
             b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n"

@@ -19,6 +19,7 @@ mod postgres;
 mod process;
 mod python;
 mod raw;
+mod relay;
 pub mod soak;
 mod space;
 
@@ -33,6 +34,7 @@ pub use postgres::{Cluster, Disk};
 pub use process::Process;
 pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
+pub use relay::Relay;
 pub use space::{Space, Spaces};
 
 /// Waits until something holds.

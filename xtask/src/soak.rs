@@ -36,6 +36,8 @@ pub(crate) struct Soak {
 enum Name {
     /// 10^6 requests while leaves, issuing CAs and the trust anchor change and control planes are killed
     Rotation,
+    /// 200 times kill -9 during issuance, on SQLite and on PostgreSQL
+    Store,
 }
 
 /// What a rotation saw.
@@ -55,18 +57,17 @@ impl Soak {
     /// Runs it, prints what was seen, and fails when a request did.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         setup::run()?;
+        if matches!(self.name, Name::Store) {
+            return store(if self.quick { "20" } else { "200" });
+        }
         let mut build = command::cargo();
         build.args(["build", "--workspace", "--bins", "--profile", &self.profile]);
         command::run(&mut build)?;
         let output = if self.profile == "dev" { "debug" } else { self.profile.as_str() };
         let mut soak = Command::new(target_directory()?.join(output).join("outrider-soak"));
-        match self.name {
-            Name::Rotation => {
-                soak.arg("rotation");
-                if self.quick {
-                    soak.args(["--requests", "20000", "--renewals", "20"]);
-                }
-            }
+        soak.arg("rotation");
+        if self.quick {
+            soak.args(["--requests", "20000", "--renewals", "20"]);
         }
         // Its progress goes to the terminal as it comes.
         let ended = soak.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run outrider-soak")?;
@@ -95,4 +96,11 @@ impl Soak {
         }
         Ok(())
     }
+}
+
+/// The test of the suite, with more kills. It fails when an acknowledged leaf is lost, or anything is half there.
+fn store(kills: &str) -> anyhow::Result<()> {
+    let mut test = command::cargo();
+    test.args(["test", "-p", "outrider-control-plane", "--test", "it", "kill_9_during_issuance", "--", "--nocapture"]);
+    command::run(test.env("OUTRIDER_KILLS", kills))
 }

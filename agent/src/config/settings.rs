@@ -17,6 +17,7 @@ use crate::{
     capture::{Capture, CaptureSettings},
     identity::JoinToken,
     telemetry::AccessLogTarget,
+    upstream::Bounds,
     workload::WorkloadSocket,
 };
 
@@ -63,6 +64,15 @@ pub struct Settings {
     /// Health and metrics [default: 127.0.0.1:15120]
     #[arg(long, env = "OUTRIDER_HEALTH", value_name = "ADDRESS")]
     pub health: Option<SocketAddr>,
+    /// Where this agent is, for example `eu-1a`: endpoints of the same zone are preferred
+    #[arg(long, env = "OUTRIDER_ZONE", value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// Most requests of the own program under way at one service, for each worker; more are refused with 503 [default: 4096]
+    #[arg(long, env = "OUTRIDER_MAX_SERVICE_REQUESTS", value_name = "N")]
+    pub max_service_requests: Option<usize>,
+    /// Most of them under way at one endpoint, for each worker [default: 1024]
+    #[arg(long, env = "OUTRIDER_MAX_ENDPOINT_REQUESTS", value_name = "N")]
+    pub max_endpoint_requests: Option<usize>,
     /// Private directory for key, certificate and the last good configuration
     #[arg(long, env = "OUTRIDER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -171,6 +181,10 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Where this agent is.
+    pub zone: Option<Box<str>>,
+    /// Bounds on requests under way.
+    pub bounds: Bounds,
     /// Private directory.
     pub state_dir: PathBuf,
     /// Whether to take over from a running agent.
@@ -248,6 +262,8 @@ impl TryFrom<Settings> for Config {
         }
         let access_log = settings.access_log.unwrap_or_default();
         let access_log = if access_log.is_empty() { AccessLogTarget::Stdout } else { access_log.parse().unwrap_or_default() };
+        let zone = settings.zone.and_then(|text| problems.take(zone(text)));
+        let bounds = problems.take(bounds(settings.max_service_requests, settings.max_endpoint_requests)).unwrap_or_default();
         let (Some(control_plane), Some(state_dir), Some(tracing), true) =
             (control_plane, state_dir, tracing, problems.0.is_empty())
         else {
@@ -265,6 +281,8 @@ impl TryFrom<Settings> for Config {
             outbound: settings.outbound.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15101))),
             mesh: settings.mesh.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 15108))),
             advertise,
+            zone,
+            bounds,
             health: settings.health.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15120))),
             workload: workload(settings.workload_socket, settings.workload_user, &state_dir),
             state_dir,
@@ -312,6 +330,24 @@ fn token(text: Option<String>, file: Option<&Path>) -> Result<Option<JoinToken>,
 fn identity(text: String) -> Result<String, String> {
     let known = text.parse::<SpiffeId>().is_ok() || text.parse::<ServiceAccount>().is_ok();
     if known { Ok(text) } else { Err(format!("`--identity` is `{text}`: use a SPIFFE ID or NAMESPACE/SERVICE-ACCOUNT")) }
+}
+
+fn zone(text: String) -> Result<Box<str>, String> {
+    let plain = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    if plain { Ok(text.into()) } else { Err(format!("`--zone` is `{text}`: use 1 to 63 letters, digits, `-`, `.` and `_`")) }
+}
+
+fn bounds(requests: Option<usize>, endpoint_requests: Option<usize>) -> Result<Bounds, String> {
+    let usual = Bounds::default();
+    let (requests, endpoint_requests) =
+        (requests.unwrap_or(usual.requests), endpoint_requests.unwrap_or(usual.endpoint_requests));
+    for (flag, most) in [("--max-service-requests", requests), ("--max-endpoint-requests", endpoint_requests)] {
+        if most == 0 {
+            return Err(format!("`{flag}` is 0: nothing could be called; use 1 or more"));
+        }
+    }
+    Ok(Bounds { requests, endpoint_requests, ..usual })
 }
 
 fn backed_port(text: &str) -> Result<BackedPort, String> {

@@ -143,9 +143,17 @@ impl Subscription {
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: ["ServicePolicy/v1alpha1", "Service", "TrustBundle", "Revocations", "JwtBundle"]
-                .map(str::to_owned)
-                .into(),
+            capabilities: [
+                "ServicePolicy/v1alpha1",
+                "HTTPRoute/v1",
+                "GRPCRoute/v1",
+                "Service",
+                "TrustBundle",
+                "Revocations",
+                "JwtBundle",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             services: self.services.clone(),
             known: self.view.known(),
             want: Some(want(&self.directory.wanted().borrow())),

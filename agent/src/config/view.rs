@@ -1,17 +1,21 @@
 //! The agent's view of the mesh: what the control plane sent, checked whole before any of it counts.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use outrider_policy::{Protocol, ServicePolicy, StoredPolicy};
+use outrider_policy::{Protocol, ServiceName, ServicePolicy, StoredPolicy, route::StoredRoute};
 use outrider_proto::v1::{
-    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, RevocationList, ServicePolicyBody, TrustBundle, Update,
+    self as wire, JwtBundle, KnownResource, Resource, ResourceKind, RevocationList, RouteBody, ServicePolicyBody, TrustBundle,
+    Update,
 };
 use prost::Message as _;
 
 use crate::{
     policy::PolicyBook,
-    route::{Directory, Endpoint, ServiceEntry},
+    route::{Directory, Endpoint, ServiceEntry, ServiceRoutes},
     tls::{Trust, TrustError},
     workload::JwtKeys,
 };
@@ -96,14 +100,15 @@ impl View {
         directory: &Directory,
         jwt_keys: &JwtKeys,
     ) -> Result<(), ViewError> {
-        let (mut bundle, mut revocations, mut services, mut stored) = (None, RevocationList::default(), Vec::new(), Vec::new());
-        let mut keys = None;
+        let (mut bundle, mut revocations, mut keys) = (None, RevocationList::default(), None);
+        let (mut services, mut stored, mut routes) = (Vec::new(), Vec::new(), Vec::new());
         for resource in self.resources.values() {
             match ResourceKind::try_from(resource.kind) {
                 Ok(ResourceKind::TrustBundle) => bundle = Some(read::<TrustBundle>(resource)?),
                 Ok(ResourceKind::Revocations) => revocations = read::<RevocationList>(resource)?,
                 Ok(ResourceKind::Service) => services.push(service(resource)?),
                 Ok(ResourceKind::ServicePolicy) => stored.push(policy(resource)?),
+                Ok(ResourceKind::Route) => routes.push(route(resource)?),
                 Ok(ResourceKind::JwtBundle) => keys = Some(jwt_bundle(resource)?),
                 Ok(ResourceKind::Unspecified) | Err(_) => return Err(ViewError::Kind(resource.name.clone())),
             }
@@ -119,6 +124,13 @@ impl View {
         if let Some(bundle) = &bundle {
             anchors(&Trust::default(), bundle)?;
         }
+        let backends = routes.iter().flat_map(|stored| stored.route.backends().collect::<Vec<_>>()).collect();
+        let checked = |stored: &StoredRoute| {
+            let check = stored.route.health_check()?;
+            Some(stored.route.backends().map(|service| (service, check.clone())).collect::<Vec<_>>())
+        };
+        let checks = routes.iter().filter_map(checked).flatten().collect();
+        let routes = tables(&routes)?;
         let revoke = |trust: &Trust| {
             trust
                 .revoke(&revocations)
@@ -130,7 +142,7 @@ impl View {
             anchors(trust, bundle)?;
         }
         revoke(trust)?;
-        directory.replace(services);
+        directory.replace_all(services, routes, backends, checks);
         // Checked when it was read.
         let _ = jwt_keys.replace(keys.as_ref());
         Ok(())
@@ -156,6 +168,26 @@ fn policy(resource: &Resource) -> Result<StoredPolicy, ViewError> {
     Ok(StoredPolicy { policy: Arc::new(policy), revision: resource.revision })
 }
 
+fn route(resource: &Resource) -> Result<StoredRoute, ViewError> {
+    let wrong = |reason: String| ViewError::Resource { name: resource.name.clone(), reason };
+    let body: RouteBody = read(resource)?;
+    let route = outrider_policy::route::Route::from_json(&body.json).map_err(wrong)?;
+    Ok(StoredRoute { route: Arc::new(route), created: body.created })
+}
+
+/// The routes of each service that they attach to.
+fn tables(routes: &[StoredRoute]) -> Result<HashMap<ServiceName, Arc<ServiceRoutes>>, ViewError> {
+    let parents: BTreeSet<ServiceName> = routes.iter().flat_map(|stored| stored.route.parents().collect::<Vec<_>>()).collect();
+    let table = |parent: ServiceName| {
+        let own: Vec<StoredRoute> =
+            routes.iter().filter(|stored| stored.route.parents().any(|each| each == parent)).cloned().collect();
+        let table = ServiceRoutes::new(&parent, &own);
+        let table = table.map_err(|reason| ViewError::Resource { name: parent.to_string(), reason })?;
+        Ok((parent, Arc::new(table)))
+    };
+    parents.into_iter().map(table).collect()
+}
+
 fn service(resource: &Resource) -> Result<ServiceEntry, ViewError> {
     let wrong = |reason: String| ViewError::Resource { name: resource.name.clone(), reason };
     let service: wire::Service = read(resource)?;
@@ -173,7 +205,8 @@ fn service(resource: &Resource) -> Result<ServiceEntry, ViewError> {
         let identity = endpoint.identity.parse().map_err(|error| wrong(format!("{error}")))?;
         let ports = endpoint.ports.iter().map(|port| u16::try_from(*port).map_err(|_| wrong(format!("port {port}"))));
         let ports = ports.collect::<Result<_, _>>()?;
-        endpoints.push(Endpoint { address: endpoint.mesh_address, identity, ports });
+        let zone = Some(endpoint.zone).filter(|zone| !zone.is_empty()).map(String::into_boxed_str);
+        endpoints.push(Endpoint { address: endpoint.mesh_address, identity, ports, zone });
     }
     Ok(ServiceEntry { name, ports, endpoints })
 }

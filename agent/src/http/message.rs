@@ -19,7 +19,7 @@ pub enum Version {
 }
 
 /// A request's head in canonical form: what policy, route, log and upstream all read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestHead {
     /// Method, upper case.
     pub method: http::Method,

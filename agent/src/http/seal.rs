@@ -8,6 +8,7 @@ use crate::{
     refusal::{Reason, Refusal},
     tcp::Tunnel,
     telemetry::Record,
+    upstream,
 };
 
 /// An answer from upstream. The permit rides on the body.
@@ -24,7 +25,12 @@ pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) 
 /// A refusal: status and id for the caller, the rest for the record.
 pub fn refused(refusal: &Refusal, mut record: Record) -> Reply {
     record.refused(refusal);
-    let response = Response::refused(refusal, record.id());
+    let mut response = Response::refused(refusal, record.id());
+    // The agent of the caller may try another endpoint when the program has seen nothing of it.
+    let unsent = matches!(refusal.reason(), Reason::ConnectFailed | Reason::Overloaded | Reason::Draining);
+    if unsent && record.is_for_an_agent() {
+        response.fields.push(upstream::FIELD.as_bytes(), upstream::UNSENT);
+    }
     Reply { response, permit: None, record, tunnel: None }
 }
 

@@ -7,9 +7,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use outrider_policy::{Protocol, ServiceName, SpiffeId};
+use outrider_policy::{Protocol, ServiceName, SpiffeId, route::HealthCheck};
 use tokio::{sync::watch, time::Instant};
 
+use super::ServiceRoutes;
 use crate::refusal::{Reason, Refusal};
 
 /// Services an agent may ask for.
@@ -31,7 +32,7 @@ pub struct ServiceEntry {
 }
 
 /// An agent that backs a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// `host:port` of its mesh listener.
     pub address: String,
@@ -39,6 +40,8 @@ pub struct Endpoint {
     pub identity: SpiffeId,
     /// Ports of the service that it serves; empty for all of them.
     pub ports: Vec<u16>,
+    /// Where it is, if its agent says so.
+    pub zone: Option<Box<str>>,
 }
 
 impl ServiceEntry {
@@ -70,6 +73,8 @@ impl ServiceEntry {
 #[derive(Debug)]
 pub struct Directory {
     services: ArcSwap<HashMap<ServiceName, Arc<ServiceEntry>>>,
+    routes: ArcSwap<HashMap<ServiceName, Arc<ServiceRoutes>>>,
+    checks: ArcSwap<HashMap<ServiceName, HealthCheck>>,
     changed: watch::Sender<u64>,
     wanted: watch::Sender<BTreeSet<ServiceName>>,
     asked: Mutex<HashMap<ServiceName, Asked>>,
@@ -106,6 +111,8 @@ impl Default for Directory {
     fn default() -> Self {
         Self {
             services: ArcSwap::default(),
+            routes: ArcSwap::default(),
+            checks: ArcSwap::default(),
             changed: watch::Sender::new(0),
             wanted: watch::Sender::new(BTreeSet::new()),
             asked: Mutex::default(),
@@ -114,7 +121,37 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Replaces all that is known.
+    /// Replaces all that is known: services, and the routes to them with what these lead to.
+    pub fn replace_all(
+        &self,
+        services: Vec<ServiceEntry>,
+        routes: HashMap<ServiceName, Arc<ServiceRoutes>>,
+        backends: BTreeSet<ServiceName>,
+        checks: HashMap<ServiceName, HealthCheck>,
+    ) {
+        self.checks.store(Arc::new(checks));
+        // Routes first: a service that is new must not be called past its routes.
+        self.routes.store(Arc::new(routes));
+        self.replace(services);
+        self.wanted.send_if_modified(|wanted| {
+            let before = wanted.len();
+            let missing: Vec<ServiceName> = backends.into_iter().filter(|name| !wanted.contains(name)).collect();
+            wanted.extend(missing.into_iter().take(MOST.saturating_sub(before)));
+            wanted.len() != before
+        });
+    }
+
+    /// The routes to a service.
+    pub fn routes(&self, name: &ServiceName) -> Option<Arc<ServiceRoutes>> {
+        self.routes.load().get(name).cloned()
+    }
+
+    /// How endpoints of a service are asked how they are, if a route wants it.
+    pub fn check(&self, name: &ServiceName) -> Option<HealthCheck> {
+        self.checks.load().get(name).cloned()
+    }
+
+    /// Replaces all that is known of services.
     pub fn replace(&self, services: Vec<ServiceEntry>) {
         let map: HashMap<_, _> = services.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect();
         // What was in a snapshot is wanted again; what does not exist only when somebody calls it.
@@ -157,6 +194,11 @@ impl Directory {
         let answer = tokio::time::timeout(PATIENCE, answer).await;
         let unanswered = || Refusal::new(Reason::UnknownService, format!("the control plane did not describe `{name}` in time"));
         answer.unwrap_or_else(|_| Err(unanswered()))
+    }
+
+    /// A service as it is known now; nothing is asked.
+    pub fn current(&self, name: &ServiceName) -> Option<Arc<ServiceEntry>> {
+        self.services.load().get(name).cloned()
     }
 
     /// Whether the control plane says that there is no such service.
@@ -329,6 +371,7 @@ mod tests {
             address: address.to_owned(),
             identity: "spiffe://td/ns/shop/sa/files".parse().unwrap(),
             ports: ports.to_vec(),
+            zone: None,
         };
         let endpoints = vec![endpoint("a", &[80]), endpoint("b", &[80, 81]), endpoint("c", &[])];
         let service = Arc::new(ServiceEntry { endpoints, ..service(&[(80, Protocol::Http), (81, Protocol::Http)]) });

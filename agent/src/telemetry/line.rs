@@ -52,6 +52,10 @@ impl Record {
             line.text("stage", reason.stage().as_str());
         }
         line.text("detail", self.detail());
+        if self.trail.tries != 0 {
+            line.number("attempts", u64::from(self.trail.tries));
+            line.text("endpoint", self.trail.endpoint.as_deref().unwrap_or_default());
+        }
         line.number("bytes", self.sent);
         line.number("micros", micros(took));
         if let Some(answered) = self.answered {

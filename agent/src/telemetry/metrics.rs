@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{record::Side, series::SeriesTable};
+use super::{record::Side, series::SeriesTable, upstream::UpstreamMetrics};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -71,6 +71,8 @@ pub struct Metrics {
     pub renewal_failures: Counter,
     /// Whether the stream from the control plane is up.
     pub control_plane_connected: Gauge,
+    /// Calls by service.
+    pub upstream: UpstreamMetrics,
 }
 
 impl Metrics {
@@ -102,6 +104,7 @@ impl Metrics {
             renewals: renewals.get_or_create_owned(&ResultLabels { result: "ok" }),
             renewal_failures: renewals.get_or_create_owned(&ResultLabels { result: "failed" }),
             control_plane_connected: Gauge::default(),
+            upstream: UpstreamMetrics::new(registry),
         };
         metrics.register(registry);
         metrics

@@ -13,6 +13,7 @@ mod report;
 mod series;
 mod span;
 mod trace;
+mod upstream;
 
 pub use access_log::{AccessLog, AccessLogTarget};
 use clock::Clock;
@@ -25,3 +26,4 @@ pub use report::{ReportQueue, ReportReceiver, Weight, report_queue};
 pub use series::{Series, SeriesTable};
 pub use span::{Span, SpanQueue, SpanReceiver};
 pub use trace::{Sampler, TraceContext, Traced};
+pub use upstream::{ServiceCounters, UpstreamMetrics};

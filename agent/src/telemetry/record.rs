@@ -11,6 +11,7 @@ use crate::{
     identity::Peer,
     policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
+    upstream::Trail,
 };
 
 /// Which agent of a call speaks.
@@ -52,6 +53,7 @@ pub struct Record {
     pub(super) refusal: Option<Refusal>,
     pub(super) broke: Option<(Reason, String)>,
     pub(super) sent: u64,
+    pub(super) trail: Trail,
 }
 
 impl Record {
@@ -74,6 +76,7 @@ impl Record {
             refusal: None,
             broke: None,
             sent: 0,
+            trail: Trail::default(),
         }
     }
 
@@ -133,6 +136,16 @@ impl Record {
             self.verdict(verdict);
         }
         denied.refusal
+    }
+
+    /// Whether the answer goes to another agent of the mesh.
+    pub fn is_for_an_agent(&self) -> bool {
+        self.side == Side::Inbound && self.peer.as_ref().is_some_and(|peer| peer.id().is_some())
+    }
+
+    /// Where to note how a call goes.
+    pub fn trail(&mut self) -> &mut Trail {
+        &mut self.trail
     }
 
     /// Status sent to the caller.

@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::pool::{Key, Pool};
+use super::{
+    breaker::Held,
+    pool::{Key, Pool},
+};
 use crate::{
     http::h1::H1Client,
     refusal::{Reason, Refusal},
@@ -41,19 +44,22 @@ impl Lease {
     }
 }
 
-/// One exchange under way at an endpoint.
+/// One exchange under way at an endpoint, and at its service.
 #[derive(Debug)]
-pub struct StreamLease(Rc<Cell<usize>>);
+pub struct StreamLease {
+    load: Rc<Cell<usize>>,
+    _service: Option<Rc<Held>>,
+}
 
 impl StreamLease {
-    pub(super) fn take(load: &Rc<Cell<usize>>) -> Self {
+    pub(super) fn take(load: &Rc<Cell<usize>>, service: Option<Rc<Held>>) -> Self {
         load.set(load.get() + 1);
-        Self(load.clone())
+        Self { load: load.clone(), _service: service }
     }
 }
 
 impl Drop for StreamLease {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.load.set(self.load.get().saturating_sub(1));
     }
 }

@@ -4,12 +4,12 @@ use std::{rc::Rc, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{Upstreams, lease::StreamLease, pool::Key};
+use super::{Upstreams, lease::StreamLease, pool::Key, retry::Failure};
 use crate::{
-    http::{Fields, Request, Response, Version, h1::H1Client},
+    http::{Body, Fields, RequestHead, Response, Version, h1::H1Client},
     mesh::{self, MeshClient},
-    refusal::{Reason, Refusal},
-    route::Route,
+    refusal::Refusal,
+    route::Endpoint,
     tls::MeshProtocol,
 };
 
@@ -48,71 +48,74 @@ impl MeshPlace {
 /// A way to an agent.
 enum Way {
     /// A connection that speaks the mesh protocol, and whether it was opened just now.
-    Mesh(MeshClient, Key, bool),
+    Mesh(MeshClient, bool),
     /// HTTP.
     Http,
 }
 
 impl Upstreams {
-    /// Sends a request to another agent.
-    pub(super) async fn send_mesh(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
-        let Request { head, mut body } = request;
-        for attempt in 1.. {
-            let (client, key, fresh) = match self.way(route).await? {
-                Way::Mesh(client, key, fresh) => (client, key, fresh),
+    /// One exchange with an endpoint: over the mesh protocol, or over HTTP as the request came where the agent there does not
+    /// speak it.
+    pub(super) async fn exchange_mesh(
+        &self,
+        (key, endpoint): (&Key, &Endpoint),
+        head: &Rc<RequestHead>,
+        added: &Fields,
+        mut body: Body,
+        stream: StreamLease,
+    ) -> Result<Response, Failure> {
+        let (mut stream, mut attempt) = (Some(stream), 0);
+        loop {
+            attempt += 1;
+            let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
+            let (client, fresh) = match self.way(key, endpoint).await {
+                Ok(Way::Mesh(client, fresh)) => (client, fresh),
                 // Between agents a request keeps the version it came with.
-                Way::Http if head.version == Version::Http2 => {
-                    return self.send_http2(route, Request { head, body }, added).await;
+                Ok(Way::Http) if head.version == Version::Http2 => {
+                    return self.exchange_http2(key, Some(endpoint), head, added, body, held).await;
                 }
-                Way::Http => return self.send_http1(route, Request { head, body }, added).await,
+                Ok(Way::Http) => return self.exchange_http1(key, Some(endpoint), head, added, body, held).await,
+                Err(refusal) => return Err(Failure::unsent(refusal, body)),
             };
-            let stream = StreamLease::take(&self.pool.load(&key));
-            match mesh::exchange(client, &head, added, body, stream, &self.limits).await? {
+            match mesh::exchange(client, head, added, body, held, &self.limits).await.map_err(Failure::sent)? {
                 mesh::Exchange::Answered(response) => return Ok(response),
                 // Only a connection that was there before may end in this very moment.
-                mesh::Exchange::Unsent(_, refusal) if fresh || attempt == ATTEMPTS => return Err(refusal),
+                mesh::Exchange::Unsent(unsent, refusal) if fresh || attempt == ATTEMPTS => {
+                    return Err(Failure::unsent(refusal, unsent));
+                }
                 mesh::Exchange::Unsent(unsent, _) => body = unsent,
             }
         }
-        Err(Refusal::new(Reason::UpstreamFailed, "no connection takes the request"))
     }
 
-    async fn way(&self, route: &Route) -> Result<Way, Refusal> {
+    async fn way(&self, key: &Key, endpoint: &Endpoint) -> Result<Way, Refusal> {
         let generation = self.svids.generation();
         let asked = Instant::now();
-        let candidates = self.candidates(route);
-        let no_endpoint = || Refusal::new(Reason::NoEndpoint, "no endpoint");
-        let wanted = candidates.first().and_then(|first| super::send::key(route, *first)).ok_or_else(no_endpoint)?;
-        let slot = self.pool.mesh(&wanted);
+        let slot = self.pool.mesh(key);
         let mut place = slot.lock().await;
         match &*place {
             MeshPlace::Open(client, made) if *made == generation && client.is_usable() => {
-                return Ok(Way::Mesh(client.clone(), wanted, false));
+                return Ok(Way::Mesh(client.clone(), false));
             }
             MeshPlace::HttpOnly(since) if since.elapsed() < ASKED_AGAIN => return Ok(Way::Http),
             MeshPlace::Failed(at, refusal) if *at >= asked => return Err(refusal.clone()),
             _ => {}
         }
-        let (connected, reached) = match self.connect_any(route, &candidates, MeshProtocol::Mesh).await {
+        let connected = match self.connect(key, Some(endpoint), MeshProtocol::Mesh).await {
             Ok(connected) => connected,
             Err(refusal) => {
                 *place = MeshPlace::Failed(Instant::now(), Refusal::clone(&refusal));
                 return Err(refusal);
             }
         };
-        let (filled, way) = if connected.protocol == MeshProtocol::Mesh {
+        if connected.protocol == MeshProtocol::Mesh {
             let client = MeshClient::open(connected.io, connected.tenure, &self.limits, &self.tasks)?;
-            (MeshPlace::Open(client.clone(), generation), Way::Mesh(client, reached.clone(), true))
-        } else {
-            // The handshake was not in vain: the connection speaks HTTP/1.1.
-            self.pool.put(reached.clone(), H1Client::new(connected.io, connected.tenure), generation);
-            (MeshPlace::HttpOnly(Instant::now()), Way::Http)
-        };
-        if reached == wanted {
-            *place = filled;
-        } else if let Ok(mut other) = self.pool.mesh(&reached).try_lock() {
-            *other = filled;
+            *place = MeshPlace::Open(client.clone(), generation);
+            return Ok(Way::Mesh(client, true));
         }
-        Ok(way)
+        // The handshake was not in vain: the connection speaks HTTP/1.1.
+        self.pool.put(key.clone(), H1Client::new(connected.io, connected.tenure), generation);
+        *place = MeshPlace::HttpOnly(Instant::now());
+        Ok(Way::Http)
     }
 }

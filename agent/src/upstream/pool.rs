@@ -116,11 +116,15 @@ impl Pool {
         (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(shared))
     }
 
-    /// Closes what has been idle for long or is of an older generation, and forgets destinations that nobody uses.
-    pub fn sweep(&self, generation: u64) {
-        self.idle.borrow_mut().retain(|_, clients| {
-            clients
-                .retain(|idle| idle.generation == generation && idle.since.elapsed() < IDLE_FOR && !idle.client.tenure.is_over());
+    /// Closes what has been idle for long, is of an older generation or does not lead anywhere any more, and forgets
+    /// destinations that nobody uses.
+    pub fn sweep(&self, generation: u64, leads_somewhere: impl Fn(&Key) -> bool) {
+        self.idle.borrow_mut().retain(|key, clients| {
+            let leads_somewhere = leads_somewhere(key);
+            clients.retain(|idle| {
+                let fresh = idle.generation == generation && idle.since.elapsed() < IDLE_FOR;
+                leads_somewhere && fresh && !idle.client.tenure.is_over()
+            });
             !clients.is_empty()
         });
         self.http2.borrow_mut().retain(|key, slot| {
@@ -129,11 +133,11 @@ impl Pool {
                 true,
                 |place| matches!(&*place, Http2Place::Open(client, made) if *made == generation && client.is_usable()),
             );
-            busy || fresh
+            busy || (fresh && leads_somewhere(key))
         });
         self.mesh.borrow_mut().retain(|key, slot| {
             let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
-            busy || slot.try_lock().map_or(true, |place| place.is_fresh(generation))
+            busy || (leads_somewhere(key) && slot.try_lock().map_or(true, |place| place.is_fresh(generation)))
         });
         self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
     }

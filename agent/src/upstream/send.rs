@@ -8,8 +8,14 @@ use smallvec::SmallVec;
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
+    behind::Behind,
+    breaker::Bounds,
+    call::Trail,
+    fleet::{Chosen, Fleet, Fleets},
     lease::{Lease, StreamLease},
+    outlier::Outcome,
     pool::{Http2Place, Key, Pool},
+    retry::{FIELD, FURTHER_DOWN, Failure, Sending},
 };
 use crate::{
     http::{
@@ -19,12 +25,13 @@ use crate::{
     },
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
-    route::{Endpoint, Kind, Route},
+    route::{AnswerParts, Directory, Endpoint, Kind, Route},
+    telemetry::UpstreamMetrics,
     tls::{MeshConnector, MeshProtocol, Tenure},
 };
 
-/// Endpoints tried when connecting fails.
-const ATTEMPTS: usize = 3;
+/// Tries of a request on connections that turn out to have ended.
+const STALE: usize = 3;
 
 /// One worker's way out.
 #[derive(Debug)]
@@ -35,10 +42,22 @@ pub struct Upstreams {
     pub svids: Arc<Svids>,
     /// Bounds.
     pub limits: Limits,
+    /// Bounds on what is under way.
+    pub bounds: Bounds,
+    /// Where this agent is; endpoints of the same zone are preferred.
+    pub zone: Option<Box<str>>,
     /// Where connection tasks run.
     pub tasks: Tasks,
     /// The worker's connections.
     pub pool: Rc<Pool>,
+    /// Services as the control plane describes them.
+    pub directory: Arc<Directory>,
+    /// Failures of the own program's calls.
+    pub behind: Behind,
+    /// The endpoints of services that are called.
+    pub fleets: Fleets,
+    /// Where calls are counted.
+    pub metrics: UpstreamMetrics,
 }
 
 pub(super) struct Connected {
@@ -49,110 +68,178 @@ pub(super) struct Connected {
 }
 
 impl Upstreams {
-    /// Sends a request. `added` are fields of our own.
+    /// Sends a request. `added` are fields of our own; `trail` says how it went.
     ///
     /// # Errors
-    /// `connect_failed`, `peer_identity`, `upstream_failed`, `upstream_timeout`, `protocol_mismatch`, `no_identity`.
-    pub async fn send(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
-        let as_http2 = match route.kind() {
-            Kind::Local { protocol, .. } => matches!(protocol, Protocol::Http2 | Protocol::Grpc),
-            Kind::Mesh { protocol, .. } if !protocol.is_http() => {
-                return Err(Refusal::new(
-                    Reason::ProtocolMismatch,
-                    "the port carries opaque bytes: use CONNECT or an explicit upstream",
-                ));
+    /// `connect_failed`, `peer_identity`, `upstream_failed`, `upstream_timeout`, `protocol_mismatch`, `no_identity`,
+    /// `no_endpoint`, `overloaded`.
+    pub async fn send(
+        self: &Rc<Self>,
+        route: &Route,
+        request: Request,
+        added: &Fields,
+        trail: &mut Trail,
+    ) -> Result<Response, Refusal> {
+        match route.kind() {
+            Kind::Local { program, protocol } => {
+                let Request { head, body } = request;
+                let key = Key::Program(*program);
+                let stream = StreamLease::take(&self.pool.load(&key), None);
+                let outcome = match protocol {
+                    Protocol::Http2 | Protocol::Grpc => self.exchange_http2(&key, None, &head, added, body, stream).await,
+                    Protocol::Http | Protocol::Tcp => self.exchange_http1(&key, None, &head, added, body, stream).await,
+                };
+                outcome.map_err(|failure| failure.refusal)
             }
-            Kind::Mesh { .. } => return self.send_mesh(route, request, added).await,
-        };
-        if as_http2 { self.send_http2(route, request, added).await } else { self.send_http1(route, request, added).await }
+            Kind::Mesh { protocol, .. } if !protocol.is_http() => {
+                Err(Refusal::new(Reason::ProtocolMismatch, "the port carries opaque bytes: use CONNECT or an explicit upstream"))
+            }
+            Kind::Mesh { service, port, plan: None, .. } => {
+                self.call(service, *port, &Sending::default(), request, added, trail).await
+            }
+            Kind::Mesh { service, port, plan: Some(plan), .. } => {
+                self.call_by(plan, (service, *port), request, added, trail).await
+            }
+            Kind::Answer(answer) => {
+                let (status, fields) = AnswerParts::clone(answer);
+                Ok(Response { status, fields, body: Body::Empty, tenure: None, switched: None })
+            }
+        }
+    }
+
+    /// Sends a request that came over the mesh to the own program. A failure of calls that the program made for it is marked as
+    /// come from further down.
+    ///
+    /// # Errors
+    /// As [`Upstreams::send`].
+    pub async fn serve(self: &Rc<Self>, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
+        let before = self.behind.count();
+        let mut response = self.send(route, request, added, &mut Trail::default()).await?;
+        response.fields.retain(|name| name != FIELD.as_bytes());
+        if response.status >= 500 && self.behind.count() != before {
+            response.fields.push(FIELD.as_bytes(), FURTHER_DOWN);
+        }
+        Ok(response)
     }
 
     /// Opens an opaque connection along a route: the far end, who it is, and how long it may be used.
     ///
     /// # Errors
-    /// `connect_failed`, `peer_identity`, `no_identity`.
+    /// `connect_failed`, `peer_identity`, `no_identity`, `no_endpoint`, `overloaded`.
     pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Tenure>), Refusal> {
-        let (connected, _) = self.connect_any(route, &self.candidates(route), MeshProtocol::Tcp).await?;
+        let connected = match route.kind() {
+            Kind::Local { program, .. } => self.connect(&Key::Program(*program), None, MeshProtocol::Tcp).await?,
+            Kind::Mesh { service, port, .. } => self.connect_any(&self.fleet(service, *port)).await?,
+            Kind::Answer(_) => return Err(Refusal::new(Reason::ProtocolMismatch, "a route answers, and nothing can be opened")),
+        };
         Ok((connected.io, connected.peer, Some(connected.tenure)))
     }
 
-    pub(super) async fn send_http1(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
-        let Request { head, mut body } = request;
-        let wire = request_wire(&head, added, &body);
+    /// An opaque connection to whichever endpoint can be reached.
+    async fn connect_any(&self, fleet: &Fleet) -> Result<Connected, Refusal> {
+        let mut tried: SmallVec<[Chosen; 4]> = SmallVec::new();
+        loop {
+            let chosen = fleet.choose(self.now(), &tried, self.bounds.endpoint_requests)?;
+            let stop = &chosen.what;
+            let refusal = match self.connect(&stop.key, Some(&stop.endpoint), MeshProtocol::Tcp).await {
+                Ok(connected) => return Ok(connected),
+                Err(refusal) => refusal,
+            };
+            let endpoints_fault = matches!(refusal.reason(), Reason::ConnectFailed | Reason::PeerIdentity);
+            if endpoints_fault {
+                fleet.note(&chosen, Outcome::Failed, self.now());
+            }
+            tried.push(chosen);
+            if !endpoints_fault || tried.len() >= STALE || !fleet.has_another(&tried) {
+                return Err(refusal);
+            }
+        }
+    }
+
+    /// One exchange over HTTP/1.1 with one endpoint, or with the own program when there is none.
+    pub(super) async fn exchange_http1(
+        &self,
+        key: &Key,
+        endpoint: Option<&Endpoint>,
+        head: &Rc<RequestHead>,
+        added: &Fields,
+        mut body: Body,
+        stream: StreamLease,
+    ) -> Result<Response, Failure> {
+        let wire = request_wire(head, added, &body);
+        let generation = self.svids.generation();
+        let mut stream = Some(stream);
         // A connection that was used before may have been closed at the other end in this very moment. Then the next.
         loop {
-            let lease = self.lease(route).await?;
-            match h1::exchange(lease, &head, &wire, body, &self.limits).await? {
+            let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
+            let (client, reused) = match self.pool.take(key, generation) {
+                Some(client) => (client, true),
+                None => match self.connect(key, endpoint, MeshProtocol::Http1).await {
+                    Ok(connected) => (H1Client::new(connected.io, connected.tenure), false),
+                    Err(refusal) => return Err(Failure::unsent(refusal, body)),
+                },
+            };
+            let lease = Lease::new(self.pool.clone(), key.clone(), client, generation, reused, held);
+            match h1::exchange(lease, head, &wire, body, &self.limits).await.map_err(Failure::sent)? {
                 Exchange::Answered(response) => return Ok(response),
                 Exchange::Stale(unsent) => body = unsent,
             }
         }
     }
 
-    async fn lease(&self, route: &Route) -> Result<Lease, Refusal> {
-        let generation = self.svids.generation();
-        let candidates = self.candidates(route);
-        if let Some(key) = candidates.first().and_then(|first| key(route, *first)) {
-            let stream = StreamLease::take(&self.pool.load(&key));
-            if let Some(client) = self.pool.take(&key, generation) {
-                return Ok(Lease::new(self.pool.clone(), key, client, generation, true, stream));
-            }
-        }
-        let (connected, key) = self.connect_any(route, &candidates, MeshProtocol::Http1).await?;
-        let stream = StreamLease::take(&self.pool.load(&key));
-        Ok(Lease::new(self.pool.clone(), key, H1Client::new(connected.io, connected.tenure), generation, false, stream))
-    }
-
-    pub(super) async fn send_http2(&self, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
-        let mut fields = request.head.fields.clone();
+    /// One exchange over HTTP/2 with one endpoint, or with the own program when there is none.
+    pub(super) async fn exchange_http2(
+        &self,
+        key: &Key,
+        endpoint: Option<&Endpoint>,
+        head: &Rc<RequestHead>,
+        added: &Fields,
+        mut body: Body,
+        stream: StreamLease,
+    ) -> Result<Response, Failure> {
+        let mut fields = head.fields.clone();
         for (name, value) in added.iter() {
             fields.push(name, value);
         }
-        let Request { head, mut body } = request;
-        let mut attempt = 0;
+        let (mut stream, mut attempt) = (Some(stream), 0);
         loop {
             attempt += 1;
-            let (client, key, fresh) = self.http2(route).await?;
-            let stream = StreamLease::take(&self.pool.load(&key));
-            match h2::exchange(client, &head, &fields, body, stream, &self.limits, &self.tasks).await? {
+            let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
+            let (client, fresh) = match self.http2(key, endpoint).await {
+                Ok(opened) => opened,
+                Err(refusal) => return Err(Failure::unsent(refusal, body)),
+            };
+            let exchanged = h2::exchange(client, head, &fields, body, held, &self.limits, &self.tasks).await;
+            match exchanged.map_err(Failure::sent)? {
                 h2::Exchange::Answered(response) => return Ok(response),
                 // Only a connection that was there before may end in this very moment.
-                h2::Exchange::Unsent(_, refusal) if fresh || attempt == ATTEMPTS => return Err(refusal),
+                h2::Exchange::Unsent(unsent, refusal) if fresh || attempt == STALE => {
+                    return Err(Failure::unsent(refusal, unsent));
+                }
                 h2::Exchange::Unsent(unsent, _) => body = unsent,
             }
         }
     }
 
     /// A shared HTTP/2 connection, and whether it was opened just now.
-    async fn http2(&self, route: &Route) -> Result<(H2Client, Key, bool), Refusal> {
+    async fn http2(&self, key: &Key, endpoint: Option<&Endpoint>) -> Result<(H2Client, bool), Refusal> {
         let generation = self.svids.generation();
         let asked = Instant::now();
-        let candidates = self.candidates(route);
-        let no_endpoint = || Refusal::new(Reason::NoEndpoint, "no endpoint");
-        let wanted = candidates.first().and_then(|first| key(route, *first)).ok_or_else(no_endpoint)?;
-        let slot = self.pool.http2(&wanted);
+        let slot = self.pool.http2(key);
         let mut place = slot.lock().await;
         match &*place {
-            Http2Place::Open(client, made) if *made == generation && client.is_usable() => {
-                return Ok((client.clone(), wanted, false));
-            }
+            Http2Place::Open(client, made) if *made == generation && client.is_usable() => return Ok((client.clone(), false)),
             Http2Place::Failed(at, refusal) if *at >= asked => return Err(refusal.clone()),
             _ => {}
         }
         let opened = async {
-            let (connected, reached) = self.connect_any(route, &candidates, MeshProtocol::Http2).await?;
-            let client = H2Client::open(connected.io, connected.tenure, &self.limits, &self.tasks).await?;
-            Ok((client, reached))
+            let connected = self.connect(key, endpoint, MeshProtocol::Http2).await?;
+            H2Client::open(connected.io, connected.tenure, &self.limits, &self.tasks).await
         };
         match opened.await {
-            Ok((client, reached)) => {
-                let filled = Http2Place::Open(client.clone(), generation);
-                if reached == wanted {
-                    *place = filled;
-                } else if let Ok(mut other) = self.pool.http2(&reached).try_lock() {
-                    *other = filled;
-                }
-                Ok((client, reached, true))
+            Ok(client) => {
+                *place = Http2Place::Open(client.clone(), generation);
+                Ok((client, true))
             }
             Err(refusal) => {
                 *place = Http2Place::Failed(Instant::now(), Refusal::clone(&refusal));
@@ -161,88 +248,37 @@ impl Upstreams {
         }
     }
 
-    /// Positions of endpoints in the order to try: the less busy of two random ones first. The own program is at 0.
-    pub(super) fn candidates(&self, route: &Route) -> SmallVec<[usize; ATTEMPTS]> {
-        let count = match route.kind() {
-            Kind::Local { .. } => 1,
-            Kind::Mesh { service, .. } => service.endpoints.len(),
-        };
-        let mut chosen = SmallVec::new();
-        while chosen.len() < count.min(ATTEMPTS) {
-            // A random one of those that are left.
-            let mut position = fastrand::usize(..count - chosen.len());
-            let mut before = chosen.clone();
-            before.sort_unstable();
-            for taken in before {
-                position += usize::from(position >= taken);
-            }
-            chosen.push(position);
-        }
-        if let (Some(first), Some(second)) = (chosen.first(), chosen.get(1)) {
-            let load = |at: usize| key(route, at).map_or(usize::MAX, |key| self.pool.load(&key).get());
-            if load(*second) < load(*first) {
-                chosen.swap(0, 1);
-            }
-        }
-        chosen
-    }
-
-    pub(super) async fn connect_any(
+    /// A new connection to an endpoint, or to the own program when there is none.
+    pub(super) async fn connect(
         &self,
-        route: &Route,
-        order: &[usize],
+        key: &Key,
+        endpoint: Option<&Endpoint>,
         protocol: MeshProtocol,
-    ) -> Result<(Connected, Key), Refusal> {
-        let mut last = Refusal::new(Reason::NoEndpoint, "no endpoint");
-        for at in order {
-            let Some(key) = key(route, *at) else { continue };
-            let connecting = self.connect(route, endpoint(route, *at), protocol);
-            match tokio::time::timeout(self.limits.connect, connecting).await {
-                Ok(Ok(connected)) => return Ok((connected, key)),
-                Ok(Err(refusal)) => last = refusal,
-                Err(_) => last = Refusal::new(Reason::ConnectFailed, "connecting timed out"),
-            }
-        }
-        Err(last)
+    ) -> Result<Connected, Refusal> {
+        self.fleets.connects.set(self.fleets.connects.get() + 1);
+        let _connecting = self.fleets.connecting.begin(self.bounds.connecting, "requests wait for a connection")?;
+        let connected = tokio::time::timeout(self.limits.connect, self.open(key, endpoint, protocol)).await;
+        connected.unwrap_or_else(|_| Err(Refusal::new(Reason::ConnectFailed, "connecting timed out")))
     }
 
-    async fn connect(&self, route: &Route, endpoint: Option<&Endpoint>, protocol: MeshProtocol) -> Result<Connected, Refusal> {
-        let (service, port, endpoint) = match (route.kind(), endpoint) {
-            (Kind::Local { program, .. }, _) => {
+    async fn open(&self, key: &Key, endpoint: Option<&Endpoint>, protocol: MeshProtocol) -> Result<Connected, Refusal> {
+        let (service, port, endpoint) = match (key, endpoint) {
+            (Key::Program(program), _) => {
                 let stream = dial(*program).await?;
                 let tenure = Tenure::until(Instant::now() + std::time::Duration::from_secs(24 * 3600));
                 return Ok(Connected { io: SharedIo::new(Transport::Plain(stream)), peer: None, protocol, tenure });
             }
-            (Kind::Mesh { service, port, .. }, Some(endpoint)) => (service, *port, endpoint),
-            (Kind::Mesh { .. }, None) => return Err(Refusal::new(Reason::NoEndpoint, "no endpoint")),
+            (Key::Mesh { service, port, .. }, Some(endpoint)) => (service, *port, endpoint),
+            (Key::Mesh { .. }, None) => return Err(Refusal::new(Reason::NoEndpoint, "no endpoint")),
         };
         let own = self.svids.valid().ok_or_else(|| Refusal::new(Reason::NoIdentity, "this agent holds no valid certificate"))?;
         let address = resolve(&endpoint.address).await?;
         let stream = dial(address).await?;
-        let secured = self.connector.connect(stream, address, &service.name, port, protocol, &endpoint.identity).await?;
+        let secured = self.connector.connect(stream, address, service, port, protocol, &endpoint.identity).await?;
         let peer = Rc::new(secured.peer);
         let until = peer.deadline().min(own.deadline());
         let tenure = Tenure::of(peer.clone(), self.connector.trust().clone(), until);
         Ok(Connected { io: secured.io, tenure, protocol: secured.protocol, peer: Some(peer) })
-    }
-}
-
-fn endpoint(route: &Route, at: usize) -> Option<&Endpoint> {
-    match route.kind() {
-        Kind::Local { .. } => None,
-        Kind::Mesh { service, .. } => service.endpoints.get(at),
-    }
-}
-
-/// What a connection to the candidate at this position leads to.
-pub(super) fn key(route: &Route, at: usize) -> Option<Key> {
-    match route.kind() {
-        Kind::Local { program, .. } => Some(Key::Program(*program)),
-        Kind::Mesh { service, port, .. } => {
-            let endpoint = service.endpoints.get(at)?;
-            let (address, identity) = (endpoint.address.clone(), endpoint.identity.clone());
-            Some(Key::Mesh { address, service: service.name.clone(), port: *port, identity })
-        }
     }
 }
 

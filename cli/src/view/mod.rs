@@ -10,11 +10,12 @@ mod operator;
 mod policy;
 mod revision;
 mod revocation;
+mod route;
 mod service;
 
 pub(crate) use self::{
     agent::Agent, audit::Audit, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard,
-    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, service::Service,
+    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, route::Route, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -40,6 +40,8 @@ pub(crate) struct Endpoint {
     pub(crate) identity: String,
     /// Ports of the service that it serves.
     ports: Vec<u32>,
+    /// Where it is; none when its agent does not say.
+    zone: Option<String>,
 }
 
 impl From<v1::ServiceStatus> for Service {
@@ -51,6 +53,7 @@ impl From<v1::ServiceStatus> for Service {
             mesh_address: one.mesh_address,
             identity: one.identity,
             ports: one.ports,
+            zone: Some(one.zone).filter(|zone| !zone.is_empty()),
         };
         Self {
             name: service.name,

@@ -24,6 +24,7 @@ pub(crate) struct Answers {
     pub(crate) apply: Option<Result<ApplyResponse, Status>>,
     pub(crate) delete: Option<Result<DeleteResponse, Status>>,
     pub(crate) policies: Option<ListPoliciesResponse>,
+    pub(crate) routes: Option<ListRoutesResponse>,
     pub(crate) services: Option<ListServicesResponse>,
     pub(crate) agents: Option<ListAgentsResponse>,
     pub(crate) decisions: Option<ListDecisionsResponse>,
@@ -213,6 +214,10 @@ impl Admin for Fake {
 
     async fn list_policies(&self, request: Request<ListPoliciesRequest>) -> Result<Response<ListPoliciesResponse>, Status> {
         self.list(request, &self.answers.policies)
+    }
+
+    async fn list_routes(&self, request: Request<ListRoutesRequest>) -> Result<Response<ListRoutesResponse>, Status> {
+        self.list(request, &self.answers.routes)
     }
 
     async fn list_services(&self, request: Request<ListServicesRequest>) -> Result<Response<ListServicesResponse>, Status> {

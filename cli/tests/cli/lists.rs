@@ -26,8 +26,24 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
         laggards: vec![laggard("unknown field `limits`")],
     };
     let unused = PolicyStatus { name: "bank/ledger".into(), revision: 3, json: "{}".into(), ..PolicyStatus::default() };
-    let endpoint =
-        Endpoint { agent_id: "agent-2".into(), mesh_address: "10.0.0.2:15108".into(), identity: ORDERS.into(), ports: vec![80] };
+    let route = RouteStatus {
+        kind: "HTTPRoute".into(),
+        name: "shop/orders".into(),
+        revision: 13,
+        json: r#"{"kind":"HTTPRoute"}"#.into(),
+        parents: vec!["shop/orders".into()],
+        backends: vec!["shop/orders".into(), "shop/orders-next".into()],
+        agents: 2,
+        in_force: 1,
+        laggards: vec![laggard("unknown field `wait`")],
+    };
+    let endpoint = Endpoint {
+        agent_id: "agent-2".into(),
+        mesh_address: "10.0.0.2:15108".into(),
+        identity: ORDERS.into(),
+        ports: vec![80],
+        zone: "eu-1a".into(),
+    };
     let ports = [(80, Protocol::Http), (5432, Protocol::Unspecified)]
         .map(|(port, protocol)| ServicePort { port, protocol: protocol.into() });
     let service =
@@ -84,6 +100,7 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
     };
     Answers {
         policies: Some(ListPoliciesResponse { policies: vec![policy, unused], revision: 12 }),
+        routes: Some(ListRoutesResponse { routes: vec![route], revision: 13 }),
         services: Some(ListServicesResponse { services: vec![ServiceStatus { service: Some(service), connected: 1 }] }),
         agents: Some(ListAgentsResponse {
             agents: vec![
@@ -118,7 +135,7 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
 #[tokio::test]
 async fn tables_are_as_people_know_them() {
     let plane = Plane::start(mesh(from_now));
-    for what in ["policies", "services", "agents", "decisions", "certificates"] {
+    for what in ["policies", "routes", "services", "agents", "decisions", "certificates"] {
         let ran = plane.outrider(&["get", what]).await;
         assert_eq!((ran.code, ran.err.as_str()), (0, ""));
         golden(&format!("get-{what}.txt"), &ran.out);
@@ -131,7 +148,7 @@ async fn tables_are_as_people_know_them() {
 #[tokio::test]
 async fn fields_are_as_programs_know_them() {
     let plane = Plane::start(mesh(|seconds| 1_800_000_000 + seconds));
-    for what in ["policies", "services", "agents", "decisions", "certificates"] {
+    for what in ["policies", "routes", "services", "agents", "decisions", "certificates"] {
         let ran = plane.outrider(&["get", what, "-o", "json"]).await;
         golden(&format!("get-{what}.json"), &ran.out);
         let yaml = plane.outrider(&["get", what, "-o", "yaml"]).await.out;

@@ -18,7 +18,7 @@ use crate::{
     compile::{ExplainError, Recorded, describe, explain, identity},
     operators::{Logins, Note},
     publish::Mesh,
-    registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Session, World, nearest},
+    registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Route, Session, World, nearest},
     store::{AgentRow, Store, StoreError},
 };
 
@@ -80,9 +80,14 @@ impl Admin for Operators {
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
         let (uid, note) = (uid(&request), Note::of(&request));
         let v1::DeleteRequest { kind, names } = request.into_inner();
-        if kind != words::KIND {
-            return Err(Status::invalid_argument(format!("kind `{kind}` cannot be deleted: only `{}` can", words::KIND)));
-        }
+        let names: Vec<String> = match kind.as_str() {
+            words::KIND => names,
+            "HTTPRoute" | "GRPCRoute" => names.into_iter().map(|name| format!("{kind}/{name}")).collect(),
+            _ => {
+                let known = format!("`{}`, `HTTPRoute` and `GRPCRoute`", words::KIND);
+                return Err(Status::invalid_argument(format!("kind `{kind}` cannot be deleted: only {known} can")));
+            }
+        };
         if names.len() > MAX_NAMES {
             return Err(Status::invalid_argument(format!("at most {MAX_NAMES} resources can be deleted at once")));
         }
@@ -154,6 +159,15 @@ impl Admin for Operators {
         let policies =
             policies.map(|(name, policy)| words::policy(name, policy, &targets, &sessions, world.canary.as_deref())).collect();
         Ok(Response::new(v1::ListPoliciesResponse { policies, revision: world.revision }))
+    }
+
+    async fn list_routes(&self, request: Request<v1::ListRoutesRequest>) -> Result<Response<v1::ListRoutesResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        let world = Arc::clone(&self.mesh.world.borrow());
+        let sessions = self.mesh.sessions.list();
+        let here = |route: &Route| namespace.is_empty() || route.stored.route.metadata.namespace.as_str() == namespace;
+        let routes = world.routes.values().filter(|route| here(route)).map(|route| words::route(route, &sessions)).collect();
+        Ok(Response::new(v1::ListRoutesResponse { routes, revision: world.revision }))
     }
 
     async fn list_services(

@@ -6,11 +6,11 @@ use outrider_proto::v1;
 use crate::{
     ca::{CaInfo, hex, renew_at},
     compile::Explained,
-    registry::{Canary, CanaryState, Change, Concerned, Phase, Policy, Session},
+    registry::{Canary, CanaryState, Change, Concerned, Phase, Policy, Route, Session},
     store::{AgentRow, CertificateRow, RevisionRow},
 };
 
-/// The one kind of resource.
+/// The kind of resource that has no kind in its name.
 pub(super) const KIND: &str = "ServicePolicy";
 /// Why an agent lags that has no stream.
 const AWAY: &str = "not connected";
@@ -36,16 +36,47 @@ pub(super) fn diagnostic(diagnostic: Diagnostic) -> v1::Diagnostic {
     }
 }
 
+/// Of `KIND/namespace/name`, or a policy's `namespace/name`.
+fn kind_and_name(label: &str) -> (String, String) {
+    match label.split_once('/') {
+        Some((kind, name)) if Route::is_label(label) => (kind.to_owned(), name.to_owned()),
+        _ => (KIND.to_owned(), label.to_owned()),
+    }
+}
+
+/// A stored route and where it is in force.
+pub(super) fn route(route: &Route, sessions: &[Session]) -> v1::RouteStatus {
+    let concerned: Vec<&Session> = sessions.iter().filter(|session| route.concerns(session)).collect();
+    let laggards = concerned.iter().filter(|session| session.in_force < route.revision);
+    let laggards: Vec<v1::Laggard> = laggards.map(|session| laggard(session, refused(session))).collect();
+    let own = &route.stored.route;
+    let mut backends: Vec<String> = own.backends().map(|service| service.to_string()).collect();
+    backends.sort_unstable();
+    backends.dedup();
+    v1::RouteStatus {
+        kind: own.kind.as_str().to_owned(),
+        name: own.full_name(),
+        revision: route.revision,
+        json: route.json.clone(),
+        parents: own.parents().map(|service| service.to_string()).collect(),
+        backends,
+        agents: count(concerned.len()),
+        in_force: count(concerned.len() - laggards.len()),
+        laggards,
+    }
+}
+
 pub(super) fn changes(changes: Vec<(String, Change)>) -> Vec<v1::ResourceChange> {
     use v1::resource_change::Change as Wire;
-    let change = |(name, change)| {
+    let change = |(name, change): (String, Change)| {
         let change = match change {
             Change::Created => Wire::Created,
             Change::Updated => Wire::Updated,
             Change::Unchanged => Wire::Unchanged,
             Change::Deleted => Wire::Deleted,
         };
-        v1::ResourceChange { kind: KIND.to_owned(), name, change: change.into() }
+        let (kind, name) = kind_and_name(&name);
+        v1::ResourceChange { kind, name, change: change.into() }
     };
     changes.into_iter().map(change).collect()
 }
@@ -85,7 +116,13 @@ pub(super) fn canary(state: CanaryState) -> v1::CanaryStatus {
 }
 
 pub(super) fn revision(row: RevisionRow) -> v1::Revision {
-    v1::Revision { revision: row.revision, time: row.time, uid: row.uid, call: row.call, policies: row.policies }
+    // In the store a route stands by `namespace/KIND/name`.
+    let shown = |subject: String| match subject.split('/').collect::<Vec<_>>().as_slice() {
+        [namespace, kind, name] => format!("{kind} {namespace}/{name}"),
+        _ => subject,
+    };
+    let policies = row.policies.into_iter().map(shown).collect();
+    v1::Revision { revision: row.revision, time: row.time, uid: row.uid, call: row.call, policies }
 }
 
 /// A stored policy and where it is in force; agents that try a candidate in its place have it not.

@@ -1,4 +1,5 @@
-//! What one agent gets, and no more: the trust bundle, who is revoked, its own services' policies, the services it calls.
+//! What one agent gets, and no more: the trust bundle, who is revoked, its own services' policies, the services it calls and
+//! the routes to them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +28,8 @@ pub(crate) struct Scope {
     pub(crate) takes_revocations: bool,
     /// Who it is: some agents get candidates.
     pub(crate) agent_id: String,
+    /// Namespace of its identity: routes there are for its calls.
+    pub(crate) namespace: String,
 }
 
 /// The view of an agent.
@@ -35,10 +38,12 @@ pub(crate) fn view(world: &World, scope: &Scope) -> View {
         world.policies_for(&scope.agent_id).filter(|policy| policy.applies_to_any(&scope.targets)).map(|policy| &policy.resource);
     // A name that nobody knows is answered too: who asked need not wait in vain.
     let services = scope.wants.iter().map(|name| world.described(name));
+    let routes = scope.wants.iter().flat_map(|name| world.routes_of(name, &scope.namespace)).map(|route| &route.resource);
     let revocations = world.revocations.resource.as_ref().filter(|_| scope.takes_revocations);
     std::iter::once(&world.bundle)
         .chain(revocations)
         .chain(policies)
+        .chain(routes)
         .cloned()
         .chain(services)
         .map(|resource| ((resource.kind, resource.name.clone()), resource))

@@ -113,11 +113,16 @@ fn backing(wire: &v1::ServiceBacking) -> Result<Backing, String> {
             return Err(format!("service `{service}` declares port {number} twice"));
         }
     }
+    let zone_ok =
+        wire.zone.len() <= 63 && wire.zone.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    if !zone_ok {
+        return Err(format!("service `{service}`: the zone is not up to 63 letters, digits, `-`, `.` and `_`"));
+    }
     if wire.labels.len() > names::MAX_LABELS || !wire.labels.iter().all(|(key, value)| names::is_label_pair(key, value)) {
         return Err(format!("service `{service}`: its labels are more than {}, or malformed", names::MAX_LABELS));
     }
     let labels = wire.labels.clone().into_iter().collect();
-    Ok(Backing { service, mesh_address: address(&wire.mesh_address)?, ports, labels })
+    Ok(Backing { service, mesh_address: address(&wire.mesh_address)?, ports, labels, zone: wire.zone.clone() })
 }
 
 /// `host:port` of bounded length and printable characters: other agents connect there and logs show it.
@@ -159,6 +164,7 @@ mod tests {
                 mesh_address: "127.0.0.1:15108".into(),
                 ports: vec![v1::ServicePort { port: 80, protocol: v1::Protocol::Http.into() }],
                 labels: labels.into_iter().collect(),
+                ..v1::ServiceBacking::default()
             })
         };
         let app = || ("app".to_owned(), "orders".to_owned());

@@ -99,7 +99,7 @@ impl Ledger {
 
     /// The wanted view, with the policies that are held already.
     fn without_policies(&self, wanted: &Hashes) -> Hashes {
-        let others = wanted.iter().filter(|((kind, _), _)| *kind != v1::ResourceKind::ServicePolicy);
+        let others = wanted.iter().filter(|((kind, _), _)| !is_written(*kind));
         policies(&self.held).chain(others.map(|(key, hash)| (key.clone(), *hash))).collect()
     }
 
@@ -148,7 +148,12 @@ impl Ledger {
 }
 
 fn policies(of: &Hashes) -> impl Iterator<Item = (Key, [u8; 32])> + '_ {
-    of.iter().filter(|((kind, _), _)| *kind == v1::ResourceKind::ServicePolicy).map(|(key, hash)| (key.clone(), *hash))
+    of.iter().filter(|((kind, _), _)| is_written(*kind)).map(|(key, hash)| (key.clone(), *hash))
+}
+
+/// What operators write, and an agent may not be able to read.
+fn is_written(kind: v1::ResourceKind) -> bool {
+    matches!(kind, v1::ResourceKind::ServicePolicy | v1::ResourceKind::Route)
 }
 
 #[cfg(test)]

@@ -94,12 +94,15 @@ impl Stream {
         let epoch = mesh.sessions.next_epoch();
         let (agent_id, identity) = (hello.agent.id.clone(), hello.agent.identity.to_string());
         let targets = hello.targets();
+        let namespace = hello.agent.identity.namespace().unwrap_or_default().to_owned();
         let session = Session {
             agent_id: agent_id.clone(),
             epoch,
             identity: identity.clone(),
             version: hello.agent.version.clone(),
             targets: Arc::clone(&targets),
+            namespace: namespace.clone(),
+            wants: Arc::new(hello.wants.clone()),
             in_force: 0,
             refused: None,
             considered: 0,
@@ -112,7 +115,8 @@ impl Stream {
         mesh.ask(|reply| Request::Join { agent: hello.agent, epoch, reply }).await.map_err(|error| refuse(&error))?;
         mesh.sessions.open(session);
         publication.metrics.agents.set(i64::try_from(mesh.sessions.count()).unwrap_or(i64::MAX));
-        let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations: hello.takes_revocations };
+        let takes_revocations = hello.takes_revocations;
+        let scope = Scope { targets, wants: hello.wants, agent_id: agent_id.clone(), takes_revocations, namespace };
         let ledger = Ledger::new(hello.known);
         let jwt_bundle = hello.takes_jwt_bundle.then(|| publication.jwt_bundle.clone());
         Ok(Self { publication, agent_id, identity, epoch, scope, jwt_bundle, ledger, sent_at: Instant::now(), out, commands })
@@ -215,6 +219,8 @@ impl Stream {
             Message::Goodbye(_) => Some(StreamEnd::Goodbye),
             Message::Want(want) => match wants(&want) {
                 Ok(wants) => {
+                    let shown = Arc::new(wants.clone());
+                    self.note(|session| session.wants = shown);
                     self.scope.wants = wants;
                     None
                 }

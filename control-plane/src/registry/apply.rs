@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use outrider_policy::{Diagnostic, Manifest, Severity, StoredPolicy, Target, Unknown, manifest};
 
-use super::{Applied, Change, ChangeError, Policy, World, nearest};
+use super::{
+    Applied, Change, ChangeError, Policy, Route, World, nearest,
+    routes::{Checked, ComparedRoutes},
+};
 use crate::{
     clock,
     publish::Publisher,
@@ -57,6 +60,21 @@ impl World {
     }
 }
 
+/// What is to be stored at once.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    pub(super) puts: Vec<Policy>,
+    /// `namespace/name` each.
+    pub(super) deletes: Vec<String>,
+    /// Policies that did not change and whose agents are waited for all the same.
+    pub(super) also: Vec<Policy>,
+    pub(super) routes: Vec<Route>,
+    /// `KIND/namespace/name` each.
+    pub(super) gone_routes: Vec<String>,
+    /// As `also`.
+    pub(super) also_routes: Vec<Route>,
+}
+
 /// Whether nothing can be done with what was read.
 pub(super) fn is_broken(diagnostics: &[Diagnostic]) -> bool {
     diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
@@ -74,32 +92,46 @@ impl Publisher {
         if !dry_run {
             self.refuse_during_canary()?;
         }
-        let (manifests, diagnostics) = self.world.check(documents, unknown);
-        let compared = if is_broken(&diagnostics) { Compared::default() } else { self.world.compare(&manifests)? };
-        let Compared { changes, puts, unchanged } = compared;
+        let Checked { policies, routes, diagnostics } = self.world.check_all(documents, unknown);
+        let broken = is_broken(&diagnostics);
+        let compared = if broken { Compared::default() } else { self.world.compare(&policies)? };
+        let routes = if broken { ComparedRoutes::default() } else { self.world.compare_routes(&routes)? };
+        let changes = compared.changes.into_iter().chain(routes.changes).collect();
         let mut applied = Applied { diagnostics, changes, revision: self.world.revision };
-        if !puts.is_empty() && !dry_run {
-            applied.revision = self.store_policies(puts, Vec::new(), &unchanged, "Apply", uid).await?;
-        } else if let (true, Some(newest)) = (puts.is_empty(), unchanged.iter().map(|policy| policy.stored.revision).max()) {
+        let nothing_new = compared.puts.is_empty() && routes.puts.is_empty();
+        let changed = Changed {
+            puts: compared.puts,
+            also: compared.unchanged,
+            routes: routes.puts,
+            also_routes: routes.unchanged,
+            ..Changed::default()
+        };
+        let revisions = changed.also.iter().map(|policy| policy.stored.revision);
+        let newest = revisions.chain(changed.also_routes.iter().map(|route| route.revision)).max();
+        if !nothing_new && !dry_run {
+            applied.revision = self.store_change(changed, "Apply", uid).await?;
+        } else if let (true, Some(newest)) = (nothing_new, newest) {
             // What has not changed is in force where its own revision is, whatever else happened since.
             applied.revision = newest;
-            self.remember(newest, &unchanged);
+            self.remember(newest, &changed.also, &changed.also_routes);
         }
         Ok(applied)
     }
 
-    /// Deletes policies by name; one that is not there fails the whole call.
+    /// Deletes policies and routes by name, `KIND/namespace/name` for routes; one that is not there fails the whole call.
     pub(crate) async fn delete(&mut self, names: &[String], uid: u32) -> Result<Applied, ChangeError> {
         self.refuse_during_canary()?;
-        let policies = Arc::clone(&self.world.policies);
-        let missing: Vec<String> = names
-            .iter()
-            .filter(|name| !policies.contains_key(*name))
-            .map(|name| {
-                let near = nearest(name, policies.keys().map(String::as_str));
-                near.map_or_else(|| format!("no policy `{name}`"), |near| format!("no policy `{name}`: did you mean `{near}`?"))
-            })
-            .collect();
+        let (policies, routes) = (Arc::clone(&self.world.policies), Arc::clone(&self.world.routes));
+        let missing = |name: &String| {
+            let (what, near) = match Route::is_label(name) {
+                true if routes.contains_key(name) => return None,
+                true => ("route", nearest(name, routes.keys().map(String::as_str))),
+                false if policies.contains_key(name) => return None,
+                false => ("policy", nearest(name, policies.keys().map(String::as_str))),
+            };
+            Some(near.map_or_else(|| format!("no {what} `{name}`"), |near| format!("no {what} `{name}`: did you mean `{near}`?")))
+        };
+        let missing: Vec<String> = names.iter().filter_map(missing).collect();
         if !missing.is_empty() {
             return Err(ChangeError::NotFound(missing.join("; ")));
         }
@@ -108,50 +140,59 @@ impl Publisher {
             return Ok(self.unchanged());
         }
         let changes = names.iter().map(|name| (name.clone(), Change::Deleted)).collect();
-        let revision = self.store_policies(Vec::new(), names, &[], "Delete", uid).await?;
+        let (gone_routes, deletes) = names.into_iter().partition(|name| Route::is_label(name));
+        let revision = self.store_change(Changed { deletes, gone_routes, ..Changed::default() }, "Delete", uid).await?;
         Ok(Applied { diagnostics: Vec::new(), changes, revision })
     }
 
-    /// Stores a change of policies and shows it to everybody. `also` are policies that did not change and whose agents are
-    /// waited for all the same.
-    pub(super) async fn store_policies(
-        &mut self,
-        puts: Vec<Policy>,
-        deletes: Vec<String>,
-        also: &[Policy],
-        call: &str,
-        uid: u32,
-    ) -> Result<u64, StoreError> {
+    /// Stores a change of policies and routes and shows it to everybody.
+    pub(super) async fn store_change(&mut self, changed: Changed, call: &str, uid: u32) -> Result<u64, StoreError> {
+        let Changed { puts, deletes, also, routes, gone_routes, also_routes } = changed;
         let key = |policy: &Policy| {
             let metadata = &policy.stored.policy.metadata;
             (metadata.namespace.to_string(), metadata.name.to_string())
         };
-        let put = |policy: &Policy| {
-            let (namespace, name) = key(policy);
-            (namespace, name, policy.json.clone())
-        };
+        let with_json = |((namespace, name), json): ((String, String), &String)| (namespace, name, json.clone());
         let known = |name: &String| self.world.policies.get(name).map(|old| Policy::clone(old));
+        let known_route = |name: &String| self.world.routes.get(name).map(|old| Route::clone(old));
         let gone: Vec<Policy> = deletes.iter().filter_map(known).collect();
         let replaced: Vec<Policy> = puts.iter().filter_map(|put| known(&put.resource.name)).collect();
-        let written = Written { puts: puts.iter().map(put).collect(), deletes: gone.iter().map(key).collect() };
+        let lost: Vec<Route> = gone_routes.iter().filter_map(known_route).collect();
+        let rerouted: Vec<Route> = routes.iter().filter_map(|put| known_route(&put.resource.name)).collect();
+        let rows = puts.iter().map(|policy| (key(policy), &policy.json));
+        let written = Written {
+            puts: rows.chain(routes.iter().map(|route| (route.row(), &route.json))).map(with_json).collect(),
+            deletes: gone.iter().map(key).chain(lost.iter().map(Route::row)).collect(),
+        };
         let revision = self.store.write_policies(&written, self.world.revision, (call, uid), clock::now()).await?;
         let puts: Vec<Policy> = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision)).collect();
-        let touched: Vec<Policy> = puts.iter().chain(&replaced).chain(&gone).chain(also).cloned().collect();
+        let touched: Vec<Policy> = puts.iter().chain(&replaced).chain(&gone).chain(&also).cloned().collect();
+        let touched_routes: Vec<Route> = routes.iter().cloned().chain(rerouted).chain(lost).chain(also_routes).collect();
         if self.is_next(Some(revision)) {
             self.world.change_policies(puts, &deletes, revision);
+            self.world.change_routes(routes, &gone_routes, revision);
         } else {
             self.follow().await;
         }
         // Remembered before anybody can ask.
-        self.remember(revision, &touched);
+        self.remember(revision, &touched, &touched_routes);
         self.show();
         Ok(revision)
     }
 
-    /// Remembers whom these policies concern: who is connected, and who is part of the mesh and away for a moment.
-    fn remember(&self, revision: u64, touched: &[Policy]) {
+    /// Remembers whom these policies and routes concern: who is connected, and who is part of the mesh and away for a moment.
+    /// What an agent calls is known of those that are connected only.
+    fn remember(&self, revision: u64, touched: &[Policy], routes: &[Route]) {
         let concerned = |targets: &[Target]| touched.iter().any(|policy| policy.applies_to_any(targets));
-        self.sessions.remember(revision, self.world.reach(concerned));
+        let mut reach = self.world.reach(concerned);
+        if !routes.is_empty() {
+            let sessions = self.sessions.list();
+            let callers = sessions.iter().filter(|session| routes.iter().any(|route| route.concerns(session)));
+            reach.extend(callers.filter_map(|session| self.world.agents.get(&session.agent_id).cloned()));
+            reach.sort_by(|left, right| left.id.cmp(&right.id));
+            reach.dedup_by(|left, right| left.id == right.id);
+        }
+        self.sessions.remember(revision, reach);
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Change, ChangeError, Policy, Session,
-    apply::{Compared, is_broken},
+    apply::{Changed, Compared, is_broken},
 };
 use crate::{
     clock,
@@ -223,7 +223,7 @@ impl Publisher {
     async fn promote(&mut self, keeper: Keeper) {
         let puts: Vec<Policy> = keeper.canary.policies.values().map(|policy| Policy::clone(policy)).collect();
         self.world.canary = None;
-        match self.store_policies(puts, Vec::new(), &[], "Canary", keeper.order.uid).await {
+        match self.store_change(Changed { puts, ..Changed::default() }, "Canary", keeper.order.uid).await {
             Ok(revision) => keeper.state.send_modify(|state| (state.phase, state.revision) = (Phase::Promoted, revision)),
             Err(error) => self.end_canary(&keeper, format!("it could not be stored: {}", outrider_runtime::tasks::chain(&error))),
         }

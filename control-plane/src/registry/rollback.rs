@@ -1,8 +1,8 @@
-//! Going back: the policies as they were at an earlier revision, as a change of its own.
+//! Going back: policies and routes as they were at an earlier revision, as a change of its own.
 
 use std::collections::BTreeSet;
 
-use super::{Applied, Change, ChangeError, Policy};
+use super::{Applied, Change, ChangeError, Policy, Route, apply::Changed};
 use crate::{publish::Publisher, store::PolicyRow};
 
 /// The end of a rollback.
@@ -23,23 +23,40 @@ impl Publisher {
         }
         let restored = self.restored(revision).await?;
         let wanted = self.store.policies_at(restored).await?;
-        let (mut puts, mut changes, mut kept) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut changed, mut changes, mut kept) = (Changed::default(), Vec::new(), BTreeSet::new());
         for (namespace, name, json) in wanted {
-            let full = format!("{namespace}/{name}");
-            kept.insert(full.clone());
-            let change = match self.world.policies.get(&full) {
-                Some(now) if now.json == json => continue,
-                Some(_) => Change::Updated,
-                None => Change::Created,
+            let row = PolicyRow { namespace, name, json, revision: 0 };
+            let (full, now) = if Route::is_row_of(&row.name) {
+                let route = Route::read(row.clone(), 0)?;
+                let full = route.resource.name.clone();
+                let now = self.world.routes.get(&full);
+                if now.is_none_or(|now| now.json != row.json) {
+                    let created = now.map_or(0, |now| now.stored.created);
+                    changed.routes.push(Route::new(route.stored.route, route.json, 0, created));
+                }
+                (full, now.map(|now| &now.json))
+            } else {
+                let full = format!("{}/{}", row.namespace, row.name);
+                let now = self.world.policies.get(&full).map(|now| &now.json);
+                if now != Some(&row.json) {
+                    changed.puts.push(Policy::read(row.clone())?);
+                }
+                (full, now)
             };
-            puts.push(Policy::read(PolicyRow { namespace, name, json, revision: 0 })?);
-            changes.push((full, change));
+            match now {
+                Some(now) if *now == row.json => {}
+                Some(_) => changes.push((full.clone(), Change::Updated)),
+                None => changes.push((full.clone(), Change::Created)),
+            }
+            kept.insert(full);
         }
-        let deletes: Vec<String> = self.world.policies.keys().filter(|name| !kept.contains(*name)).cloned().collect();
-        changes.extend(deletes.iter().map(|name| (name.clone(), Change::Deleted)));
+        let gone = |name: &&String| !kept.contains(*name);
+        changed.deletes = self.world.policies.keys().filter(gone).cloned().collect();
+        changed.gone_routes = self.world.routes.keys().filter(gone).cloned().collect();
+        changes.extend(changed.deletes.iter().chain(&changed.gone_routes).map(|name| (name.clone(), Change::Deleted)));
         let mut applied = Applied { changes, ..self.unchanged() };
         if !dry_run && !applied.changes.is_empty() {
-            applied.revision = self.store_policies(puts, deletes, &[], "Rollback", uid).await?;
+            applied.revision = self.store_change(changed, "Rollback", uid).await?;
         }
         Ok(RolledBack::To(restored, applied))
     }

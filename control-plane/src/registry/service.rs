@@ -68,6 +68,7 @@ pub(super) fn service(agents: &BTreeMap<String, Arc<AgentRow>>, name: &ServiceNa
                 mesh_address: backing.mesh_address.clone(),
                 identity: agent.identity.to_string(),
                 ports: served.map(|(port, _)| u32::from(*port)).collect(),
+                zone: backing.zone.clone(),
             });
         }
     }

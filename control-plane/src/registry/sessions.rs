@@ -1,11 +1,11 @@
 //! The agents that are connected now, and what is in force at each. Written by their streams, read by operators.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use outrider_policy::Target;
+use outrider_policy::{ServiceName, Target};
 use tokio::sync::{mpsc, watch};
 
 use crate::store::AgentRow;
@@ -31,6 +31,10 @@ pub(crate) struct Session {
     pub(crate) identity: String,
     pub(crate) version: String,
     pub(crate) targets: Arc<[Target]>,
+    /// Namespace of its identity; empty when it is of another form.
+    pub(crate) namespace: String,
+    /// The services it calls.
+    pub(crate) wants: Arc<BTreeSet<ServiceName>>,
     /// Store revision in force there; 0 before the first acknowledgement.
     pub(crate) in_force: u64,
     /// Revision and reason of its last refusal, until it acknowledges something newer.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use outrider_runtime::Drain;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{ChangeError, Command, Policy, Session, Sessions, World, targets_of};
+use super::{ChangeError, Command, Policy, Route, Session, Sessions, World, routes::label_of, targets_of};
 use crate::{
     publish::{Mesh, Publisher},
     store::{Changes, PolicyRow, SessionRow, Store, StoreError},
@@ -105,6 +105,13 @@ impl World {
     fn absorb(&mut self, changes: Changes) -> Result<BTreeMap<u64, Vec<Policy>>, StoreError> {
         let mut touched: BTreeMap<u64, Vec<Policy>> = BTreeMap::new();
         for (namespace, name, revision, json) in changes.policies {
+            if Route::is_row_of(&name) {
+                self.absorb_route(
+                    PolicyRow { namespace, name, json: json.clone().unwrap_or_default(), revision },
+                    json.is_some(),
+                )?;
+                continue;
+            }
             let full_name = format!("{namespace}/{name}");
             let of_revision = touched.entry(revision).or_default();
             of_revision.extend(self.policies.get(&full_name).map(|old| Policy::clone(old)));
@@ -119,6 +126,22 @@ impl World {
         }
         self.put_agents(changes.agents, changes.revision);
         Ok(touched)
+    }
+}
+
+/// Routes that another replica put in or took out. Whom they concern is not remembered here.
+impl World {
+    fn absorb_route(&mut self, row: PolicyRow, is_there: bool) -> Result<(), StoreError> {
+        let (revision, label) = (row.revision, label_of(&row));
+        if is_there {
+            let created = self.routes.get(&label).map_or(revision, |old| old.stored.created);
+            let route = Route::read(row, created)?;
+            self.change_routes(vec![route], &[], revision);
+        } else {
+            self.change_routes(Vec::new(), &[label], revision);
+        }
+        self.revision = revision;
+        Ok(())
     }
 }
 
@@ -211,6 +234,9 @@ async fn learn_once(store: &Store, mesh: &Mesh) -> Result<(), StoreError> {
             identity: agent.identity.to_string(),
             version: agent.version.clone(),
             targets: targets_of(agent).into(),
+            namespace: agent.identity.namespace().unwrap_or_default().to_owned(),
+            // What its program calls only its own replica knows.
+            wants: Arc::default(),
             in_force: row.in_force,
             refused: row.refused,
             considered: row.considered,

@@ -11,7 +11,7 @@ use outrider_proto::v1;
 use prost::Message;
 
 use super::{
-    Canary, Reach, Revocations, ServiceEntry,
+    Canary, Reach, Revocations, Route, Routes, ServiceEntry,
     service::{nobody, service},
 };
 use crate::store::{AgentRow, PolicyRow, StoreError};
@@ -74,6 +74,7 @@ pub(crate) struct World {
     pub(crate) revocations: Arc<Revocations>,
     /// By `namespace/name`.
     pub(crate) policies: Arc<BTreeMap<String, Arc<Policy>>>,
+    pub(crate) routes: Arc<Routes>,
     /// By id.
     pub(crate) agents: Arc<BTreeMap<String, Arc<AgentRow>>>,
     /// Those with at least one endpoint.
@@ -85,15 +86,21 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// The mesh as the store has it.
+    /// The mesh as the store has it; `ages` are the revisions at which resources were created, by namespace and name.
     pub(crate) fn load(
         revision: u64,
         bundle: v1::TrustBundle,
         revocations: Arc<Revocations>,
         policies: Vec<PolicyRow>,
+        ages: &BTreeMap<(String, String), u64>,
         agents: Vec<AgentRow>,
     ) -> Result<Self, StoreError> {
         let name = bundle.trust_domain.clone();
+        let (routes, policies): (Vec<_>, Vec<_>) = policies.into_iter().partition(|row| Route::is_row_of(&row.name));
+        let routes = routes.into_iter().map(|row| {
+            let created = ages.get(&(row.namespace.clone(), row.name.clone())).copied().unwrap_or(row.revision);
+            Route::read(row, created).map(|route| (route.resource.name.clone(), Arc::new(route)))
+        });
         let policies =
             policies.into_iter().map(|row| Policy::read(row).map(|policy| (policy.resource.name.clone(), Arc::new(policy))));
         let mut world = Self {
@@ -101,6 +108,7 @@ impl World {
             bundle: Arc::new(Encoded::new(v1::ResourceKind::TrustBundle, name, 0, &bundle)),
             revocations,
             policies: Arc::new(policies.collect::<Result<_, _>>()?),
+            routes: Arc::new(routes.collect::<Result<_, _>>()?),
             agents: Arc::default(),
             services: Arc::default(),
             canary: None,

@@ -20,6 +20,9 @@ pub(crate) struct Backing {
     pub(crate) mesh_address: String,
     /// What each port of the service speaks.
     pub(crate) ports: BTreeMap<u16, Protocol>,
+    /// Where the agent is; empty when it does not say.
+    #[serde(default)]
+    pub(crate) zone: String,
     /// The workload's labels.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,

@@ -1,14 +1,17 @@
 //! Policies as stored, and the audit trail of those who changed them.
 
+use std::collections::BTreeMap;
+
 use super::{
     Store, StoreError, next_revision, signed,
     sql::{Change, sql},
 };
 
-/// A policy.
+/// A policy, or a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyRow {
     pub(crate) namespace: String,
+    /// Of a route with its kind: `HTTPRoute/name`.
     pub(crate) name: String,
     /// The resource as JSON.
     pub(crate) json: String,
@@ -38,6 +41,18 @@ pub(crate) struct RevisionRow {
 }
 
 impl Store {
+    /// The revision at which each policy was created, or created again after it had been deleted.
+    pub(crate) async fn policy_ages(&self) -> Result<BTreeMap<(String, String), u64>, StoreError> {
+        let rows: Vec<(String, String, i64)> =
+            sql("SELECT namespace, name, min(revision) FROM policy_history AS one WHERE revision >
+             (SELECT coalesce(max(revision), 0) FROM policy_history
+              WHERE namespace = one.namespace AND name = one.name AND json IS NULL)
+             GROUP BY namespace, name")
+            .all(self.readers())
+            .await?;
+        Ok(rows.into_iter().map(|(namespace, name, revision)| ((namespace, name), revision.unsigned_abs())).collect())
+    }
+
     /// Writes all of it in one transaction with one new revision, which is returned once it is durable. Refuses when policies
     /// changed after the revision `known`: whoever writes has to look at them first.
     pub(crate) async fn write_policies(

@@ -141,7 +141,7 @@ fn mistakes_in_settings_end_the_process_with_all_of_them() {
 }
 
 /// Kills of one run of issuances; OUTRIDER_KILLS changes it.
-const KILLS_OF_ISSUANCE: usize = 8;
+const KILLS_OF_ISSUANCE: usize = 6;
 /// Certificates that are asked for at once.
 const ASKED: usize = 12;
 

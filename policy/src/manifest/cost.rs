@@ -21,6 +21,10 @@ pub(crate) fn add(node: &Node, spent: &mut usize) -> Result<(), Finding> {
     match &node.content {
         Content::List(elements) => elements.iter().try_for_each(|element| add(element, spent)),
         Content::Map(entries) => entries.iter().try_for_each(|entry| match (&*entry.key, &entry.value.content) {
+            // a condition of a route
+            ("value" | "service" | "method", Content::Text(text)) if is_regex(node) && text.len() <= MAX_REGEX_CHARS => {
+                spend(&entry.value, states(text).min(MAX_STATES), spent)
+            }
             ("regex", Content::Text(text)) if text.len() <= MAX_REGEX_CHARS => {
                 spend(&entry.value, states(text).min(MAX_STATES), spent)
             }
@@ -30,6 +34,11 @@ pub(crate) fn add(node: &Node, spent: &mut usize) -> Result<(), Finding> {
         }),
         _ => Ok(()),
     }
+}
+
+fn is_regex(condition: &Node) -> bool {
+    let kind = condition.field("type").map(|kind| &kind.content);
+    matches!(kind, Some(Content::Text(kind)) if &**kind == "RegularExpression")
 }
 
 fn spend(node: &Node, cost: usize, spent: &mut usize) -> Result<(), Finding> {

@@ -14,13 +14,15 @@ pub use diagnostic::{Diagnostic, Position, Severity};
 pub use tree::{MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS, MAX_ENTRIES, MAX_NODES};
 
 pub(crate) use diagnostic::Finding;
-pub(crate) use shape::nearest;
+pub(crate) use schema::METADATA;
+pub(crate) use shape::{Field, Needed, Shape, nearest};
 pub(crate) use tree::{Content, Node};
 
 use serde::de::DeserializeOwned;
 
 use crate::described::DescribedCall;
 use crate::resource::ServicePolicy;
+use crate::route::{self, Route};
 use crate::testcase::PolicyTest;
 
 /// One policy of a file.
@@ -50,18 +52,7 @@ impl Manifest {
 
     /// Where the node begins to which `path` leads, or the nearest one on the way to it.
     pub fn position_of(&self, path: &[Step<'_>]) -> Position {
-        let mut node = &self.node;
-        for step in path {
-            let next = match step {
-                Step::Field(name) => node.field(name),
-                Step::Element(index) => node.element(*index),
-            };
-            match next {
-                Some(next) => node = next,
-                None => break,
-            }
-        }
-        node.at
+        position_in(&self.node, path)
     }
 
     /// Where the rule with this index begins.
@@ -70,11 +61,50 @@ impl Manifest {
     }
 }
 
+fn position_in(node: &Arc<Node>, path: &[Step<'_>]) -> Position {
+    let mut node = node;
+    for step in path {
+        let next = match step {
+            Step::Field(name) => node.field(name),
+            Step::Element(index) => node.element(*index),
+        };
+        match next {
+            Some(next) => node = next,
+            None => break,
+        }
+    }
+    node.at
+}
+
+/// One route of a file.
+#[derive(Debug, Clone)]
+pub struct RouteManifest {
+    /// The route.
+    pub route: Arc<Route>,
+    /// The name of the file, as the caller gave it.
+    pub source: String,
+    node: Arc<Node>,
+}
+
+impl RouteManifest {
+    /// Where the document begins.
+    pub fn position(&self) -> Position {
+        self.node.at
+    }
+
+    /// Where the node begins to which `path` leads, or the nearest one on the way to it.
+    pub fn position_of(&self, path: &[Step<'_>]) -> Position {
+        position_in(&self.node, path)
+    }
+}
+
 /// What a file holds.
 #[derive(Debug, Clone, Default)]
 pub struct File {
     /// Its policies.
     pub policies: Vec<Manifest>,
+    /// Its routes.
+    pub routes: Vec<RouteManifest>,
     /// Its policy tests.
     pub tests: Vec<PolicyTest>,
     /// What is wrong with it.
@@ -84,7 +114,7 @@ pub struct File {
 /// Reads all policies of `yaml`, which may also be JSON; `source` names the file in diagnostics.
 ///
 /// Documents with mistakes are left out of the list, so that a caller who wants all or nothing looks for errors first.
-/// A policy test is a mistake here.
+/// A policy test is a mistake here, and so is a route.
 pub fn parse(source: &str, yaml: &str) -> (Vec<Manifest>, Vec<Diagnostic>) {
     let (documents, failed) = tree::read(yaml);
     let mut reading = Reading { source, file: File::default(), seen: BTreeMap::new() };
@@ -92,15 +122,43 @@ pub fn parse(source: &str, yaml: &str) -> (Vec<Manifest>, Vec<Diagnostic>) {
     (reading.file.policies, reading.file.diagnostics)
 }
 
-/// Reads all policies and policy tests of `yaml`.
+/// Reads all policies and routes of `yaml`, as [`parse`] does. A policy test is a mistake here.
+pub fn parse_resources(source: &str, yaml: &str) -> File {
+    let (documents, failed) = tree::read(yaml);
+    let mut reading = Reading { source, file: File::default(), seen: BTreeMap::new() };
+    reading.read(documents, failed, |reading, document| match route_shape(&document) {
+        Some(shape) => reading.route(shape, document),
+        None => reading.policy(document),
+    });
+    reading.file
+}
+
+/// Reads all policies, routes and policy tests of `yaml`.
 pub fn parse_file(source: &str, yaml: &str) -> File {
     let (documents, failed) = tree::read(yaml);
     let mut reading = Reading { source, file: File::default(), seen: BTreeMap::new() };
-    reading.read(documents, failed, |reading, document| match document.field("kind").map(|kind| &kind.content) {
-        Some(Content::Text(kind)) if &**kind == "PolicyTest" => reading.test(&document),
+    reading.read(documents, failed, |reading, document| match (kind(&document), route_shape(&document)) {
+        (Some("PolicyTest"), _) => reading.test(&document),
+        (_, Some(shape)) => reading.route(shape, document),
         _ => reading.policy(document),
     });
     reading.file
+}
+
+fn kind(document: &Node) -> Option<&str> {
+    match &document.field("kind")?.content {
+        Content::Text(kind) => Some(kind),
+        _ => None,
+    }
+}
+
+/// The shape of a route, if the document says it is one.
+fn route_shape(document: &Node) -> Option<&'static Shape> {
+    match kind(document)? {
+        "HTTPRoute" => Some(&route::schema::HTTP_ROUTE),
+        "GRPCRoute" => Some(&route::schema::GRPC_ROUTE),
+        _ => None,
+    }
 }
 
 /// So many mistakes of a file, and no more documents are looked at.
@@ -109,7 +167,7 @@ const MAX_DIAGNOSTICS: usize = 200;
 struct Reading<'a> {
     source: &'a str,
     file: File,
-    /// Policies by name, with the line of each.
+    /// Policies and routes by kind and name, with the line of each.
     seen: BTreeMap<String, usize>,
 }
 
@@ -143,7 +201,11 @@ impl Reading<'_> {
     }
 
     fn policy(&mut self, document: Arc<Node>) -> Result<(), Vec<Finding>> {
-        if document.field("kind").is_some_and(|kind| matches!(&kind.content, Content::Text(kind) if &**kind == "PolicyTest")) {
+        if let Some(kind) = kind(&document).filter(|_| route_shape(&document).is_some()) {
+            let message = format!("an `{kind}` is no policy: nothing can be tried with it here");
+            return Err(vec![Finding::new(document.at, message).help("apply it by itself, without `--canary`")]);
+        }
+        if kind(&document) == Some("PolicyTest") {
             return Err(vec![
                 Finding::new(document.at, "a `PolicyTest` is run, not applied").help("run it with `outrider test`"),
             ]);
@@ -158,6 +220,25 @@ impl Reading<'_> {
         }
         self.seen.insert(name, document.at.line);
         self.file.policies.push(Manifest { policy: Arc::new(policy), source: self.source.to_owned(), node: document });
+        Ok(())
+    }
+
+    fn route(&mut self, shape: &Shape, document: Arc<Node>) -> Result<(), Vec<Finding>> {
+        let route: Route = resource(shape, &document)?;
+        let problems = route.problems();
+        if !problems.is_empty() {
+            let finding = |problem: route::RouteProblem| Finding::new(position_in(&document, &problem.path), problem.message);
+            return Err(problems.into_iter().take(shape::MAX_FINDINGS).map(finding).collect());
+        }
+        let name = format!("{} `{}`", route.kind.as_str(), route.full_name());
+        if let Some(line) = self.seen.get(&name) {
+            return Err(vec![
+                Finding::new(document.at, format!("{name} is written twice, first in line {line}"))
+                    .help("give one of them another name"),
+            ]);
+        }
+        self.seen.insert(name, document.at.line);
+        self.file.routes.push(RouteManifest { route: Arc::new(route), source: self.source.to_owned(), node: document });
         Ok(())
     }
 
