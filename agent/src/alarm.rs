@@ -132,6 +132,11 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
     .await
 }
 
+/// Waits until this time, to within a tick or two.
+pub(crate) async fn at(end: Instant) {
+    until(|| if instant() >= end { ControlFlow::Break(()) } else { ControlFlow::Continue(end) }).await;
+}
+
 /// Waits until `holds` breaks with something. It is asked at first, whenever everybody is woken (`ring`), and at the latest at the
 /// time that it said.
 pub(crate) async fn until<T>(mut holds: impl FnMut() -> ControlFlow<T, Instant>) -> T {

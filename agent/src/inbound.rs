@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use crate::{
     config::PlaintextPort,
-    http::{Fields, Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
+    http::{Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
     identity::Peer,
     listener::Accepted,
     mesh,
@@ -34,8 +34,8 @@ struct Inbound {
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<PlaintextPort>) {
     let (stream, address, _held) = accepted.split();
     let secured = match &port {
-        None => worker.acceptor.accept(stream, address, worker.limits.handshake).await, // Accepted → Secured
-        Some(port) => tls::plaintext(stream, address, port, worker.limits.head_read).await,
+        None => Box::pin(worker.acceptor.accept(stream, address, worker.limits.handshake)).await, // Accepted → Secured
+        Some(port) => Box::pin(tls::plaintext(stream, address, port, worker.limits.head_read)).await,
     };
     let opened = secured.and_then(|secured| open(&worker, secured));
     let (inbound, secured) = match opened {
@@ -47,10 +47,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
         }
     };
     match secured.protocol {
-        MeshProtocol::Http1 => h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits).await,
-        MeshProtocol::Http2 => h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
-        MeshProtocol::Mesh => mesh::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks).await,
-        MeshProtocol::Tcp => inbound.opaque(secured).await,
+        MeshProtocol::Http1 => Box::pin(h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits)).await,
+        MeshProtocol::Http2 => Box::pin(h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks)).await,
+        MeshProtocol::Mesh => Box::pin(mesh::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks)).await,
+        MeshProtocol::Tcp => Box::pin(inbound.opaque(secured)).await,
     }
 }
 
@@ -85,6 +85,7 @@ impl Inbound {
 
     /// A request's way: permit, route, response.
     async fn answer(&self, request: Request, record: &mut Record) -> Result<(Response, Permit), Refusal> {
+        record.admit(self.worker.limits.requests)?;
         let target = self.worker.policies.targets().get(self.target);
         crate::http::meant_for(&request.head, target.map(|target| &target.service))?;
         let mut permit = self
@@ -94,8 +95,7 @@ impl Inbound {
             .map_err(|denied| record.denied(denied))?;
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
-        let mut added = Fields::default();
-        record.onward(&mut added);
+        let mut added = record.onward();
         if let Some(client_cert) = &self.client_cert {
             added.push(b"x-forwarded-client-cert", client_cert.as_bytes());
         }

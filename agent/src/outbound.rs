@@ -30,8 +30,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, fixed: Option<
     let mut io = SharedIo::new(Transport::Plain(stream));
     let outbound = Outbound { worker: worker.clone(), address, fixed };
     if let Some(upstream) = &outbound.fixed {
-        match route::to_service(&worker.directory, &upstream.service, upstream.port, None).await {
-            Ok(route) if is_opaque(&route) => return outbound.opaque(io, &route).await,
+        match Box::pin(route::to_service(&worker.directory, &upstream.service, upstream.port, None)).await {
+            Ok(route) if is_opaque(&route) => return Box::pin(outbound.opaque(io, &route)).await,
             Ok(_) => {}
             // For a program that waits for the other side to speak, closing is the only answer.
             Err(refusal) => return outbound.record().refused(&refusal),
@@ -39,8 +39,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, fixed: Option<
     }
     let http2 = tokio::time::timeout(worker.limits.idle, preface::is_http2(&mut io)).await;
     match http2 {
-        Ok(Ok(true)) => h2::serve(io, Rc::new(outbound), &worker.limits, &worker.tasks).await,
-        Ok(Ok(false)) => h1::serve(io, BytesMut::new(), &outbound, &worker.limits).await,
+        Ok(Ok(true)) => Box::pin(h2::serve(io, Rc::new(outbound), &worker.limits, &worker.tasks)).await,
+        Ok(Ok(false)) => Box::pin(h1::serve(io, BytesMut::new(), &outbound, &worker.limits)).await,
         Ok(Err(_)) | Err(_) => {}
     }
 }
@@ -70,10 +70,9 @@ impl Outbound {
     }
 
     async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
+        record.admit(self.worker.limits.requests)?;
         let route = self.route(&request, record).await?;
-        let mut added = Fields::default();
-        record.onward(&mut added);
-        self.worker.upstreams.send(&route, request, &added, record.trail()).await
+        self.worker.upstreams.send(&route, request, &record.onward(), record.trail()).await
     }
 
     /// CONNECT to a port that carries opaque bytes.

@@ -153,7 +153,7 @@ reasons! {
     /// A caller in plaintext, where the policy wants mutual TLS.
     PlaintextRefused = "plaintext_refused", Policy, 403, Policy, Inbound;
     /// More requests than the policy's limit lets through.
-    RateLimited = "rate_limited", Policy, 429, Policy, Inbound;
+    RateLimited = "rate_limited", Caller, 429, Policy, Inbound;
     /// The destination is not in the mesh and no egress rule allows it.
     EgressDenied = "egress_denied", Policy, 403, Route, Outbound;
     /// A policy change ended a stream under way.
@@ -196,17 +196,29 @@ reasons! {
 pub struct Refusal {
     reason: Reason,
     detail: String,
+    retry_after: Option<u32>,
 }
 
 impl Refusal {
     /// A refusal for `reason`; `detail` goes to the record, never to the caller.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), retry_after: None }
     }
 
     /// A refusal for `reason`, caused by `error`.
     pub fn caused(reason: Reason, error: &(dyn std::error::Error + 'static)) -> Self {
         Self::new(reason, outrider_runtime::tasks::chain(error))
+    }
+
+    /// The same, with the number of seconds after which the caller may come again.
+    #[must_use]
+    pub fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// Seconds after which the caller may come again, if that is known.
+    pub fn seconds_to_wait(&self) -> Option<u32> {
+        self.retry_after
     }
 
     /// The reason.

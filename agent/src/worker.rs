@@ -12,10 +12,13 @@ use crate::{
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
     http::Limits,
     identity::{Peer, Svids},
-    inbound, listener, outbound,
+    inbound,
+    listener::{self, Callers, Crowd},
+    outbound,
     policy::PolicyBook,
+    refusal::{Reason, Refusal},
     route::{Directory, LocalPort},
-    telemetry::{AccessLog, Metrics, Observer, ReportQueue, Side, SpanQueue},
+    telemetry::{AccessLog, Metrics, Observer, Record, ReportQueue, Side, SpanQueue},
     tls::{MeshAcceptor, MeshConnector, Standing, Trust},
     upstream::{Behind, Bounds, Pool, Upstreams},
 };
@@ -51,6 +54,8 @@ pub(crate) struct Shared {
     reports: ReportQueue,
     spans: SpanQueue,
     tracing: Tracing,
+    limits: Limits,
+    crowd: Arc<Crowd>,
     drain: Drain,
     tasks: Tasks,
     zone: Option<Box<str>>,
@@ -86,6 +91,8 @@ impl Shared {
             reports,
             spans,
             tracing: config.tracing.clone(),
+            limits: config.limits.clone(),
+            crowd: Crowd::new(config.limits.connections, config.limits.connections_of_address),
             drain: drain.clone(),
             tasks: tasks.clone(),
             zone: config.zone.clone(),
@@ -157,9 +164,10 @@ pub(crate) fn start(number: usize, shared: &Shared, log: AccessLog, sockets: Soc
 async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Result<()> {
     let Sockets { mesh, outbound, upstreams, plaintext, captured } = sockets;
     let capture = shared.captured;
-    let (limits, pool, tasks) = (Limits::default(), Rc::new(Pool::default()), Tasks::new());
+    let (limits, pool, tasks) = (shared.limits.clone(), Rc::new(Pool::default()), Tasks::new());
     let (metrics, sampler) = (shared.metrics.clone(), shared.tracing.sampler());
-    let observer = Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone());
+    let observer =
+        Observer::new(log, metrics.clone(), shared.reports, shared.spans, sampler, shared.svids.clone(), shared.drain.clone());
     let observer = Rc::new(observer);
     let worker = Rc::new(Worker {
         policies: shared.policies,
@@ -188,28 +196,36 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
         own_ended: Cell::new(false),
     });
     let (mut drains, mut policies) = (false, worker.policies.changes());
-    let most = limits.connections;
     let inbounds = plaintext.into_iter().map(|(port, socket)| (Some(port), socket)).chain([(None, mesh)]);
     for (port, socket) in inbounds {
-        let worker = worker.clone();
-        let inbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
+        let (worker, away) = (worker.clone(), worker.clone());
+        let crowd = (shared.crowd.clone(), Callers::Anybody);
+        let serve = move |accepted| {
             worker.spawn(Side::Inbound, inbound::serve(worker.clone(), accepted, port.clone()));
-        });
+        };
+        let away = move |address| away.turned_away(Side::Inbound, address);
+        let inbound = listener::accept(socket, crowd, shared.drain.clone(), serve, away);
         tasks.spawn_local("inbound listener", inbound);
     }
     let outbounds = upstreams.into_iter().map(|(upstream, socket)| (Some(upstream), socket)).chain([(None, outbound)]);
     for (fixed, socket) in outbounds {
-        let worker = worker.clone();
-        let outbound = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
+        let (worker, away) = (worker.clone(), worker.clone());
+        let crowd = (shared.crowd.clone(), Callers::Program);
+        let serve = move |accepted| {
             worker.spawn(Side::Outbound, outbound::serve(worker.clone(), accepted, fixed.clone()));
-        });
+        };
+        let away = move |address| away.turned_away(Side::Outbound, address);
+        let outbound = listener::accept(socket, crowd, shared.drain.clone(), serve, away);
         tasks.spawn_local("outbound listener", outbound);
     }
     for (direction, socket) in captured {
-        let (worker, Some(capture)) = (worker.clone(), capture.clone()) else { continue };
-        let captured = listener::accept(socket, most, shared.drain.clone(), move |accepted| {
+        let (worker, away, Some(capture)) = (worker.clone(), worker.clone(), capture.clone()) else { continue };
+        let callers = if direction.side() == Side::Inbound { Callers::Anybody } else { Callers::Program };
+        let serve = move |accepted| {
             worker.spawn(direction.side(), capture::serve(worker.clone(), capture.clone(), direction, accepted));
-        });
+        };
+        let away = move |address| away.turned_away(direction.side(), address);
+        let captured = listener::accept(socket, (shared.crowd.clone(), callers), shared.drain.clone(), serve, away);
         tasks.spawn_local("capture listener", captured);
     }
     let mut tick = tokio::time::interval(alarm::TICK);
@@ -242,6 +258,13 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
 }
 
 impl Worker {
+    /// Records a connection for which there was no place.
+    fn turned_away(&self, side: Side, address: std::net::SocketAddr) {
+        let mut record = Record::new(&self.observer, side);
+        record.address(address);
+        record.refused(&Refusal::new(Reason::Overloaded, "too many connections"));
+    }
+
     /// Runs a connection on this worker. It ends by force with the worker: at drain's deadline.
     fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
         let open = self.observer.metrics.connections(side).clone();

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     admin::{self, Admin},
-    apply, certs, check, completions, context,
+    apply, ca, certs, check, completions, context,
     contexts::Contexts,
     delete, explain,
     failure::{Exit, Failure},
@@ -61,6 +61,8 @@ enum Command {
     Import(import::Import),
     /// List, rotate and revoke certificates
     Certs(certs::Certs),
+    /// Look at the certificate authority and change the trust anchor
+    Ca(ca::Ca),
     /// Make join tokens for agents
     Token(token::Token),
     /// Make, list and remove operators
@@ -97,6 +99,7 @@ impl Args {
             Command::Test(verb) => verb.run(console),
             Command::Import(verb) => verb.run(console),
             Command::Certs(verb) => verb.run(&socket, console).await,
+            Command::Ca(verb) => verb.run(&socket, console).await,
             Command::Token(verb) => verb.run(&socket, console).await,
             Command::Operator(verb) => verb.run(&socket, console).await,
             Command::Login(verb) => verb.run(&socket, console).await,

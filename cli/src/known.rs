@@ -22,18 +22,22 @@ pub(crate) struct Known {
     pub(crate) address: String,
     /// SHA-256 of the root's public key in hex; none when only the address is known.
     pub(crate) root: Option<String>,
+    /// All that it ever had: a mesh stays the same when its root changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) roots: Vec<String>,
 }
 
 impl Known {
     /// One of which only the address is known.
     pub(crate) fn at(address: &str) -> Self {
-        Self { address: address.to_owned(), root: None }
+        Self { address: address.to_owned(), root: None, roots: Vec::new() }
     }
 
     /// The one that says this of itself.
     pub(crate) fn of(status: &StatusResponse) -> Self {
         let root = status.certificate_authorities.iter().find(|ca| ca.role == "root");
-        Self { address: status.address.clone(), root: root.map(|ca| ca.spki_sha256.clone()) }
+        let roots = status.root_history.clone();
+        Self { address: status.address.clone(), root: root.map(|ca| ca.spki_sha256.clone()), roots }
     }
 
     /// It was named by its address, and is not the one on this machine.
@@ -63,7 +67,8 @@ impl Known {
     /// believe nobody.
     pub(crate) fn forget_others(&self, state_dir: &Path) -> Result<(), Failure> {
         let before = Self::read(state_dir).and_then(|before| before.root);
-        if before.is_some() && self.root.is_some() && before != self.root {
+        let is_own = |root: &String| self.root.as_ref() == Some(root) || self.roots.contains(root);
+        if self.root.is_some() && before.is_some_and(|before| !is_own(&before)) {
             tracing::warn!(dir = %state_dir.display(), "the control plane has another root than before: joining again");
             StateDir::forget(state_dir).map_err(|error| Failure::Agent(error.to_string()))?;
         }
@@ -82,7 +87,7 @@ mod tests {
         drop(StateDir::open(&state).unwrap());
         let kept = || state.join("identity").exists();
         fs::write(state.join("identity"), "x").unwrap();
-        let with = |root: &str| Known { address: "127.0.0.1:1".into(), root: Some(root.into()) };
+        let with = |root: &str| Known { address: "127.0.0.1:1".into(), root: Some(root.into()), roots: Vec::new() };
         with("a").forget_others(&state).unwrap();
         assert!(kept(), "nothing was known before");
         with("a").keep(&state).unwrap();
@@ -90,6 +95,8 @@ mod tests {
         assert_eq!(Known::read(&state), Some(with("a")), "the same, named by its address only");
         with("a").forget_others(&state).unwrap();
         assert!(kept());
+        Known { roots: vec!["a".into(), "b".into()], ..with("b") }.forget_others(&state).unwrap();
+        assert!(kept(), "the root of the same mesh was changed");
         with("b").forget_others(&state).unwrap();
         assert!(!kept());
         Known::at("mesh.example:15110").keep(&state).unwrap();

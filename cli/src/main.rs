@@ -3,6 +3,7 @@
 mod admin;
 mod apply;
 mod args;
+mod ca;
 mod canary;
 mod certs;
 mod check;

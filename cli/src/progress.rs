@@ -9,7 +9,12 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::{failure::Failure, output::Console, view::Laggard, when};
+use crate::{
+    failure::Failure,
+    output::Console,
+    view::{Laggard, Rotation},
+    when,
+};
 
 /// How far the agents are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,6 +122,48 @@ pub(crate) async fn follow<W: Into<Step>>(
     };
     bar.finish_and_clear();
     Waited { ending, agents: last.agents, done: last.done, laggards: last.laggards }
+}
+
+/// Follows a change of the trust anchor until the phase that was asked for, its end, or the timeout: the last that was heard,
+/// and whether the time is over. A bar for each phase.
+pub(crate) async fn rotation(
+    mut steps: impl Stream<Item = Result<v1::CaRotation, Status>> + Unpin,
+    timeout: Duration,
+    console: &Console,
+) -> Result<(Option<Rotation>, bool), Failure> {
+    let deadline = Instant::now() + timeout;
+    let mut last: Option<Rotation> = None;
+    let mut shown: Option<ProgressBar> = None;
+    let timed_out = loop {
+        match tokio::time::timeout_at(deadline, steps.next()).await {
+            Err(_) => break true,
+            Ok(Some(Ok(step))) => {
+                let Some(step) = Rotation::read(step) else { continue };
+                if last.as_ref().is_none_or(|last| last.phase != step.phase) {
+                    if let Some(bar) = shown.take() {
+                        bar.finish();
+                    }
+                    shown = Some(bar(step.phase, console));
+                }
+                if let Some(bar) = &shown {
+                    bar.set_length(u64::from(step.agents));
+                    bar.set_position(u64::from(step.done));
+                }
+                let reached = step.reached;
+                last = Some(step);
+                if reached {
+                    break false;
+                }
+            }
+            // It stopped telling; what was heard first may be why.
+            Ok(Some(Err(status))) if last.is_none() => return Err(status.into()),
+            Ok(Some(Err(_)) | None) => break false,
+        }
+    };
+    if let Some(bar) = shown {
+        bar.finish_and_clear();
+    }
+    Ok((last, timed_out))
 }
 
 /// A bar on standard error; invisible when that is no terminal.

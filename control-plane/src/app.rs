@@ -3,7 +3,6 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_policy::{SpiffeId, names::NameProblem};
-use outrider_proto::v1;
 use outrider_runtime::{Drain, Gate, Readiness, Tasks, health, unix_socket::SocketError};
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
@@ -13,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     api::{self, Entrance, Identities, Operators, Reports, Subscriptions},
     attest::{Attested, JoinTokens},
-    ca::{Authority, ServerLeaf},
+    ca::{Authority, Lifetimes, ServerLeaf},
     clock,
     config::Config,
     issue::Issuance,
@@ -24,8 +23,10 @@ use crate::{
     peer::Peer,
     publish::{Mesh, Publisher},
     push::Publication,
-    registry::{Revocations, Revoked, World, learn, tell},
+    registry::{Revocations, Revoked, World, bundle, learn, tell},
+    rotate::Keeper,
     store::{Claim, DirError, OpenError, Redeem, Store, StoreError},
+    turns::Turns,
     upkeep,
 };
 
@@ -112,14 +113,17 @@ impl ControlPlane {
         let times = JwtTimes::new(i64::try_from(config.jwt_key_life.as_secs()).unwrap_or(i64::MAX));
         let jwt_keys = JwtKeys::open(store.clone(), kek.clone(), config.trust_domain.clone(), times, now).await;
         let jwt_keys = Arc::new(jwt_keys.map_err(ca_failed)?);
-        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), config.leaf_ttl, now).await;
+        let lifetimes = Lifetimes::new(config.leaf_ttl, config.issuing_ttl, config.root_ttl);
+        let authority = Authority::open(store.clone(), kek, config.trust_domain.clone(), lifetimes, config.ca_files.clone(), now);
+        let authority = authority.await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
-        let tokens = JoinTokens::new(store.clone(), authority.root_pin());
+        let tokens = JoinTokens::new(store.clone());
         let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);
         let revocations = revocations(&store, &config).await.map_err(OpenError::from)?;
         let (revoking, revoked) = watch::channel(Arc::new(revocations));
         let revoked = Revoked::new(revoked);
-        let issuance = Issuance { authority, tokens, limit: Arc::new(limit), revoked, store: store.clone(), metrics };
+        let issuance =
+            Issuance { authority, tokens, limit: Arc::new(limit), revoked, turns: Turns::new(), store: store.clone(), metrics };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;
@@ -201,8 +205,10 @@ async fn own_leaf(issuance: &Issuance, now: i64) -> Result<Arc<ServerLeaf>, Star
     let identity = identity.map_err(|error: NameProblem| ca_failed(error))?;
     let (leaf, issued) = ServerLeaf::make(&issuance.authority, identity.clone(), now).map_err(ca_failed)?;
     let own = Attested { identity, evidence: "self", redeem: Redeem::Nothing };
-    issuance.record(&issued, &own, now).await.map_err(ca_failed)?;
-    issuance.metrics.leaf_ends.set(issued.not_after);
+    for one in issued {
+        issuance.record(&one, &own, now).await.map_err(ca_failed)?;
+    }
+    issuance.metrics.leaf_ends.set(leaf.not_after());
     Ok(Arc::new(leaf))
 }
 
@@ -216,13 +222,18 @@ async fn publisher(
     grace: Duration,
 ) -> Result<(Publisher, Mesh), OpenError> {
     let (store, authority) = (&issuance.store, &issuance.authority);
-    let roots = authority.roots().iter().map(|root| root.to_vec()).collect();
     let (revision, policies, agents) = store.mesh().await?;
-    let bundle = v1::TrustBundle { trust_domain: authority.trust_domain().to_string(), roots };
-    let (revocations, ages) = (Arc::clone(&revoking.borrow()), store.policy_ages().await?);
-    let world = World::load(revision, bundle, revocations, policies, &ages, agents)?;
+    // Read once more, after the revision: what is shown with it is at least as new.
+    let rows = store.revocations().await?;
+    let revocations = Arc::new(Revocations::new(rows, authority.trust_domain().as_str(), revision));
+    revoking.send_replace(Arc::clone(&revocations));
+    if let Err(error) = authority.refresh(clock::now()).await {
+        return Err(OpenError::from(StoreError::Corrupt { table: "ca_keys", reason: outrider_runtime::tasks::chain(&error) }));
+    }
+    let ages = store.policy_ages().await?;
+    let world = World::load(revision, bundle(authority), revocations, policies, &ages, agents)?;
     issuance.metrics.revision.set(i64::try_from(world.revision).unwrap_or(i64::MAX));
-    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), (world, revoking), grace))
+    Ok(Publisher::new(store.clone(), issuance.metrics.clone(), (world, revoking, Arc::clone(authority)), grace))
 }
 
 /// What runs.
@@ -241,8 +252,7 @@ impl Plane {
         let (store, metrics) = (&issuance.store, &issuance.metrics);
         let authority = &issuance.authority;
         let tls = |names: api::Names| {
-            let (roots, domain, revoked) = (authority.roots(), authority.trust_domain(), issuance.revoked.clone());
-            let config = api::server_config(Arc::clone(&self.leaf), &roots, domain, names, revoked);
+            let config = api::server_config(Arc::clone(&self.leaf), authority, names, issuance.revoked.clone());
             config.map(|config| TlsAcceptor::from(Arc::new(config))).map_err(ca_failed)
         };
         let domain = authority.trust_domain();
@@ -265,10 +275,13 @@ impl Plane {
         tasks.spawn("serve agents", async move {
             agents.serve_with_incoming_shutdown(ReceiverStream::new(secured), async move { stop.stopping().await }).await
         });
+        let (keeper, rotation) = Keeper::new(issuance.clone(), mesh.clone());
+        tasks.spawn("rotation", keeper.run(drain.clone()));
         let roster = Roster::new(store.clone());
         tasks.spawn("operators", upkeep::look_at_operators(roster.clone(), drain.clone()));
         let gate = GateLayer::new(roster.clone(), issuance.revoked.clone(), store.clone());
         let operators = Operators {
+            rotation,
             mesh: mesh.clone(),
             store: store.clone(),
             tokens: issuance.tokens.clone(),

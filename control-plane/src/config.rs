@@ -13,12 +13,23 @@ use outrider_policy::identity::TrustDomain;
 use outrider_runtime::telemetry::Format;
 use zeroize::Zeroizing;
 
-use crate::store::{Backend, PostgresUrl, is_replica_id};
+use crate::{
+    ca::CaFiles,
+    store::{Backend, PostgresUrl, is_replica_id},
+};
 
 /// Shortest leaf lifetime: shorter ones cannot be renewed in time.
 const LEAF_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest leaf lifetime.
 const LEAF_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Lifetime of an issuing CA.
+const ISSUING_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// Lifetime of a root.
+const ROOT_TTL: Duration = Duration::from_secs(3650 * 86_400);
+/// Shortest lifetime of a CA: shorter ones cannot be renewed in time.
+const CA_TTL_MIN: Duration = Duration::from_secs(4);
+/// Longest lifetime of a CA.
+const CA_TTL_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 /// Shortest life of a key for tokens: a quarter of it is the life of a token.
 const JWT_KEY_LIFE_MIN: Duration = Duration::from_secs(8);
 /// Longest life of a key for tokens.
@@ -54,6 +65,22 @@ pub struct Raw {
     /// Lifetime of leaf certificates, 2s to 24h [default: 1h]
     #[arg(long, value_name = "TIME")]
     pub leaf_ttl: Option<String>,
+    /// Lifetime of issuing CAs, which renew themselves at half of it; no leaf outlives its issuing CA [default: 7d]
+    #[arg(long, value_name = "TIME")]
+    pub issuing_ttl: Option<String>,
+    /// Lifetime of a root that is made from now on [default: 3650d]
+    #[arg(long, value_name = "TIME")]
+    pub root_ttl: Option<String>,
+    /// PEM file with a CA that somebody else makes, and what it chains to (tls.crt of cert-manager): it signs the leaves. Read
+    /// again when it changes; with --ca-key and --ca-bundle
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// PEM file with its key (tls.key)
+    #[arg(long, value_name = "FILE")]
+    pub ca_key: Option<PathBuf>,
+    /// PEM file with every root that members shall believe (ca.crt)
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
     /// How long a key signs tokens (JWT-SVIDs) before the next one does, 8s to 30d [default: 1d]
     #[arg(long, value_name = "TIME")]
     pub jwt_key_life: Option<String>,
@@ -153,6 +180,12 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Lifetime of leaf certificates.
     pub leaf_ttl: Duration,
+    /// Lifetime of issuing CAs.
+    pub issuing_ttl: Duration,
+    /// Lifetime of new roots.
+    pub root_ttl: Duration,
+    /// A CA that somebody else makes.
+    pub ca_files: Option<CaFiles>,
     /// How long a key signs tokens.
     pub jwt_key_life: Duration,
     /// The key that encrypts CA keys.
@@ -197,6 +230,15 @@ impl Raw {
                 leaf_ttl.as_secs()
             ));
         }
+        let issuing_ttl = wrong.ttl("issuing-ttl", self.issuing_ttl.as_deref(), ISSUING_TTL);
+        let root_ttl = wrong.ttl("root-ttl", self.root_ttl.as_deref(), ROOT_TTL);
+        if issuing_ttl < leaf_ttl * 2 {
+            let (issuing, leaf) = (issuing_ttl.as_secs(), leaf_ttl.as_secs());
+            warnings.push(format!(
+                "issuing CAs live {issuing} s and cut short leaf certificates of {leaf} s: no leaf outlives its CA"
+            ));
+        }
+        let ca_files = wrong.ca_files(self.ca_cert, self.ca_key, self.ca_bundle);
         let jwt_key_life = wrong.time("jwt-key-life", self.jwt_key_life.as_deref(), Duration::from_secs(86_400));
         if !(JWT_KEY_LIFE_MIN..=JWT_KEY_LIFE_MAX).contains(&jwt_key_life) {
             wrong.say("`--jwt-key-life` must be from 8s to 30d".to_owned());
@@ -223,6 +265,9 @@ impl Raw {
             admin_socket: self.admin_socket.unwrap_or_else(|| state_dir.join("admin.sock")),
             trust_domain,
             leaf_ttl,
+            issuing_ttl,
+            root_ttl,
+            ca_files,
             jwt_key_life,
             key,
             store,
@@ -260,6 +305,27 @@ impl Wrong {
 
     fn time(&mut self, flag: &str, value: Option<&str>, default: Duration) -> Duration {
         value.map_or(default, |text| self.checked(flag, parse_time(text), default))
+    }
+
+    /// All three files, or none.
+    fn ca_files(&mut self, certificate: Option<PathBuf>, key: Option<PathBuf>, bundle: Option<PathBuf>) -> Option<CaFiles> {
+        match (certificate, key, bundle) {
+            (Some(certificate), Some(key), Some(bundle)) => Some(CaFiles { certificate, key, bundle }),
+            (None, None, None) => None,
+            _ => {
+                self.say("`--ca-cert`, `--ca-key` and `--ca-bundle` belong together: set all three, or none".to_owned());
+                None
+            }
+        }
+    }
+
+    /// The lifetime of a CA.
+    fn ttl(&mut self, flag: &str, value: Option<&str>, default: Duration) -> Duration {
+        let ttl = self.time(flag, value, default);
+        if !(CA_TTL_MIN..=CA_TTL_MAX).contains(&ttl) {
+            self.say(format!("`--{flag}` must be from 4s to 36500d"));
+        }
+        ttl
     }
 
     fn advertise(&mut self, value: Option<String>) -> Option<String> {

@@ -18,6 +18,7 @@ use crate::{
     peer::Peer,
     registry::Revoked,
     store::{CertificateRow, Redeem, Store, StoreError},
+    turns::Turns,
 };
 
 /// Issues leaves.
@@ -27,6 +28,7 @@ pub(crate) struct Issuance {
     pub(crate) tokens: JoinTokens,
     pub(crate) limit: Arc<Limit>,
     pub(crate) revoked: Revoked,
+    pub(crate) turns: Turns,
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
 }
@@ -78,9 +80,8 @@ impl Issuance {
             Some(Evidence::Renewal(_)) => self.attest_renewal(peer, &request.expected_identity, now).await?,
             None => return Err(IssueError::NoEvidence),
         };
-        if peer.is_some_and(|peer| self.revoked.holds(peer)) || self.revoked.holds_identity(&attested.identity) {
-            return Err(AttestError::Revoked(attested.identity).into());
-        }
+        self.revoked.admit(peer, &attested.identity)?;
+        let _turn = self.turns.take(&attested.identity).await.ok_or_else(|| AttestError::TooOften(attested.identity.clone()))?;
         let signing_request = SigningRequest::read(&request.csr)?;
         signing_request.asks_only_for(&attested.identity)?;
         let leaf = self.authority.sign(&signing_request, &attested.identity, now)?;
@@ -112,6 +113,7 @@ impl Issuance {
             agent_id: String::new(),
             replaced_by: None,
             replica: self.store.replica().to_owned(),
+            root: leaf.root.clone(),
         };
         let recorded = self.store.issued(&row, &attested.redeem, now).await;
         if matches!(&recorded, Err(error) if !matches!(error, StoreError::TokenUsed)) {

@@ -20,10 +20,13 @@ mod peer;
 mod publish;
 mod push;
 mod registry;
+mod rotate;
 mod store;
+mod turns;
 mod upkeep;
 
 pub use app::{ControlPlane, Running, StartError};
+pub use ca::CaFiles;
 #[cfg(feature = "bench")]
 pub use ca::leaves_per_second;
 pub use config::{Config, ConfigErrors, Environment, KeySource, Raw};

@@ -34,6 +34,7 @@ pub(crate) struct Metrics {
     pub(crate) handshakes_failed: Counter,
     pub(crate) leaf_ends: Gauge,
     pub(crate) issuing_ends: Gauge,
+    pub(crate) mounted_refused: Gauge,
 }
 
 impl Metrics {
@@ -57,6 +58,7 @@ impl Metrics {
             handshakes_failed: Counter::default(),
             leaf_ends: Gauge::default(),
             issuing_ends: Gauge::default(),
+            mounted_refused: Gauge::default(),
         };
         let mut registry = Registry::with_prefix("outrider_control_plane");
         let m = metrics.clone();
@@ -77,6 +79,7 @@ impl Metrics {
         registry.register("handshakes_failed", "TLS handshakes that failed", m.handshakes_failed);
         registry.register("certificate_end_seconds", "End of the control plane's own leaf, Unix seconds", m.leaf_ends);
         registry.register("issuing_ca_end_seconds", "End of the issuing CA, Unix seconds", m.issuing_ends);
+        registry.register("mounted_ca_refused", "1 while the files of a mounted CA are refused", m.mounted_refused);
         (metrics, registry)
     }
 

@@ -13,8 +13,9 @@ use tokio::{
 
 pub(crate) use crate::registry::Mesh;
 use crate::{
+    ca::Authority,
     metrics::Metrics,
-    registry::{ASK, ATTEMPTS, Applied, ChangeError, Keeper, Request, Revocations, Sessions, World, abreast},
+    registry::{ASK, ATTEMPTS, Applied, ChangeError, Keeper, Request, Revocations, Sessions, Start, World, abreast},
     store::{Store, StoreError},
 };
 
@@ -23,9 +24,6 @@ const QUEUE: usize = 1024;
 /// Requests handled before others get a turn.
 const BATCH: usize = 256;
 
-/// The mesh as it is at the start, and where revocations are told of.
-pub(crate) type Known = (World, watch::Sender<Arc<Revocations>>);
-
 /// The one writer of the mesh.
 pub(crate) struct Publisher {
     pub(crate) store: Store,
@@ -33,6 +31,7 @@ pub(crate) struct Publisher {
     pub(crate) world: World,
     shown: watch::Sender<Arc<World>>,
     pub(crate) revoked: watch::Sender<Arc<Revocations>>,
+    pub(crate) authority: Arc<Authority>,
     pub(crate) sessions: Sessions,
     requests: mpsc::Receiver<Request>,
     pub(crate) grace: Duration,
@@ -46,7 +45,7 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// Agents of the store that are not connected yet have `grace` to come back.
-    pub(crate) fn new(store: Store, metrics: Metrics, (world, revoked): Known, grace: Duration) -> (Self, Mesh) {
+    pub(crate) fn new(store: Store, metrics: Metrics, (world, revoked, authority): Start, grace: Duration) -> (Self, Mesh) {
         let (send, requests) = mpsc::channel(QUEUE);
         let (shown, watched) = watch::channel(Arc::new(world.clone()));
         let sessions = Sessions::new();
@@ -54,7 +53,9 @@ impl Publisher {
         let leaving = world.agents.values().filter(|agent| agent.present).map(|agent| (agent.id.clone(), until)).collect();
         let mesh = Mesh { requests: send, world: watched, sessions: sessions.clone() };
         let (streams, canary) = (BTreeMap::new(), None);
-        (Self { store, metrics, world, shown, revoked, sessions, requests, grace, streams, canary, leaving }, mesh)
+        let known =
+            Self { store, metrics, world, shown, revoked, authority, sessions, requests, grace, streams, canary, leaving };
+        (known, mesh)
     }
 
     /// Handles changes until drain.

@@ -50,20 +50,21 @@ pub(crate) async fn renew(issuance: Issuance, leaf: Arc<ServerLeaf>, drain: Drai
 }
 
 async fn renew_once(issuance: &Issuance, leaf: &ServerLeaf, now: i64) -> Result<(), CaError> {
-    issuance.authority.renew_issuing(now).await?;
-    if let Some(new) = leaf.renew(&issuance.authority, now)? {
+    issuance.authority.refresh(now).await?;
+    for new in leaf.renew(&issuance.authority, now)? {
         let own = Attested { identity: leaf.identity().clone(), evidence: "self", redeem: Redeem::Nothing };
         if let Err(error) = issuance.record(&new, &own, now).await {
             tracing::warn!(error = outrider_runtime::tasks::chain(&error), "own certificate not recorded");
         }
-        issuance.metrics.leaf_ends.set(new.not_after);
     }
+    issuance.metrics.mounted_refused.set(issuance.authority.refused_files().is_some().into());
+    issuance.metrics.leaf_ends.set(leaf.not_after());
     set_ends(&issuance.authority, &issuance.metrics);
     Ok(())
 }
 
 fn set_ends(authority: &Authority, metrics: &crate::metrics::Metrics) {
-    if let Some(issuing) = authority.describe().last() {
+    if let Some(issuing) = authority.describe().iter().find(|ca| ca.signs && ca.role != "root") {
         metrics.issuing_ends.set(issuing.not_after);
     }
 }

@@ -154,6 +154,19 @@ fn a_section_that_can_be_set_once_is_refused_a_second_time() {
 }
 
 #[test]
+fn a_limit_is_set_once_for_a_port() {
+    let other = stored(policy("shop", "other", "{limits: {requests: 5, unit: Second, ports: [8080]}}"));
+    let second = "  limits: { requests: 9, unit: Minute }\n";
+    expect(
+        &findings(second, std::slice::from_ref(&other)),
+        &["5:11 error policy `shop/other` sets `limits` for the same services | keep the section in one of them"],
+    );
+    expect(&findings("  limits: { requests: 9, unit: Minute, ports: [5432] }\n", std::slice::from_ref(&other)), &[]);
+    let aimed = "  targetRefs: [{ kind: Service, name: files }]\n  limits: { requests: 1, unit: Hour, ports: [8080, 9] }\n";
+    expect(&findings(aimed, &[other]), &["6:52 warning 9 is not a port of the services that the policy applies to"]);
+}
+
+#[test]
 fn pointless_rules_are_named_with_the_rule_that_makes_them_so() {
     let found = rules(
         "",

@@ -63,7 +63,7 @@ impl Tasks {
     }
 
     /// Like [`Tasks::spawn_scoped`], on the current thread's local runtime.
-    pub fn spawn_scoped_local(&self, future: impl Future<Output = ()> + 'static) -> JoinHandle<()> {
+    pub fn spawn_scoped_local<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
         self.tracker.spawn_local(future)
     }
 

@@ -73,6 +73,21 @@ fn directory() -> TempDir {
     make.or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
+/// What makes a program see another time: the wall clock alone, as when it is set wrong.
+///
+/// # Panics
+/// When libfaketime is not installed.
+fn wrong_clock(offset: &str) -> [(&'static str, String); 3] {
+    let libraries = std::fs::read_dir("/usr/lib").expect("/usr/lib").flatten();
+    let places = libraries.map(|place| place.path().join("faketime/libfaketimeMT.so.1"));
+    let library = places.into_iter().find(|place| place.exists()).expect("libfaketime: `cargo xtask test` installs it");
+    [
+        ("LD_PRELOAD", library.display().to_string()),
+        ("FAKETIME", offset.to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ]
+}
+
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
@@ -120,6 +135,16 @@ impl Mesh {
         (options, flags): (&MeshOptions, &[String]),
         space: Option<&str>,
     ) -> Process {
+        Process::start("outrider-control-plane", &mut Self::command(dir, address, health, (options, flags), space))
+    }
+
+    fn command(
+        dir: &Path,
+        address: SocketAddr,
+        health: u16,
+        (options, flags): (&MeshOptions, &[String]),
+        space: Option<&str>,
+    ) -> Command {
         let program = program("outrider-control-plane");
         let mut command = match space {
             None => Command::new(program),
@@ -137,7 +162,15 @@ impl Mesh {
         if let Some(ttl) = options.leaf_ttl {
             command.args(["--leaf-ttl", ttl]);
         }
-        Process::start("outrider-control-plane", &mut command)
+        command
+    }
+
+    /// As [`Mesh::restart_control_plane`], under a clock that is off by this much: `+1d`, `-1d`.
+    pub async fn restart_control_plane_at(&mut self, clock: &str) {
+        let space = self.space.as_deref();
+        let mut command = Self::command(self.dir.path(), self.address, self.health, (&self.options, &self.flags), space);
+        self.control_plane = Process::start("outrider-control-plane", command.envs(wrong_clock(clock)));
+        self.ready().await;
     }
 
     /// Starts the control plane again, on the same address and directory.
@@ -322,6 +355,12 @@ impl AgentProcess {
     /// Starts it again after it has ended, on the same addresses and directory.
     pub fn restart(&mut self) {
         self.process = Self::spawn("restarted", &self.arguments);
+    }
+
+    /// Starts it again under a clock that is off by this much: `+1d`, `-1d`.
+    pub fn restart_at(&mut self, clock: &str) {
+        let mut command = Command::new(program("outrider-agent"));
+        self.process = Process::start("agent of another time", command.args(&self.arguments).envs(wrong_clock(clock)));
     }
 
     /// As [`AgentProcess::restart`], from now on with this join token or none.

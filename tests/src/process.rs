@@ -4,6 +4,7 @@ use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ pub struct Process {
     child: Child,
     name: String,
     log: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
 }
 
 impl Process {
@@ -30,12 +32,12 @@ impl Process {
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let keep = log.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 keep.lock().expect("log").push(line);
             }
         });
-        Self { child, name: name.to_owned(), log }
+        Self { child, name: name.to_owned(), log, reader }
     }
 
     /// Process id.
@@ -92,7 +94,15 @@ impl Process {
         self.child.wait().expect("wait");
     }
 
-    /// Waits for the end.
+    /// Waits until its last words are in the log. A child of its own may keep the pipe open: then not for long.
+    fn heard_out(&self) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.reader.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for the end, and for its last words.
     ///
     /// # Panics
     /// When it does not end within `within`.
@@ -100,6 +110,7 @@ impl Process {
         let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
+                self.heard_out();
                 return status;
             }
             assert!(Instant::now() < deadline, "{} did not end:\n{}", self.name, self.log());

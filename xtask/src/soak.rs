@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::{
-    bench::{Report, target_directory},
+    bench::{Report, soak_dataplane, target_directory},
     command, setup,
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct Soak {
 enum Name {
     /// 10^6 requests while leaves, issuing CAs and the trust anchor change and control planes are killed
     Rotation,
+    /// 10^7 requests through a pair of agents, then 20 000 idle connections: nothing fails, memory does not grow
+    Dataplane,
     /// 200 times kill -9 during issuance, on SQLite and on PostgreSQL
     Store,
 }
@@ -54,8 +56,17 @@ struct Rotation {
 }
 
 impl Soak {
+    fn dataplane(self) -> anyhow::Result<()> {
+        let (requests, connections) = if self.quick { (100_000, 2_000) } else { (10_000_000, 20_000) };
+        let report = soak_dataplane(&self.profile, requests, connections)?;
+        self.json.map_or(Ok(()), |path| report.write(&path))
+    }
+
     /// Runs it, prints what was seen, and fails when a request did.
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        if self.name == Name::Dataplane {
+            return self.dataplane();
+        }
         setup::run()?;
         if matches!(self.name, Name::Store) {
             return store(if self.quick { "20" } else { "200" });

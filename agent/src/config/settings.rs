@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Addresses, tracing};
 use crate::{
     capture::{Capture, CaptureSettings},
+    http::Limits,
     identity::JoinToken,
     telemetry::AccessLogTarget,
     upstream::Bounds,
@@ -106,6 +107,9 @@ pub struct Settings {
     /// Spans a second and worker that are recorded because a caller's trace asks for it [default: 100]
     #[arg(long, env = "OUTRIDER_TRACE_ASKED", value_name = "N")]
     pub trace_asked: Option<u32>,
+    /// A limit to change, NAME=VALUE, as docs/limits.md lists them; may be repeated
+    #[arg(long, env = "OUTRIDER_LIMIT", value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub limit: Vec<String>,
     /// Seconds that work under way may take after SIGTERM [default: 30]
     #[arg(long, env = "OUTRIDER_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
@@ -199,6 +203,8 @@ pub struct Config {
     pub report_allows: f64,
     /// Which requests are recorded as spans, and where those go.
     pub tracing: tracing::Tracing,
+    /// Bounds on what a peer can make the agent hold or wait for.
+    pub limits: Limits,
     /// Time for work under way after SIGTERM.
     pub drain: Duration,
 }
@@ -255,6 +261,10 @@ impl TryFrom<Settings> for Config {
             settings.trace_asked.unwrap_or(tracing::ASKED),
         );
         let tracing = problems.take(tracing);
+        let limits = Limits::changed(&settings.limit).unwrap_or_else(|wrong| {
+            problems.0.extend(wrong.iter().map(|problem| format!("`--limit`: {problem}")));
+            Limits::default()
+        });
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = settings.workers.unwrap_or_else(|| processors.min(2));
         if !(1..=256).contains(&workers) {
@@ -291,6 +301,7 @@ impl TryFrom<Settings> for Config {
             access_log,
             report_allows,
             tracing,
+            limits,
             drain: Duration::from_secs(settings.drain_seconds.unwrap_or(30)),
         })
     }

@@ -35,6 +35,11 @@ impl Line {
 }
 
 impl Fields {
+    /// None, with room for `bytes` of them.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { wire: Vec::with_capacity(bytes), lines: SmallVec::new() }
+    }
+
     /// Adds a field. The caller has checked that `name` is a token and `value` has no line breaks; heads are at most
     /// [`crate::http::Limits::head_bytes`] long, so positions fit.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {

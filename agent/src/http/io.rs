@@ -82,6 +82,9 @@ impl AsyncRead for SharedIo {
         {
             let count = shared.unread.len().min(buf.remaining());
             buf.put_slice(&shared.unread.split_to(count));
+            if shared.unread.is_empty() {
+                shared.unread = BytesMut::new();
+            }
             return Poll::Ready(Ok(()));
         }
         self.with(|transport| each!(transport, io => Pin::new(io).poll_read(cx, buf)))

@@ -5,7 +5,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::{Fields, h1, h2};
-use crate::{mesh, refusal::Refusal, telemetry::TraceContext, tls::Tenure};
+use crate::{
+    mesh,
+    refusal::{Reason, Refusal},
+    telemetry::TraceContext,
+    tls::Tenure,
+};
 
 /// Version a message arrived with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +122,27 @@ pub enum BodyError {
     /// The sender's framing is wrong.
     #[error("malformed body: {0}")]
     Malformed(&'static str),
+    /// It is larger than a body may be.
+    #[error("the body is larger than a body may be")]
+    TooLarge,
+    /// It comes too slowly.
+    #[error("{0}")]
+    TooSlow(&'static str),
     /// The connection ended, or the stream was reset, before the body did.
     #[error("body broke off: {0}")]
     Broken(String),
+}
+
+impl BodyError {
+    /// What a request gets whose body this happened to.
+    pub fn refusal(&self) -> Refusal {
+        let reason = match self {
+            Self::Malformed(_) | Self::Broken(_) => Reason::Malformed,
+            Self::TooLarge => Reason::BodyTooLarge,
+            Self::TooSlow(_) => Reason::SlowCaller,
+        };
+        Refusal::new(reason, self.to_string())
+    }
 }
 
 impl Body {
@@ -168,6 +191,9 @@ impl Response {
         let mut fields = Fields::default();
         fields.push(b"content-type", b"text/plain; charset=utf-8");
         fields.push(b"x-request-id", request_id.as_bytes());
+        if let Some(seconds) = refusal.seconds_to_wait() {
+            fields.push(b"retry-after", seconds.to_string().as_bytes());
+        }
         Self {
             status,
             fields,

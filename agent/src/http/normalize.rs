@@ -170,7 +170,11 @@ fn request_id(fields: &mut Fields) -> String {
 
 /// A fresh request id.
 pub fn new_request_id() -> String {
-    format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+    let mut id = String::with_capacity(32);
+    for word in [fastrand::u64(..), fastrand::u64(..)] {
+        id.extend((0..16).rev().filter_map(|place| char::from_digit((word >> (4 * place)) as u32 & 15, 16)));
+    }
+    id
 }
 
 /// Fields that concern one connection only (RFC 9110 section 7.6.1), and those with which callers try to switch protocols.

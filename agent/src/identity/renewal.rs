@@ -156,7 +156,8 @@ impl Renewal {
     fn take(&self, request: SigningRequest, answer: IssueResponse) -> Result<(), IdentityError> {
         let svid = request.certified(answer.chain)?;
         self.check(&svid)?;
-        if let Some(bundle) = &answer.bundle {
+        // Later the stream says who is believed, and an answer that was under way meanwhile does not take that back.
+        if let Some(bundle) = answer.bundle.as_ref().filter(|_| self.trust.bundle().is_none()) {
             self.trust.replace(bundle)?;
         }
         let bundle = self.trust.bundle().unwrap_or_default();
@@ -228,7 +229,13 @@ impl Renewal {
                     failures += 1;
                     self.control_plane.turn_away();
                     self.metrics.renewal_failures.inc();
-                    tracing::warn!(%error, failures, "renewal failed: the current certificate stays in use");
+                    let left = svid.leaf.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                    let seconds = left.as_secs();
+                    if left < svid.leaf.not_after.duration_since(svid.obtained).unwrap_or_default() / 4 {
+                        tracing::error!(%error, failures, seconds, "renewal fails, and the current certificate ends soon");
+                    } else {
+                        tracing::warn!(%error, failures, seconds, "renewal failed: the current certificate stays in use");
+                    }
                 }
             }
         }

@@ -1,6 +1,10 @@
 //! Listening sockets: one for each worker on the same port, and an accept loop that survives whatever accept says.
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
+mod crowd;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+pub use crowd::{Callers, Crowd, Place};
 
 use outrider_runtime::{Drain, drain::Hold};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -128,7 +132,7 @@ pub struct Accepted {
     pub address: SocketAddr,
     /// Drain waits for it.
     _hold: Hold,
-    /// Its place among the connections of this worker.
+    /// Its place among all connections.
     _place: Place,
 }
 
@@ -139,15 +143,6 @@ pub struct Held {
     _place: Place,
 }
 
-#[derive(Debug)]
-struct Place(Rc<Cell<usize>>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
 impl Accepted {
     /// The stream, and what must live as long as it is served.
     pub fn split(self) -> (TcpStream, SocketAddr, Held) {
@@ -155,13 +150,19 @@ impl Accepted {
     }
 }
 
-/// Accepts until drain and hands every connection to `serve`. Over `most` connections, new ones are closed at once.
+/// Accepts until drain and hands every connection to `serve`. Those that the crowd has no
+/// place for are closed at once; `turned_away` hears of them.
 ///
 /// # Errors
 /// When the socket cannot be used at all.
-pub async fn accept(socket: std::net::TcpListener, most: usize, drain: Drain, serve: impl Fn(Accepted)) -> std::io::Result<()> {
+pub async fn accept(
+    socket: std::net::TcpListener,
+    (crowd, callers): (Arc<Crowd>, Callers),
+    drain: Drain,
+    serve: impl Fn(Accepted),
+    turned_away: impl Fn(SocketAddr),
+) -> std::io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
-    let open = Rc::new(Cell::new(0_usize));
     let mut pause = Duration::from_millis(5);
     loop {
         let accepted = tokio::select! {
@@ -169,12 +170,14 @@ pub async fn accept(socket: std::net::TcpListener, most: usize, drain: Drain, se
             () = drain.stopping() => return Ok(()),
         };
         match accepted {
-            Ok(_) if open.get() >= most => tracing::warn!(most, "too many connections: closed a new one"),
             Ok((stream, address)) => {
                 pause = Duration::from_millis(5);
+                let Some(place) = crowd.enter(address.ip(), callers) else {
+                    turned_away(address);
+                    continue;
+                };
                 let _ = stream.set_nodelay(true);
-                open.set(open.get() + 1);
-                serve(Accepted { stream, address, _hold: drain.hold(), _place: Place(open.clone()) });
+                serve(Accepted { stream, address, _hold: drain.hold(), _place: place });
             }
             // The connection is gone already; the next one may be fine.
             Err(error) if matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) => {

@@ -8,7 +8,10 @@ use super::{
     stream::{Piece, Waiter},
 };
 use crate::{
-    http::message::{BodyError, Frame},
+    http::{
+        Meter,
+        message::{BodyError, Frame},
+    },
     upstream::StreamLease,
 };
 
@@ -18,6 +21,8 @@ pub struct BodyReader {
     place: Rc<Place>,
     length: Option<u64>,
     _upstream: Option<Upstream>,
+    /// Bounds a request's body.
+    meter: Option<Meter>,
 }
 
 /// What a response's body keeps until it has ended.
@@ -31,7 +36,12 @@ pub(super) struct Upstream {
 
 impl BodyReader {
     pub(super) fn new(place: Rc<Place>, length: Option<u64>, upstream: Option<Upstream>) -> Self {
-        Self { place, length, _upstream: upstream }
+        Self { place, length, _upstream: upstream, meter: None }
+    }
+
+    /// The same, bounded.
+    pub(super) fn metered(self, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 
     /// Length if the head named it.
@@ -49,14 +59,18 @@ impl BodyReader {
     /// # Errors
     /// When the stream is reset or the connection ends.
     pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
-        std::future::poll_fn(|cx| match self.place.take(cx) {
+        let frame = std::future::poll_fn(|cx| match self.place.take(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(Piece::Data(data))) => Poll::Ready(Ok(Some(Frame::Data(data)))),
             Poll::Ready(Ok(Piece::Trailers(fields))) => Poll::Ready(Ok(Some(Frame::Trailers(fields)))),
             Poll::Ready(Ok(Piece::End)) => Poll::Ready(Ok(None)),
             Poll::Ready(Err(code)) => Poll::Ready(Err(BodyError::Broken(format!("the stream was given up: {}", code.as_str())))),
         })
-        .await
+        .await?;
+        if let (Some(Frame::Data(data)), Some(meter)) = (&frame, &mut self.meter) {
+            meter.take(data.len())?;
+        }
+        Ok(frame)
     }
 }
 

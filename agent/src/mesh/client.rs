@@ -20,7 +20,7 @@ use super::{
 use crate::{
     alarm::within,
     http::{
-        Body, Fields, Frame, Limits, RequestHead, Response, SharedIo, Transport,
+        Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo, Transport,
         h1::{Framing, ParsedResponse, Switched},
     },
     refusal::{Reason, Refusal},
@@ -57,7 +57,7 @@ impl Drop for Shared {
 
 /// Sends a request's body. Dropped, it stops.
 #[derive(Debug)]
-pub(super) struct Pump(JoinHandle<()>);
+pub(super) struct Pump(JoinHandle<Option<Refusal>>);
 
 impl Drop for Pump {
     fn drop(&mut self) {
@@ -181,7 +181,10 @@ pub async fn exchange(
         Some(Pump(task)) => tokio::select! {
             biased;
             answer = place.answer() => Some(answer),
-            _ = task => None,
+            refused = task => match refused {
+                Ok(Some(refusal)) => return Err(refusal),
+                Ok(None) | Err(_) => None,
+            },
         },
     };
     let answer = match early {
@@ -260,6 +263,8 @@ impl Place {
 pub(super) enum Unsent {
     /// It broke off, or stopped arriving.
     Source(Reason, String),
+    /// Its sender may not go on.
+    Bounded(Refusal),
     /// The other side does not take it.
     Sink(Code),
 }
@@ -267,10 +272,15 @@ pub(super) enum Unsent {
 impl Pump {
     fn start(place: Rc<Place>, mut body: Body, stall: Duration) -> Self {
         Self(tokio::task::spawn_local(async move {
-            if let Err(Unsent::Source(_, reason)) = copy(&place, &mut body, stall, |_| {}).await {
-                tracing::debug!(reason, "a request's body ended early");
-                place.fail(Code::Broken);
+            match copy(&place, &mut body, stall, |_| {}).await {
+                Err(Unsent::Bounded(refusal)) => return Some(refusal),
+                Err(Unsent::Source(_, reason)) => {
+                    tracing::debug!(reason, "a request's body ended early");
+                    place.fail(Code::Broken);
+                }
+                Ok(()) | Err(Unsent::Sink(_)) => {}
             }
+            None
         }))
     }
 }
@@ -278,7 +288,10 @@ impl Pump {
 /// Sends all of a body; `sent` hears of every piece.
 pub(super) async fn copy(place: &Place, body: &mut Body, stall: Duration, mut sent: impl FnMut(usize)) -> Result<(), Unsent> {
     loop {
-        let frame = body.frame().await.map_err(|error| Unsent::Source(Reason::UpstreamFailed, error.to_string()))?;
+        let frame = body.frame().await.map_err(|error| match error {
+            BodyError::TooLarge | BodyError::TooSlow(_) => Unsent::Bounded(error.refusal()),
+            BodyError::Malformed(_) | BodyError::Broken(_) => Unsent::Source(Reason::UpstreamFailed, error.to_string()),
+        })?;
         let ends = match &frame {
             None | Some(Frame::Trailers(_)) => true,
             Some(Frame::Data(_)) => body.is_end(),

@@ -18,8 +18,8 @@ use super::{
     transport::Sealed,
 };
 use crate::{
-    alarm::within,
-    http::{Body, Limits, Reply, Request, Service, SharedIo, Transport},
+    alarm::{self, within},
+    http::{Body, BodyError, Limits, Meter, Reply, Request, Service, SharedIo, Transport, h1::Framing},
     policy::lapsed,
     refusal::{Reason, Refusal},
 };
@@ -34,10 +34,10 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let Some(sealed) = Sealed::new(io) else { return };
     let link = Rc::new(Link::default());
     let mut driver = Driver::new(link.clone(), sealed);
-    let stall = limits.stall;
+    let (end, bounds) = (limits.connection_end(), Rc::new(limits.clone()));
     let mut open = |opened: Opened| {
-        let service = service.clone();
-        tasks.spawn_scoped_local(async move { stream(&*service, opened, stall).await });
+        let (service, bounds) = (service.clone(), bounds.clone());
+        tasks.spawn_scoped_local(async move { stream(&*service, opened, &bounds).await });
     };
     let mut role = Role::Callee(&mut open);
     // Of a connection without streams, and later of one that is closing.
@@ -47,7 +47,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         let ended = tokio::select! {
             biased;
             ended = poll(&mut driver, &mut role, limits, &link, closing) => ended,
-            () = service.closing(), if !closing => {
+            () = leaving(&*service, end), if !closing => {
                 closing = true;
                 deadline.as_mut().reset(Instant::now() + LINGER);
                 driver.leave(Code::Done);
@@ -83,6 +83,14 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     link.state.borrow_mut().close();
 }
 
+/// Ends when a connection should take no more streams.
+async fn leaving(service: &impl Service, end: Instant) {
+    tokio::select! {
+        () = service.closing() => {}
+        () = alarm::at(end) => {}
+    }
+}
+
 /// Drives the connection; `None` when it is closing and nothing is left to do.
 async fn poll(driver: &mut Driver, role: &mut Role<'_>, limits: &Limits, link: &Link, closing: bool) -> Option<Ended> {
     std::future::poll_fn(|cx| {
@@ -96,12 +104,15 @@ async fn poll(driver: &mut Driver, role: &mut Role<'_>, limits: &Limits, link: &
 }
 
 /// Serves one stream.
-async fn stream(service: &impl Service, opened: Opened, stall: Duration) {
+async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
     let Opened { place, parsed, end } = opened;
     let place = Rc::new(place);
     let mut to_head = false;
     let mut upgrade = None;
     let admitted = parsed.and_then(|parsed| {
+        if matches!(parsed.framing, Framing::Length(length) if length > limits.body_bytes as u64) {
+            return Err(BodyError::TooLarge.refusal());
+        }
         let mut head = parsed.parts.normalize()?;
         head.upgrade = parsed.upgrade;
         Ok((head, parsed.framing))
@@ -116,7 +127,9 @@ async fn stream(service: &impl Service, opened: Opened, stall: Duration) {
                 Body::Empty
             } else {
                 let length = head::length(framing).ok().flatten().filter(|length| *length > 0);
-                Body::Mesh(BodyReader::new(place.clone(), length, None))
+                let kind = head.fields.single("content-type");
+                let is_grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+                Body::Mesh(BodyReader::new(place.clone(), length, None).metered(Meter::new(limits, is_grpc)))
             };
             let request = Request { head: Rc::new(head), body };
             tokio::select! {
@@ -126,21 +139,21 @@ async fn stream(service: &impl Service, opened: Opened, stall: Duration) {
             }
         }
     };
-    answer(&place, reply, to_head, upgrade.as_deref(), stall).await;
+    answer(&place, reply, to_head, upgrade.as_deref(), limits).await;
     place.link.state.borrow_mut().budget.answered();
 }
 
 /// Sends a response, for as long as it is permitted and there is somebody to take it.
-async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, stall: Duration) {
+async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, limits: &Limits) {
     let Reply { mut response, mut permit, mut record, tunnel } = reply;
-    let (mut body, tenure) = (response.body, response.tenure.take());
+    let (mut body, tenure, late) = (response.body, response.tenure.take(), record.began() + limits.request);
     let no_body = to_head || matches!(response.status, 204 | 304);
     let ends = tunnel.is_none() && (no_body || body.is_end());
     let length = body.length().filter(|_| !no_body && tunnel.is_none());
     let protocol = upgrade.filter(|_| tunnel.is_some());
     let head = |out: &mut Vec<u8>| head::write_response(out, response.status, &response.fields, length, protocol);
     let sent = std::future::poll_fn(|cx| place.link.poll_head(cx, &place.stream, ends, head));
-    match within(stall, sent).await {
+    match within(limits.stall, sent).await {
         Ok(Ok(())) => {}
         Ok(Err(Gone(_))) => return record.broke(Reason::CallerGone, "the caller went away"),
         Err(_) => return record.broke(Reason::SlowCaller, "the caller stopped reading"),
@@ -154,8 +167,8 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
     }
     let outcome = tokio::select! {
         biased;
-        copied = copy(place, &mut body, stall, |bytes| record.sent(bytes)) => copied.map_err(Err),
-        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => Err(Ok(refusal)),
+        copied = copy(place, &mut body, limits.stall, |bytes| record.sent(bytes)) => copied.map_err(Err),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => Err(Ok(refusal)),
         // The program may be silent for long: it is told at once that nobody listens any more.
         code = place.given_up() => Err(Err(Unsent::Sink(code))),
     };
@@ -167,6 +180,10 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
         }
         Err(Err(Unsent::Source(reason, text))) => {
             record.broke(reason, text);
+            place.fail(Code::Broken);
+        }
+        Err(Err(Unsent::Bounded(refusal))) => {
+            record.broke(refusal.reason(), refusal.detail());
             place.fail(Code::Broken);
         }
         Err(Err(Unsent::Sink(code))) => {

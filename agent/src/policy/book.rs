@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use outrider_policy::{Compiled, ServiceName, StoredPolicy, Target, compile};
+use outrider_policy::{Compiled, ServiceName, SpiffeId, StoredPolicy, Target, compile};
 use tokio::sync::watch;
 
+use super::{Limiter, Over};
 use crate::tls::Trust;
 
 /// Everything that is in force at one revision.
@@ -14,6 +15,7 @@ pub struct InForce {
     /// Store revision of the view that it was made from.
     pub revision: u64,
     compiled: Vec<Arc<Compiled>>,
+    limiters: Vec<Option<Arc<Limiter>>>,
 }
 
 /// The policies in force. Before the first view everything is denied.
@@ -32,7 +34,8 @@ impl PolicyBook {
         let deny = Arc::new(Compiled::deny_all("no policy received yet"));
         let compiled = targets.iter().map(|_| deny.clone()).collect();
         let changed = trust.changed();
-        Self { targets, current: ArcSwap::from_pointee(InForce { revision: 0, compiled }), trust, changed }
+        let current = ArcSwap::from_pointee(InForce { revision: 0, compiled, limiters: Vec::new() });
+        Self { targets, current, trust, changed }
     }
 
     /// Compiles `policies` and puts them in force for every decision from now on, and for streams under way.
@@ -41,14 +44,21 @@ impl PolicyBook {
     /// When a policy cannot be compiled for a port it lands on; what was in force before still is.
     pub fn put_in_force(&self, policies: &[StoredPolicy], revision: u64) -> Result<(), String> {
         let mut compiled = Vec::with_capacity(self.targets.len());
-        for target in &self.targets {
+        let mut limiters = Vec::with_capacity(self.targets.len());
+        let before = self.current.load_full();
+        for (at, target) in self.targets.iter().enumerate() {
             let index = compile(policies, target).map_err(|problems| {
                 let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                 format!("{} port {}: {}", target.service, target.port, problems.join("; "))
             })?;
+            // What has been used of a limit stays used when something else changes.
+            limiters.push(index.limits().map(|limits| {
+                let kept = before.limiters.get(at).and_then(Option::as_ref).filter(|limiter| limiter.limits() == limits);
+                kept.cloned().unwrap_or_else(|| Arc::new(Limiter::new(limits.clone())))
+            }));
             compiled.push(Arc::new(index));
         }
-        self.current.store(Arc::new(InForce { revision, compiled }));
+        self.current.store(Arc::new(InForce { revision, compiled, limiters }));
         self.changed.send_modify(|changes| *changes += 1);
         Ok(())
     }
@@ -71,6 +81,15 @@ impl PolicyBook {
     /// The index for a port, as it is now.
     pub fn compiled(&self, target: usize) -> Option<Arc<Compiled>> {
         self.current.load().compiled.get(target).cloned()
+    }
+
+    /// Counts a call of this caller to a port that has a limit.
+    ///
+    /// # Errors
+    /// When it is over the limit.
+    pub(super) fn count(&self, target: usize, source: Option<&SpiffeId>) -> Result<(), Over> {
+        let current = self.current.load();
+        current.limiters.get(target).and_then(Option::as_ref).map_or(Ok(()), |limiter| limiter.take(source))
     }
 
     /// Revision of the view in force.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, ops::ControlFlow, rc::Rc, sync::Arc};
 use outrider_policy::{Call, Compiled, Decision, Effect, HttpCall, MtlsMode, Target};
 use tokio::{sync::watch, time::Instant};
 
-use super::PolicyBook;
+use super::{Over, PolicyBook};
 use crate::{
     alarm,
     http::RequestHead,
@@ -72,7 +72,7 @@ impl PolicyBook {
     /// Decides a call to a port of an own service: an HTTP request, or with `head` absent an opaque connection.
     ///
     /// # Errors
-    /// When no rule allows it or one denies it.
+    /// When no rule allows it or one denies it, or what a rule allows is over the limit.
     pub fn authorize(self: &Arc<Self>, target: usize, peer: &Rc<Peer>, head: Option<&Rc<RequestHead>>) -> Result<Permit, Denied> {
         if Instant::now() >= peer.deadline() {
             let refusal = Refusal::new(Reason::PolicyRevoked, "the caller's certificate ended");
@@ -86,6 +86,10 @@ impl PolicyBook {
         let verdict = self.decide(target, peer, head.map(|head| &**head));
         match verdict {
             Ok(verdict) if verdict.effect() == Effect::Allow => {
+                if let Err(Over(seconds)) = self.count(target, peer.id()) {
+                    let refusal = Refusal::new(Reason::RateLimited, "over the limit of the policy").retry_after(seconds);
+                    return Err(Denied { refusal, verdict: Some(verdict) });
+                }
                 Ok(Permit { book: self.clone(), target, changes, peer: peer.clone(), head: head.cloned(), verdict })
             }
             Ok(verdict) => Err(Denied { refusal: denial(Reason::PolicyDenied, &verdict), verdict: Some(verdict) }),
@@ -168,13 +172,20 @@ impl Permit {
 }
 
 /// Ends when a stream may not go on: its permit, where there is one, no longer holds, or the certificates of the connection
-/// that it comes from have ended, or are no longer believed.
-pub async fn lapsed(permit: Option<&mut Permit>, tenure: Option<&Tenure>) -> Refusal {
+/// that it comes from have ended, or are no longer believed, or it is `late`.
+pub async fn lapsed(permit: Option<&mut Permit>, tenure: Option<&Tenure>, late: Option<Instant>) -> Refusal {
     let revoked = async {
         match permit {
             Some(permit) => permit.revoked().await,
             None => std::future::pending().await,
         }
+    };
+    let overdue = async {
+        match late {
+            Some(late) => alarm::at(late).await,
+            None => std::future::pending().await,
+        }
+        Refusal::new(Reason::RequestTimeout, "it took longer than a request may")
     };
     let ended = async {
         match tenure {
@@ -186,5 +197,6 @@ pub async fn lapsed(permit: Option<&mut Permit>, tenure: Option<&Tenure>) -> Ref
         biased;
         refusal = revoked => refusal,
         refusal = ended => refusal,
+        refusal = overdue => refusal,
     }
 }

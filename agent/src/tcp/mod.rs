@@ -54,7 +54,7 @@ impl Tunnel {
         };
         let outcome = tokio::select! {
             outcome = relay => outcome,
-            refusal = lapsed(permit.as_mut(), tenure.as_ref()) => return record.refused(&refusal),
+            refusal = lapsed(permit.as_mut(), tenure.as_ref(), None) => return record.refused(&refusal),
         };
         match outcome {
             Ok(sent) => record.sent(usize::try_from(sent).unwrap_or(usize::MAX)),

@@ -1,8 +1,14 @@
 //! Where one worker's records go, and what it keeps ready for them.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+};
 
 use outrider_policy::{Protocol, ServiceName};
+use outrider_runtime::Drain;
 
 use super::{AccessLog, Clock, Metrics, ReportQueue, Sampler, Series, Side, SpanQueue};
 use crate::identity::Svids;
@@ -38,7 +44,10 @@ pub struct Observer {
     pub sampler: Sampler,
     /// This agent's own certificate.
     pub svids: Arc<Svids>,
+    pub(super) drain: Drain,
     pub(super) clock: Clock,
+    /// Requests under way.
+    pub(super) under_way: Cell<usize>,
     nowhere: [Arc<Series>; 2],
     known: RefCell<HashMap<ServiceName, Vec<Rc<Destination>>>>,
 }
@@ -52,9 +61,22 @@ impl Observer {
         spans: SpanQueue,
         sampler: Sampler,
         svids: Arc<Svids>,
+        drain: Drain,
     ) -> Self {
         let nowhere = [Side::Inbound, Side::Outbound].map(|side| metrics.series.get(side, None));
-        Self { log, metrics, reports, spans, sampler, svids, clock: Clock::default(), nowhere, known: RefCell::default() }
+        Self {
+            log,
+            metrics,
+            reports,
+            spans,
+            sampler,
+            svids,
+            drain,
+            clock: Clock::default(),
+            under_way: Cell::new(0),
+            nowhere,
+            known: RefCell::default(),
+        }
     }
 
     /// The counters of calls that got to no service.

@@ -39,6 +39,8 @@ pub struct Record {
     pub(super) observer: Rc<Observer>,
     pub(super) side: Side,
     started: Instant,
+    /// Whether it counts among the requests under way.
+    admitted: bool,
     pub(super) head: Option<Rc<RequestHead>>,
     id: String,
     pub(super) traced: Option<Traced>,
@@ -63,6 +65,7 @@ impl Record {
             observer: observer.clone(),
             side,
             started: Instant::now(),
+            admitted: false,
             head: None,
             id: String::new(),
             traced: None,
@@ -86,12 +89,33 @@ impl Record {
         self.head = Some(head.clone());
     }
 
-    /// Adds the fields by which the next hop knows the request: its id, and its place in the trace.
-    pub fn onward(&self, fields: &mut Fields) {
+    /// Counts it among the requests under way in this worker.
+    ///
+    /// # Errors
+    /// When there are so many already.
+    pub fn admit(&mut self, most: usize) -> Result<(), Refusal> {
+        let under_way = &self.observer.under_way;
+        if under_way.get() >= most {
+            return Err(Refusal::new(Reason::Overloaded, "too many requests under way"));
+        }
+        under_way.set(under_way.get() + 1);
+        self.admitted = true;
+        Ok(())
+    }
+
+    /// The fields by which the next hop knows the request: its id, and its place in the trace.
+    pub fn onward(&self) -> Fields {
+        let mut fields = Fields::default();
         fields.push(b"x-request-id", self.id().as_bytes());
         if let Some(traced) = &self.traced {
             fields.push(b"traceparent", &traced.context.header());
         }
+        fields
+    }
+
+    /// When it began.
+    pub fn began(&self) -> Instant {
+        self.started
     }
 
     /// An id for what has no request.
@@ -218,6 +242,14 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.started.elapsed();
+        if self.admitted {
+            self.observer.under_way.set(self.observer.under_way.get().saturating_sub(1));
+        }
+        // Nobody waited for an answer any more.
+        if self.head.is_some() && self.status == 0 && self.refusal.is_none() {
+            let reason = if self.observer.drain.is_stopping() { Reason::Draining } else { Reason::CallerGone };
+            self.broke(reason, "ended before there was an answer");
+        }
         let recorded = self.traced.filter(|traced| traced.recorded);
         let series =
             self.destination.as_ref().map_or_else(|| self.observer.nowhere(self.side), |destination| &*destination.series);

@@ -217,6 +217,10 @@ async fn whole(mut body: Body, stall: Duration) -> Result<Result<Bytes, Body>, R
 }
 
 /// A body that may have to be sent again.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives as long as one call, on its stack; a box would be an allocation a request"
+)]
 enum Replay {
     /// All of it is here.
     Whole(Bytes),

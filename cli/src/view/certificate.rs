@@ -24,6 +24,10 @@ pub(crate) struct Certificate {
     /// The agent that holds it now; empty when none said so.
     pub(crate) agent: String,
     pub(crate) issuer: String,
+    /// Replica of the control plane that issued it.
+    pub(crate) replica: String,
+    /// SHA-256 of the public key of the root that it chains to, in hex.
+    pub(crate) root: String,
 }
 
 impl From<v1::CertificateStatus> for Certificate {
@@ -36,6 +40,8 @@ impl From<v1::CertificateStatus> for Certificate {
             evidence: wire.evidence,
             agent: wire.agent_id,
             issuer: wire.issuer,
+            replica: wire.replica,
+            root: wire.root,
         }
     }
 }

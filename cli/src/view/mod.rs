@@ -2,6 +2,7 @@
 
 mod agent;
 mod audit;
+mod authority;
 mod certificate;
 mod decision;
 mod flip;
@@ -10,12 +11,14 @@ mod operator;
 mod policy;
 mod revision;
 mod revocation;
+mod rotation;
 mod route;
 mod service;
 
 pub(crate) use self::{
-    agent::Agent, audit::Audit, certificate::Certificate, decision::Decision, flip::Flip, flip::Recorded, laggard::Laggard,
-    operator::Operator, policy::Policy, revision::Revision, revocation::Revocation, route::Route, service::Service,
+    agent::Agent, audit::Audit, authority::CertificateAuthority, certificate::Certificate, decision::Decision, flip::Flip,
+    flip::Recorded, laggard::Laggard, operator::Operator, policy::Policy, revision::Revision, revocation::Revocation,
+    rotation::Rotation, route::Route, service::Service,
 };
 
 /// A name in a list, for filters.

@@ -31,6 +31,7 @@ pub(crate) struct Answers {
     pub(crate) certificates: Option<ListCertificatesResponse>,
     pub(crate) revoke: Option<Result<RevokeResponse, Status>>,
     pub(crate) revocations: Option<ListRevocationsResponse>,
+    pub(crate) ca_rotation: Vec<CaRotation>,
     pub(crate) explain: Option<Result<ExplainResponse, Status>>,
     pub(crate) token: Option<CreateTokenResponse>,
     pub(crate) status: Option<StatusResponse>,
@@ -257,6 +258,16 @@ impl Admin for Fake {
 
     async fn unrevoke(&self, request: Request<UnrevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
         self.answer(request, &self.answers.revoke)
+    }
+
+    type RotateCaStream = Steps<CaRotation>;
+
+    async fn rotate_ca(&self, request: Request<RotateCaRequest>) -> Result<Response<Self::RotateCaStream>, Status> {
+        self.stream(request, &self.answers.ca_rotation)
+    }
+
+    async fn get_ca_rotation(&self, request: Request<GetCaRotationRequest>) -> Result<Response<CaRotation>, Status> {
+        self.answer(request, &Some(Ok(self.answers.ca_rotation.last().cloned().unwrap_or_default())))
     }
 
     async fn list_revocations(

@@ -69,6 +69,8 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
         evidence: "join-token".into(),
         agent_id: "agent-1".into(),
         issuer: "Outrider issuing CA 1".into(),
+        replica: "one".into(),
+        root: "00".into(),
     };
     let denied = DecisionRecord {
         request_id: "01932f6e-3b5c".into(),
@@ -124,9 +126,11 @@ fn mesh(time: impl Fn(i64) -> i64) -> Answers {
                 not_before: time(-86_400 * 30),
                 not_after: time(86_400 * 3_620),
                 spki_sha256: "00".into(),
+                signs: true,
             }],
             warnings: vec![],
             leaf_ttl_seconds: 3_600,
+            root_history: vec!["00".into()],
         }),
         ..Answers::default()
     }

@@ -5,4 +5,5 @@ mod fake;
 mod files;
 mod lists;
 mod trial;
+mod trust;
 mod verbs;

@@ -6,7 +6,7 @@ use outrider_policy::{ServiceName, SpiffeId, Target, TrustDomain};
 use outrider_proto::v1::{self, admin_server::Admin};
 use outrider_runtime::{Drain, Tasks};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -19,6 +19,7 @@ use crate::{
     operators::{Logins, Note},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Route, Session, World, nearest},
+    rotate::Rotation,
     store::{AgentRow, Store, StoreError},
 };
 
@@ -43,18 +44,21 @@ pub(crate) struct Operators {
     pub(crate) own: Arc<SpiffeId>,
     /// `host:port` that agents are told.
     pub(crate) advertise: String,
+    /// How far the last change of the trust anchor is.
+    pub(crate) rotation: watch::Receiver<Option<Rotation>>,
     pub(crate) warnings: Arc<[String]>,
     pub(crate) tasks: Tasks,
     pub(crate) drain: Drain,
 }
 
-type Progress<T> = ReceiverStream<Result<T, Status>>;
+pub(super) type Progress<T> = ReceiverStream<Result<T, Status>>;
 
 #[tonic::async_trait]
 impl Admin for Operators {
     type WatchRolloutStream = Progress<v1::RolloutStatus>;
     type CanaryStream = Progress<v1::CanaryStatus>;
     type RotateCertificatesStream = Progress<v1::RotationStatus>;
+    type RotateCaStream = Progress<v1::CaRotation>;
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let (uid, note) = (uid(&request), Note::of(&request));
@@ -290,7 +294,7 @@ impl Admin for Operators {
             // An account may be named as no service can be, with dots in it: then there is nothing to grant by default.
             services.extend(ServiceName::new(account.namespace(), account.name()).ok());
         }
-        let made = self.tokens.create(identity.clone(), &services, ttl, uid, clock::now()).await;
+        let made = self.tokens.create(self.authority.root_pin(), identity.clone(), &services, ttl, uid, clock::now()).await;
         let (token, expires) = made
             .map_err(|error| unavailable("token", &error))?
             .ok_or_else(|| Status::unavailable("the system gave no random bytes"))?;
@@ -353,6 +357,16 @@ impl Admin for Operators {
         }))
     }
 
+    async fn rotate_ca(&self, request: Request<v1::RotateCaRequest>) -> Result<Response<Self::RotateCaStream>, Status> {
+        let (uid, note) = (uid(&request), Note::of(&request));
+        note.subject("trust anchor");
+        self.rotation_asked(request.into_inner(), uid).await
+    }
+
+    async fn get_ca_rotation(&self, _request: Request<v1::GetCaRotationRequest>) -> Result<Response<v1::CaRotation>, Status> {
+        self.last_rotation().await.map(Response::new)
+    }
+
     async fn create_operator(
         &self,
         request: Request<v1::CreateOperatorRequest>,
@@ -402,6 +416,8 @@ impl Admin for Operators {
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let authorities = self.authority.describe();
         let mut warnings = words::ca_warnings(&authorities, clock::now());
+        let refused = self.authority.refused_files();
+        warnings.extend(refused.map(|reason| format!("the mounted CA is refused, the one before is in use: {reason}")));
         warnings.extend(self.mesh.sessions.list().iter().filter_map(words::refusal));
         let world = Arc::clone(&self.mesh.world.borrow());
         warnings.extend(world.canary.as_deref().map(words::under_way));
@@ -416,6 +432,7 @@ impl Admin for Operators {
             certificate_authorities: authorities.into_iter().map(words::authority).collect(),
             warnings,
             leaf_ttl_seconds: u32::try_from(self.authority.leaf_ttl()).unwrap_or(u32::MAX),
+            root_history: self.authority.known_roots(),
         }))
     }
 }

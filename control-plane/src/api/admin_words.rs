@@ -231,6 +231,8 @@ pub(super) fn certificate(row: CertificateRow) -> v1::CertificateStatus {
         evidence: row.evidence,
         agent_id: row.agent_id,
         issuer: row.issuer,
+        replica: row.replica,
+        root: row.root,
     }
 }
 
@@ -242,6 +244,7 @@ pub(super) fn authority(ca: CaInfo) -> v1::CaStatus {
         not_before: ca.not_before,
         not_after: ca.not_after,
         spki_sha256: hex(&ca.spki),
+        signs: ca.signs,
     }
 }
 

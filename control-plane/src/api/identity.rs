@@ -1,8 +1,6 @@
 //! `Identity`: the wire's side of [`crate::issue`].
 
-use outrider_proto::v1::{
-    IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, TrustBundle, identity_server::Identity,
-};
+use outrider_proto::v1::{IssueJwtRequest, IssueJwtResponse, IssueRequest, IssueResponse, identity_server::Identity};
 use std::{sync::Arc, time::Instant};
 use tonic::{Request, Response, Status};
 
@@ -12,6 +10,7 @@ use crate::{
     issue::Issuance,
     jwt::{Audience, JwtKeys},
     limit::Limit,
+    registry::bundle,
 };
 
 /// Tokens that one identity may ask for at once: all replicas of a service ask under one identity.
@@ -39,10 +38,9 @@ impl Identity for Identities {
         let peer = peer(&request).cloned();
         let issued =
             self.issuance.issue(request.get_ref(), peer.as_ref(), clock::now()).await.map_err(|error| error.outward())?;
-        let roots = self.issuance.authority.roots().iter().map(|root| root.to_vec()).collect();
         Ok(Response::new(IssueResponse {
             chain: issued.leaf.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-            bundle: Some(TrustBundle { trust_domain: self.issuance.authority.trust_domain().to_string(), roots }),
+            bundle: Some(bundle(&self.issuance.authority)),
             identity: issued.identity.to_string(),
             not_before: issued.leaf.not_before,
             not_after: issued.leaf.not_after,
@@ -57,6 +55,7 @@ impl Identity for Identities {
         }
         let audience = Audience::read(request.into_inner().audience);
         let audience = audience.ok_or_else(|| Status::invalid_argument("name 1 to 16 audiences of 1 to 256 bytes"))?;
+        self.issuance.revoked.admit(Some(&peer), &peer.identity).map_err(|error| error.outward())?;
         self.issuance.attest_peer(&peer, now).await.map_err(|error| error.outward())?;
         let token = self.jwt_keys.sign(&peer.identity, &audience, now).map_err(|error| unavailable("token", &error))?;
         Ok(Response::new(IssueJwtResponse {

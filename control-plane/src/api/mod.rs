@@ -6,6 +6,7 @@ mod config;
 mod identity;
 mod listener;
 mod operators;
+mod rotation;
 mod socket;
 mod telemetry;
 mod tls;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use outrider_policy::TrustDomain;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, aws_lc_rs},
+    crypto::aws_lc_rs,
     server::{
-        NoServerSessionStorage, WebPkiClientVerifier,
+        NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     version::TLS13,
@@ -17,7 +17,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::{
-    ca::ServerLeaf,
+    ca::{Authority, ServerLeaf},
     peer::{Peer, PeerError},
     registry::Revoked,
 };
@@ -31,21 +31,17 @@ pub(crate) enum TlsError {
     /// A root or the provider is not usable.
     #[error("TLS set-up failed")]
     Rustls(#[from] Error),
-    /// No verifier for the roots.
-    #[error("no verifier for the roots")]
-    Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
 /// The door's configuration.
 pub(crate) fn server_config(
     leaf: Arc<ServerLeaf>,
-    roots: &[CertificateDer<'static>],
-    trust_domain: &TrustDomain,
+    authority: &Arc<Authority>,
     names: Names,
     revoked: Revoked,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier::new(roots, trust_domain, (names, revoked), &provider)?;
+    let verifier = PeerVerifier { authority: Arc::clone(authority), names, revoked };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -58,30 +54,12 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
-/// Chain to our roots by webpki, then the rules for X509-SVIDs of our trust domain.
+/// Chain to our roots, as they are now, by webpki; then the rules for X509-SVIDs of our trust domain.
 #[derive(Debug)]
 struct PeerVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: TrustDomain,
+    authority: Arc<Authority>,
     names: Names,
     revoked: Revoked,
-}
-
-impl PeerVerifier {
-    fn new(
-        roots: &[CertificateDer<'static>],
-        trust_domain: &TrustDomain,
-        (names, revoked): (Names, Revoked),
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, TlsError> {
-        let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(root.clone())?;
-        }
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).allow_unauthenticated().build()?;
-        Ok(Self { chain, trust_domain: trust_domain.clone(), names, revoked })
-    }
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -99,8 +77,8 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let peer = (self.names)(end_entity, &self.trust_domain);
+        let verified = self.authority.clients().verify_client_cert(end_entity, intermediates, now)?;
+        let peer = (self.names)(end_entity, self.authority.trust_domain());
         let peer = peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
         if self.revoked.holds(&peer) {
             return Err(Error::InvalidCertificate(CertificateError::Revoked));
@@ -123,10 +101,10 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        self.authority.clients().verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.authority.clients().supported_verify_schemes()
     }
 }

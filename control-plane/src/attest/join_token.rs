@@ -9,18 +9,18 @@ use crate::store::{Redeem, Store, StoreError, TokenRow};
 #[derive(Clone, Debug)]
 pub(crate) struct JoinTokens {
     store: Store,
-    pin: [u8; 32],
 }
 
 impl JoinTokens {
-    /// Tokens that pin the root of this hash.
-    pub(crate) fn new(store: Store, pin: [u8; 32]) -> Self {
-        Self { store, pin }
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
     }
 
-    /// Makes a token; whoever redeems it may back the services. `None` when the system gives no randomness.
+    /// Makes a token that names the root of this hash; whoever redeems it may back the services. `None` when the system gives
+    /// no randomness.
     pub(crate) async fn create(
         &self,
+        pin: [u8; 32],
         identity: SpiffeId,
         services: &[ServiceName],
         ttl: i64,
@@ -28,7 +28,7 @@ impl JoinTokens {
         now: i64,
     ) -> Result<Option<(String, i64)>, StoreError> {
         let Some(secret) = Secret::random() else { return Ok(None) };
-        let text = TokenText { secret, pin: self.pin };
+        let text = TokenText { secret, pin };
         let row = TokenRow { identity, expires: now + ttl, used_at: None };
         self.store.put_token(&text.secret.hash(), &row, services, uid, now).await?;
         Ok(Some((text.format(), row.expires)))
@@ -61,9 +61,9 @@ mod tests {
         let claim = Claim::new(&dir.path().join("state")).unwrap();
         let key = KeySource::Given(zeroize::Zeroizing::new([7; 32]));
         let (store, _) = Store::open(&claim, &TrustDomain::new("td").unwrap(), &key).await.unwrap();
-        let tokens = JoinTokens::new(store, [0; 32]);
+        let tokens = JoinTokens::new(store);
         let identity = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
-        let (text, expires) = tokens.create(identity, &[], 600, 0, 1000).await.unwrap().unwrap();
+        let (text, expires) = tokens.create([0; 32], identity, &[], 600, 0, 1000).await.unwrap().unwrap();
         assert_eq!(expires, 1600);
         assert!(tokens.attest(&text, "", 1599).await.is_ok());
         assert!(matches!(tokens.attest(&text, "", 1600).await, Err(AttestError::Expired { .. })));

@@ -1,21 +1,24 @@
 //! The CA keys in use, and what is signed with them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arc_swap::ArcSwap;
-use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1, UnparsedPublicKey};
 use outrider_policy::identity::{SpiffeId, TrustDomain};
-use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384};
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use x509_parser::parse_x509_certificate;
-use zeroize::Zeroizing;
+use rcgen::CertificateParams;
+use rustls::{RootCertStore, crypto::aws_lc_rs, server::WebPkiClientVerifier, server::danger::ClientCertVerifier};
+use rustls_pki_types::CertificateDer;
 
 use super::{
     SigningRequest,
-    certificate::{self, hex, spki_hash},
-    schedule::{ISSUING_TTL, OPERATOR_TTL, ROOT_TTL, Validity, renew_at},
+    certificate::{self, hex},
+    external::{CaFiles, External, Mounted},
+    schedule::{Lifetimes, OPERATOR_TTL, Validity},
+    signer::{CaInfo, Signer},
 };
-use crate::store::{CaRow, Kek, Role, Store, StoreError};
+use crate::store::{CaRow, Kek, RootMark, Store, StoreError};
 
 /// The CA did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -40,31 +43,15 @@ pub(crate) enum CaError {
     /// The issuing CA has ended; a renewal is due.
     #[error("the issuing CA has expired")]
     Expired,
+    /// Nobody could be verified by these roots.
+    #[error("the roots are not usable: {0}")]
+    Roots(String),
+    /// The files of a mounted CA.
+    #[error("the mounted CA is not usable: {0}")]
+    Mounted(String),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// A CA certificate in words.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CaInfo {
-    pub(crate) role: &'static str,
-    pub(crate) common_name: String,
-    /// Lower-case hex.
-    pub(crate) serial: String,
-    pub(crate) not_before: i64,
-    pub(crate) not_after: i64,
-    /// SHA-256 of the subject public key info.
-    pub(crate) spki: [u8; 32],
-}
-
-/// A CA that can sign.
-struct Signer {
-    info: CaInfo,
-    /// The key of the root that was seen to have signed it.
-    of_root: Option<[u8; 32]>,
-    der: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
 }
 
 /// A signed leaf.
@@ -78,16 +65,76 @@ pub(crate) struct Leaf {
     pub(crate) not_after: i64,
     /// Common name of the CA that signed it.
     pub(crate) issuer: String,
+    /// Id of the root that it chains to.
+    pub(crate) root: String,
 }
 
-/// Root and issuing CA of this control plane.
+/// Roots and issuing CAs of this control plane.
 pub(crate) struct Authority {
     trust_domain: TrustDomain,
-    leaf_ttl: i64,
-    root: Signer,
-    issuing: ArcSwap<Signer>,
+    lifetimes: Lifetimes,
+    keys: ArcSwap<Keys>,
+    /// Every root there ever was.
+    known: Mutex<Vec<String>>,
+    /// Somebody else's CA takes the place of our own.
+    external: Option<External>,
     store: Store,
     kek: Kek,
+}
+
+/// The CAs at a moment.
+struct Keys {
+    marks: Vec<RootMark>,
+    /// Those that are trusted, the one that signs first.
+    roots: Vec<Root>,
+    /// Believes whoever chains to one of them.
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+#[derive(Clone)]
+struct Root {
+    info: CaInfo,
+    der: CertificateDer<'static>,
+    /// None of a root that somebody else holds.
+    signer: Option<Arc<Signer>>,
+    issuing: Option<Arc<Signer>>,
+    /// What a leaf is sent with: from the CA that signed it to the one below the root.
+    via: Vec<CertificateDer<'static>>,
+}
+
+impl Root {
+    fn own(signer: Signer) -> Self {
+        Self {
+            info: signer.info.clone(),
+            der: signer.der.clone(),
+            signer: Some(Arc::new(signer)),
+            issuing: None,
+            via: Vec::new(),
+        }
+    }
+}
+
+/// What a look at the CAs changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refreshed {
+    /// Other roots are trusted, or another one signs.
+    pub(crate) roots: bool,
+    /// An issuing CA was made.
+    pub(crate) issuing: bool,
+}
+
+/// A root, and the issuing CA below it, by which our own leaves are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) root: [u8; 32],
+    /// Common name.
+    pub(super) issuing: String,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Authority({})", self.trust_domain)
+    }
 }
 
 impl Authority {
@@ -99,61 +146,127 @@ impl Authority {
         store: Store,
         kek: Kek,
         trust_domain: TrustDomain,
-        leaf_ttl: Duration,
+        lifetimes: Lifetimes,
+        files: Option<CaFiles>,
         now: i64,
     ) -> Result<Self, CaError> {
-        let root = match store.ca(Role::Root, &kek).await? {
-            Some(row) => Signer::load(row)?,
-            None => {
-                let (row, _) = Signer::make_root(&trust_domain, now)?;
-                // Another replica may have been first.
-                Signer::load(store.found_ca(row, &kek, now).await?)?
-            }
-        };
-        let issuing = match store.ca(Role::Issuing, &kek).await? {
-            Some(row) => {
-                let mut issuing = Signer::load(row)?;
-                issuing.of_root = issuing.is_signed_by(&root).then_some(root.info.spki);
-                issuing
-            }
-            None => Self::make_issuing(&store, &kek, &root, &trust_domain, now).await?,
-        };
-        let leaf_ttl = i64::try_from(leaf_ttl.as_secs()).unwrap_or(i64::MAX);
-        let authority = Self { trust_domain, leaf_ttl, root, issuing: ArcSwap::from_pointee(issuing), store, kek };
-        authority.renew_issuing(now).await?;
+        if files.is_none() && !store.root_marks().await?.iter().any(|mark| mark.active) {
+            // Another replica may be first.
+            store.found(&Signer::make_root(&trust_domain, lifetimes.root, now)?, &kek, now).await?;
+        }
+        let none = Keys { marks: Vec::new(), roots: Vec::new(), clients: WebPkiClientVerifier::no_client_auth() };
+        let keys = ArcSwap::from_pointee(none);
+        let authority =
+            Self { trust_domain, lifetimes, keys, known: Mutex::default(), external: files.map(External::new), store, kek };
+        authority.refresh(now).await?;
+        if let Some(reason) = authority.refused_files().filter(|_| authority.roots().is_empty()) {
+            return Err(CaError::Mounted(reason));
+        }
         Ok(authority)
     }
 
-    async fn make_issuing(
-        store: &Store,
-        kek: &Kek,
-        root: &Signer,
-        trust_domain: &TrustDomain,
-        now: i64,
-    ) -> Result<Signer, CaError> {
-        let (row, signer) = root.make_issuing(trust_domain, now)?;
-        store.put_ca(&row, kek, now).await?;
-        Ok(signer)
+    /// Looks at the roots in the store, and makes a new issuing CA below each that lacks one, or whose one is past its renewal
+    /// point, not valid yet because the clock was moved back, or not of that root.
+    pub(crate) async fn refresh(&self, now: i64) -> Result<Refreshed, CaError> {
+        if let Some(external) = &self.external {
+            let mounted = external.look(&self.trust_domain, now);
+            return mounted.map_or_else(|| Ok(Refreshed::default()), |mounted| self.mount(mounted));
+        }
+        let marks = self.store.root_marks().await?;
+        let present = self.keys.load_full();
+        let mut refreshed = Refreshed { roots: marks != present.marks, issuing: false };
+        let mut roots = if refreshed.roots { self.read_roots(&marks, &present).await? } else { present.roots.clone() };
+        for root in &mut roots {
+            refreshed.issuing |= self.refresh_issuing(root, now).await?;
+        }
+        if refreshed != Refreshed::default() {
+            let clients =
+                if refreshed.roots { verifier(roots.iter().map(|root| &root.der))? } else { Arc::clone(&present.clients) };
+            *self.known.lock().unwrap_or_else(PoisonError::into_inner) = marks.iter().map(|mark| mark.id.clone()).collect();
+            self.keys.store(Arc::new(Keys { marks, roots, clients }));
+        }
+        Ok(refreshed)
     }
 
-    /// Makes a new issuing CA if the present one is past its renewal point, not valid yet because the clock was moved back, or
-    /// not of our root. Says whether it did.
-    pub(crate) async fn renew_issuing(&self, now: i64) -> Result<bool, CaError> {
-        let present = self.issuing.load_full();
-        let info = &present.info;
-        let fresh = (info.not_before..renew_at(info.not_before, info.not_after)).contains(&now);
-        if fresh && present.of_root == Some(self.root.info.spki) {
+    /// The trusted roots. One whose key is not at hand, or does not open, is none of ours.
+    async fn read_roots(&self, marks: &[RootMark], present: &Keys) -> Result<Vec<Root>, CaError> {
+        let mut roots = Vec::new();
+        let trusted = |active: bool| marks.iter().rev().filter(move |mark| mark.trusted && mark.active == active);
+        for mark in trusted(true).chain(trusted(false)) {
+            if let Some(root) = present.roots.iter().find(|root| root.info.id() == mark.id) {
+                roots.push(root.clone());
+            } else if let Some(row) = self.store.root(&mark.id, &self.kek).await? {
+                roots.push(Root::own(Signer::load(row)?));
+            }
+        }
+        if roots.is_empty() {
+            return Err(CaError::Stored { role: "root", reason: "it is not there".to_owned() });
+        }
+        Ok(roots)
+    }
+
+    /// Says whether it made one.
+    async fn refresh_issuing(&self, root: &mut Root, now: i64) -> Result<bool, CaError> {
+        let Some(signer) = root.signer.clone() else { return Ok(false) };
+        let id = root.info.id();
+        if root.issuing.is_none()
+            && let Some(row) = self.store.issuing(&id, &self.kek).await?
+        {
+            root.issuing = Some(Arc::new(Signer::load(row)?)).filter(|issuing| issuing.is_signed_by(&signer));
+            root.via = root.issuing.iter().map(|issuing| issuing.der.clone()).collect();
+        }
+        if root.issuing.as_ref().is_some_and(|issuing| issuing.info.is_fresh(now)) {
             return Ok(false);
         }
-        if !fresh && self.root.info.not_before > now {
+        if root.issuing.is_some() && root.info.not_before > now {
             // A new one would not be valid either: the clock is wrong, and status says so.
             return Ok(false);
         }
-        drop(present);
-        let issuing = Self::make_issuing(&self.store, &self.kek, &self.root, &self.trust_domain, now).await?;
-        tracing::info!(issuer = issuing.info.common_name, "issuing CA renewed");
-        self.issuing.store(Arc::new(issuing));
+        let (row, issuing) = signer.make_issuing(&self.trust_domain, self.lifetimes.issuing, now)?;
+        if !self.store.put_issuing(&row, &id, &self.kek, now).await? {
+            // The root went in this moment.
+            return Ok(false);
+        }
+        tracing::info!(issuer = issuing.info.common_name, "issuing CA made");
+        root.via = vec![issuing.der.clone()];
+        root.issuing = Some(Arc::new(issuing));
         Ok(true)
+    }
+
+    /// Puts somebody else's CA to use.
+    fn mount(&self, mounted: Mounted) -> Result<Refreshed, CaError> {
+        let Mounted { signer, via, roots } = mounted;
+        tracing::info!(issuer = signer.info.common_name, roots = roots.len(), "mounted CA in use");
+        let mut signer = Some(Arc::new(signer));
+        let root = |(info, der): (CaInfo, CertificateDer<'static>)| {
+            let issuing = signer.take();
+            Root { info, der, signer: None, via: if issuing.is_some() { via.clone() } else { Vec::new() }, issuing }
+        };
+        let roots: Vec<Root> = roots.into_iter().map(root).collect();
+        let clients = verifier(roots.iter().map(|root| &root.der))?;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = roots.iter().map(|root| root.info.id()).collect();
+        self.keys.store(Arc::new(Keys { marks: Vec::new(), roots, clients }));
+        Ok(Refreshed { roots: true, issuing: true })
+    }
+
+    /// Whether somebody else makes the CA.
+    pub(crate) fn is_mounted(&self) -> bool {
+        self.external.is_some()
+    }
+
+    /// Why the files of a mounted CA are not used as they are now.
+    pub(crate) fn refused_files(&self) -> Option<String> {
+        self.external.as_ref()?.refused()
+    }
+
+    /// A new root, for the store.
+    pub(crate) fn make_root(&self, now: i64) -> Result<CaRow, CaError> {
+        Signer::make_root(&self.trust_domain, self.lifetimes.root, now)
+    }
+
+    /// The key that seals CA keys.
+    pub(crate) fn kek(&self) -> &Kek {
+        &self.kek
     }
 
     /// Signs a leaf for an identity that was proved.
@@ -161,24 +274,41 @@ impl Authority {
         self.sign_key(&request.key, identity, now)
     }
 
-    /// Signs a leaf for one of our own keys.
-    pub(super) fn sign_key(&self, key: &impl rcgen::PublicKeyData, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
-        self.sign_leaf(key, now, self.leaf_ttl, |validity| certificate::leaf(identity, validity))
-    }
-
     /// Signs a leaf for an operator that proved who it is.
     pub(crate) fn sign_operator(&self, request: &SigningRequest, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
-        self.sign_leaf(&request.key, now, OPERATOR_TTL, |validity| certificate::operator(identity, validity))
+        let keys = self.keys.load();
+        self.sign_below(keys.roots.first(), &request.key, now, OPERATOR_TTL, |validity| certificate::operator(identity, validity))
     }
 
-    fn sign_leaf(
+    /// Signs a leaf for one of our own keys, below the root that signs.
+    pub(super) fn sign_key(&self, key: &impl rcgen::PublicKeyData, identity: &SpiffeId, now: i64) -> Result<Leaf, CaError> {
+        let keys = self.keys.load();
+        let says = |validity| certificate::leaf(identity, validity);
+        self.sign_below(keys.roots.first(), key, now, self.lifetimes.leaf, says)
+    }
+
+    /// Signs a leaf for one of our own keys, below this root.
+    pub(super) fn sign_own(
         &self,
+        root: &[u8; 32],
+        key: &impl rcgen::PublicKeyData,
+        identity: &SpiffeId,
+        now: i64,
+    ) -> Result<Leaf, CaError> {
+        let keys = self.keys.load();
+        let root = keys.roots.iter().find(|one| one.info.spki == *root);
+        self.sign_below(root, key, now, self.lifetimes.leaf, |validity| certificate::leaf(identity, validity))
+    }
+
+    fn sign_below(
+        &self,
+        root: Option<&Root>,
         key: &impl rcgen::PublicKeyData,
         now: i64,
         ttl: i64,
         says: impl FnOnce(Validity) -> Result<CertificateParams, CaError>,
     ) -> Result<Leaf, CaError> {
-        let issuing = self.issuing.load();
+        let (root, issuing) = root.and_then(|root| Some((root, root.issuing.as_ref()?))).ok_or(CaError::Expired)?;
         let validity = Validity::starting(now, ttl, issuing.info.not_after);
         if validity.not_after <= now {
             return Err(CaError::Expired);
@@ -187,32 +317,53 @@ impl Authority {
         let serial = params.serial_number.as_ref().map(|serial| hex(&serial.to_bytes())).unwrap_or_default();
         let leaf = params.signed_by(key, &issuing.issuer)?;
         Ok(Leaf {
-            chain: vec![leaf.der().clone(), issuing.der.clone()],
+            chain: std::iter::once(leaf.der()).chain(&root.via).cloned().collect(),
             serial,
             not_before: validity.not_before,
             not_after: validity.not_after,
             issuer: issuing.info.common_name.clone(),
+            root: root.info.id(),
         })
     }
 
-    /// Trust anchors of the mesh.
+    /// Trust anchors of the mesh, the one that signs first.
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.root.der.clone()]
+        self.keys.load().roots.iter().map(|root| root.der.clone()).collect()
     }
 
-    /// SHA-256 of the root's subject public key info: what join tokens pin.
+    /// Believes client certificates that chain to the roots as they are now.
+    pub(crate) fn clients(&self) -> Arc<dyn ClientCertVerifier> {
+        Arc::clone(&self.keys.load().clients)
+    }
+
+    /// SHA-256 of the subject public key info of the root that signs: what join tokens pin.
     pub(crate) fn root_pin(&self) -> [u8; 32] {
-        self.root.info.spki
+        self.keys.load().roots.first().map(|root| root.info.spki).unwrap_or_default()
     }
 
-    /// The CAs in words, root first.
+    /// Ids of every root there ever was, oldest first.
+    pub(crate) fn known_roots(&self) -> Vec<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The CAs in words, roots first, and of these the one that signs.
     pub(crate) fn describe(&self) -> Vec<CaInfo> {
-        vec![self.root.info.clone(), self.issuing.load().info.clone()]
+        let keys = self.keys.load();
+        let signing = |place: usize, info: &CaInfo| CaInfo { signs: place == 0, ..info.clone() };
+        let roots = keys.roots.iter().enumerate().map(|(place, root)| signing(place, &root.info));
+        let issuing = keys.roots.iter().enumerate();
+        let issuing = issuing.filter_map(|(place, root)| Some(signing(place, &root.issuing.as_ref()?.info)));
+        roots.chain(issuing).collect()
     }
 
-    /// Common name of the issuing CA.
-    pub(super) fn issuer(&self) -> String {
-        self.issuing.load().info.common_name.clone()
+    /// The lines that own leaves can be of, the one that signs first.
+    pub(super) fn lines(&self) -> Vec<Line> {
+        let keys = self.keys.load();
+        let line = |root: &Root| {
+            let issuing = root.issuing.as_ref()?.info.common_name.clone();
+            Some(Line { root: root.info.spki, issuing })
+        };
+        keys.roots.iter().filter_map(line).collect()
     }
 
     /// The trust domain that it issues for.
@@ -222,80 +373,20 @@ impl Authority {
 
     /// Seconds that new leaves live.
     pub(crate) fn leaf_ttl(&self) -> i64 {
-        self.leaf_ttl
+        self.lifetimes.leaf
     }
 }
 
-impl Signer {
-    fn make_root(trust_domain: &TrustDomain, now: i64) -> Result<(CaRow, Self), CaError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384)?;
-        let params = certificate::root(trust_domain, &key, Validity::starting(now, ROOT_TTL, i64::MAX))?;
-        let der = params.self_signed(&key)?.der().clone();
-        Self::made(Role::Root, key, der)
+/// Believes client certificates that chain to these roots.
+pub(super) fn verifier<'a>(
+    roots: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
+    let unusable = |error: &dyn fmt::Display| CaError::Roots(error.to_string());
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone()).map_err(|error| unusable(&error))?;
     }
-
-    fn make_issuing(&self, trust_domain: &TrustDomain, now: i64) -> Result<(CaRow, Self), CaError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let validity = Validity::starting(now, ISSUING_TTL, self.info.not_after);
-        if validity.not_after <= now {
-            return Err(CaError::Stored { role: "root", reason: "it has expired".to_owned() });
-        }
-        let der = certificate::issuing(trust_domain, &key, validity)?.signed_by(&key, &self.issuer)?.der().clone();
-        let (row, mut issuing) = Self::made(Role::Issuing, key, der)?;
-        issuing.of_root = Some(self.info.spki);
-        Ok((row, issuing))
-    }
-
-    /// Whether a root signed it, by name and by signature.
-    fn is_signed_by(&self, root: &Self) -> bool {
-        let (Ok((_, own)), Ok((_, of))) = (parse_x509_certificate(&self.der), parse_x509_certificate(&root.der)) else {
-            return false;
-        };
-        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, &of.public_key().subject_public_key.data);
-        own.issuer() == of.subject() && key.verify(own.tbs_certificate.as_ref(), &own.signature_value.data).is_ok()
-    }
-
-    fn made(role: Role, key: KeyPair, der: CertificateDer<'static>) -> Result<(CaRow, Self), CaError> {
-        let id = hex(&spki_hash(&key));
-        let row = CaRow { id, role, certificate: der.to_vec(), key: Zeroizing::new(key.serialize_der()) };
-        Ok((row, Self::new(role, key, der)?))
-    }
-
-    fn load(row: CaRow) -> Result<Self, CaError> {
-        let unusable = |reason: &str| CaError::Stored { role: row.role.as_str(), reason: reason.to_owned() };
-        let algorithm = match row.role {
-            Role::Root => &PKCS_ECDSA_P384_SHA384,
-            Role::Issuing => &PKCS_ECDSA_P256_SHA256,
-        };
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(row.key.as_slice()), algorithm)
-            .map_err(|_| unusable("its key does not parse"))?;
-        let signer = Self::new(row.role, key, CertificateDer::from(row.certificate))?;
-        // The certificate is not sealed: that it is the one of the sealed key must be seen.
-        if hex(&signer.info.spki) != row.id || spki_hash(signer.issuer.key()) != signer.info.spki {
-            return Err(unusable("its certificate is not of its key"));
-        }
-        Ok(signer)
-    }
-
-    fn new(role: Role, key: KeyPair, der: CertificateDer<'static>) -> Result<Self, CaError> {
-        let info = describe(role, &der)?;
-        let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { info, of_root: None, der, issuer })
-    }
-}
-
-fn describe(role: Role, der: &CertificateDer<'_>) -> Result<CaInfo, CaError> {
-    let unusable = |reason: &str| CaError::Stored { role: role.as_str(), reason: reason.to_owned() };
-    let (_, certificate) = parse_x509_certificate(der).map_err(|_| unusable("its certificate does not parse"))?;
-    let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    let mut spki = [0; 32];
-    spki.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate.public_key().raw).as_ref());
-    Ok(CaInfo {
-        role: role.as_str(),
-        common_name: common_name.ok_or_else(|| unusable("it has no common name"))?.to_owned(),
-        serial: hex(certificate.raw_serial()),
-        not_before: certificate.validity().not_before.timestamp(),
-        not_after: certificate.validity().not_after.timestamp(),
-        spki,
-    })
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).allow_unauthenticated();
+    verifier.build().map_err(|error| unusable(&error))
 }

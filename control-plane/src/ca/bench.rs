@@ -7,7 +7,7 @@ use outrider_policy::{SpiffeId, TrustDomain};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use zeroize::Zeroizing;
 
-use super::{Authority, SigningRequest};
+use super::{Authority, Lifetimes, SigningRequest};
 use crate::{
     clock,
     config::KeySource,
@@ -26,7 +26,9 @@ pub async fn leaves_per_second(directory: &std::path::Path, time: Duration) -> a
     let claim = Claim::new(&directory.join("state"))?;
     let key = KeySource::Given(Zeroizing::new([7; 32]));
     let (store, kek) = Store::open(&claim, &trust_domain, &key).await?;
-    let authority = Authority::open(store, kek, trust_domain, Duration::from_secs(3600), clock::now()).await?;
+    let lifetimes =
+        Lifetimes::new(Duration::from_secs(3600), Duration::from_secs(7 * 86_400), Duration::from_secs(86_400 * 3650));
+    let authority = Authority::open(store, kek, trust_domain, lifetimes, None, clock::now()).await?;
     let identity = SpiffeId::new("spiffe://mesh.internal/ns/shop/sa/web")?;
     let requests = (0..PREPARED).map(|_| request()).collect::<anyhow::Result<Vec<_>>>()?;
     let begun = Instant::now();

@@ -5,17 +5,25 @@ mod authority;
 mod bench;
 mod certificate;
 mod csr;
+mod external;
+mod phase;
+mod progress;
 mod schedule;
 mod server_leaf;
+mod signer;
 
 #[cfg(feature = "bench")]
 pub use bench::leaves_per_second;
 
-pub(crate) use authority::{Authority, CaError, CaInfo, Leaf};
+pub(crate) use authority::{Authority, CaError, Leaf};
 pub(crate) use certificate::hex;
 pub(crate) use csr::{CsrError, SigningRequest};
-pub(crate) use schedule::renew_at;
+pub use external::CaFiles;
+pub(crate) use phase::Phase;
+pub(crate) use progress::{Facts, Present, Progress, Waiting, progress};
+pub(crate) use schedule::{Lifetimes, renew_at};
 pub(crate) use server_leaf::ServerLeaf;
+pub(crate) use signer::CaInfo;
 
 #[cfg(test)]
 mod tests;

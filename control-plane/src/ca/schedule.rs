@@ -1,9 +1,22 @@
 //! Lifetimes and renewal points as pure functions of the clock. All times are Unix seconds.
 
-/// Lifetime of a root.
-pub(super) const ROOT_TTL: i64 = 10 * 365 * 86_400;
-/// Lifetime of an issuing CA.
-pub(super) const ISSUING_TTL: i64 = 7 * 86_400;
+use std::time::Duration;
+
+/// How long each kind of certificate lives, seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetimes {
+    pub(crate) leaf: i64,
+    pub(crate) issuing: i64,
+    pub(crate) root: i64,
+}
+
+impl Lifetimes {
+    pub(crate) fn new(leaf: Duration, issuing: Duration, root: Duration) -> Self {
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 4);
+        Self { leaf: seconds(leaf), issuing: seconds(issuing), root: seconds(root) }
+    }
+}
+
 /// Lifetime of an operator's certificate: it is renewed when it is used, so that somebody who works daily logs in once.
 pub(super) const OPERATOR_TTL: i64 = 86_400;
 /// How far a certificate's start lies in the past: clocks of members may differ by this.

@@ -4,7 +4,7 @@ use outrider_policy::{Diagnostic, SpiffeId, Unknown};
 use tokio::sync::{oneshot, watch};
 
 use super::{CanaryOrder, CanaryState, RolledBack};
-use crate::store::{AgentRow, RevocationRow, StoreError};
+use crate::store::{AgentRow, Lease, RevocationRow, RotationRow, StoreError};
 
 /// What happened to a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,4 +85,8 @@ pub(crate) enum TrustChange {
     Revoke { row: RevocationRow, uid: u32, reply: Reply<u64> },
     /// Undoes the revocation of this subject.
     Unrevoke { subject: String, uid: u32, reply: Reply<u64> },
+    /// Takes a rotation of the trust anchor on; `None` when it is not in that phase any more.
+    Advance { lease: Lease, row: RotationRow, reply: Reply<Option<u64>> },
+    /// Takes it back; `None` when it is too late.
+    Abort { row: RotationRow, uid: u32, reply: Reply<Option<u64>> },
 }

@@ -94,6 +94,7 @@ impl Publisher {
     /// Takes endpoints out whose agents did not come back in time.
     pub(crate) async fn expire(&mut self) {
         self.prune_revocations().await;
+        self.follow_mounted().await;
         let now = Instant::now();
         let due: BTreeSet<String> = self.leaving.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone()).collect();
         if due.is_empty() {

@@ -1,5 +1,6 @@
 //! What the mesh consists of: policies, agents, services. One writer, immutable snapshots.
 
+mod anchors;
 mod apply;
 mod canary;
 mod change;
@@ -14,6 +15,7 @@ mod sessions;
 mod shared;
 mod world;
 
+pub(crate) use anchors::{Start, bundle};
 pub(crate) use canary::{Canary, CanaryOrder, CanaryState, Keeper, Phase};
 pub(crate) use change::{Applied, Change, ChangeError, Request, TrustChange};
 pub(crate) use mesh::Mesh;

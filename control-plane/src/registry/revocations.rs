@@ -8,10 +8,11 @@ use tokio::sync::watch;
 
 use super::{ChangeError, Encoded, TrustChange};
 use crate::{
+    attest::AttestError,
     clock,
     peer::Peer,
     publish::Publisher,
-    store::{MAX_REVOCATIONS, RevocationRow, StoreError},
+    store::{MAX_REVOCATIONS, RevocationRow},
 };
 
 /// Clocks of members may differ by this: a certificate is revoked for that much longer than it lives.
@@ -66,9 +67,11 @@ impl Revoked {
         self.0.borrow().holds(&peer.identity, &peer.serial)
     }
 
-    /// Whether this identity is revoked.
-    pub(crate) fn holds_identity(&self, identity: &SpiffeId) -> bool {
-        self.0.borrow().holds_identity(identity)
+    /// # Errors
+    /// When the peer that asks, or the identity that it would get a certificate for, is revoked.
+    pub(crate) fn admit(&self, peer: Option<&Peer>, identity: &SpiffeId) -> Result<(), AttestError> {
+        let revoked = peer.is_some_and(|peer| self.holds(peer)) || self.0.borrow().holds_identity(identity);
+        if revoked { Err(AttestError::Revoked(identity.clone())) } else { Ok(()) }
     }
 
     /// Ends when this peer is revoked.
@@ -87,6 +90,8 @@ impl Publisher {
         match change {
             TrustChange::Revoke { row, uid, reply } => drop(reply.send(self.revoke(row, uid).await)),
             TrustChange::Unrevoke { subject, uid, reply } => drop(reply.send(self.unrevoke(&subject, uid).await)),
+            TrustChange::Advance { lease, row, reply } => drop(reply.send(self.advance(&lease, &row).await)),
+            TrustChange::Abort { row, uid, reply } => drop(reply.send(self.abort(&row, uid).await)),
         }
     }
 
@@ -94,7 +99,7 @@ impl Publisher {
     async fn revoke(&mut self, row: RevocationRow, uid: u32) -> Result<u64, ChangeError> {
         let revision = self.store.revoke(&row, uid).await?.ok_or(ChangeError::TooManyRevocations(MAX_REVOCATIONS))?;
         tracing::warn!(subject = row.subject, identity = row.identity, reason = row.reason, revision, "revoked");
-        self.show_revocations(revision).await?;
+        self.show_trust(revision).await?;
         Ok(revision)
     }
 
@@ -103,7 +108,7 @@ impl Publisher {
         let nothing = || ChangeError::NotFound(format!("`{subject}` is not revoked: see `outrider certs list --revoked`"));
         let revision = self.store.unrevoke(subject, uid, clock::now()).await?.ok_or_else(nothing)?;
         tracing::info!(subject, revision, "revocation undone");
-        self.show_revocations(revision).await?;
+        self.show_trust(revision).await?;
         Ok(revision)
     }
 
@@ -115,42 +120,12 @@ impl Publisher {
         }
         let pruned = async {
             match self.store.prune_revocations(before).await? {
-                Some(revision) => self.show_revocations(revision).await,
+                Some(revision) => self.show_trust(revision).await,
                 None => Ok(()),
             }
         };
         if let Err(error) = pruned.await {
             tracing::warn!(error = outrider_runtime::tasks::chain(&error), "revocations not pruned, trying again");
         }
-    }
-
-    /// Shows what was stored as this revision.
-    async fn show_revocations(&mut self, revision: u64) -> Result<(), StoreError> {
-        if self.store.is_shared() {
-            self.catch_up().await?;
-        } else {
-            self.load_trust(revision).await?;
-            self.world.revision = revision;
-            self.show();
-        }
-        let revocations = Arc::clone(&self.world.revocations);
-        // Whoever is revoked need not hear of it: its stream ends.
-        let reach = self.world.reach(|_| true).into_iter().filter(|agent| {
-            let serial = self.sessions.find(&agent.id).map(|session| session.serial).unwrap_or_default();
-            !revocations.holds(&agent.identity, &serial)
-        });
-        self.sessions.remember(revision, reach.collect());
-        Ok(())
-    }
-
-    /// Takes in who is believed, as the store has it now.
-    pub(super) async fn load_trust(&mut self, revision: u64) -> Result<(), StoreError> {
-        let rows = self.store.revocations().await?;
-        if rows != self.world.revocations.rows {
-            let revocations = Arc::new(Revocations::new(rows, &self.world.bundle.name, revision));
-            self.world.revocations = Arc::clone(&revocations);
-            self.revoked.send_replace(revocations);
-        }
-        Ok(())
     }
 }

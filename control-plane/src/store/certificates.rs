@@ -22,6 +22,8 @@ pub(crate) struct CertificateRow {
     pub(crate) replaced_by: Option<String>,
     /// Replica that issued it.
     pub(crate) replica: String,
+    /// Id of the root that it chains to.
+    pub(crate) root: String,
 }
 
 /// What an issuance uses up.
@@ -35,13 +37,13 @@ pub(crate) enum Redeem {
     Nothing,
 }
 
-type Columns = (String, String, i64, i64, String, String, String, Option<String>, String);
+type Columns = (String, String, i64, i64, String, String, String, Option<String>, String, String);
 
 impl Store {
     /// The leaf of that serial.
     pub(crate) async fn certificate(&self, serial: &str) -> Result<Option<CertificateRow>, StoreError> {
         let row: Option<Columns> = sql(concat!(
-            "SELECT serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica ",
+            "SELECT serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica, root ",
             "FROM certificates WHERE serial = $1"
         ))
         .bind(serial)
@@ -53,7 +55,7 @@ impl Store {
     /// Leaves that have not expired, newest first; without `all` only those that were not replaced.
     pub(crate) async fn certificates(&self, all: bool, now: i64, limit: u32) -> Result<Vec<CertificateRow>, StoreError> {
         let rows: Vec<Columns> = sql(
-            "SELECT serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica FROM certificates
+            "SELECT serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica, root FROM certificates
              WHERE not_after > $1 AND ($2 = 1 OR replaced_by IS NULL) ORDER BY not_before DESC, serial LIMIT $3",
         )
         .bind(now)
@@ -85,6 +87,6 @@ impl Store {
 }
 
 fn certificate(row: Columns) -> CertificateRow {
-    let (serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica) = row;
-    CertificateRow { serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica }
+    let (serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica, root) = row;
+    CertificateRow { serial, identity, not_before, not_after, evidence, issuer, agent_id, replaced_by, replica, root }
 }

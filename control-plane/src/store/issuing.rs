@@ -139,19 +139,28 @@ async fn replace(change: &mut Change, good: &[&Pending]) -> Result<(), StoreErro
          WHERE certificates.serial = renewed.old",
         rows(1, renewed.len(), 2)
     );
-    let query = renewed.iter().fold(composed(text), |query, (old, new)| query.bind(*old).bind(*new));
-    query.run(change).await?;
+    // A successor that nobody said to hold did not arrive: the one who renews again has none but the new one then.
+    let lost = format!(
+        "WITH renewed (old, new) AS (VALUES {}) UPDATE certificates SET replaced_by = renewed.new FROM renewed, certificates AS before
+         WHERE before.serial = renewed.old AND certificates.serial = before.replaced_by AND certificates.agent_id = ''",
+        rows(1, renewed.len(), 2)
+    );
+    for text in [lost, text] {
+        let query = renewed.iter().fold(composed(text), |query, (old, new)| query.bind(*old).bind(*new));
+        query.run(&mut *change).await?;
+    }
     Ok(())
 }
 
 async fn insert(change: &mut Change, good: &[&Pending]) -> Result<(), StoreError> {
     let text = format!(
-        "INSERT INTO certificates (serial, identity, not_before, not_after, evidence, issuer, agent_id, replica) VALUES {}",
-        rows(1, good.len(), 8)
+        "INSERT INTO certificates (serial, identity, not_before, not_after, evidence, issuer, agent_id, replica, root)
+         VALUES {}",
+        rows(1, good.len(), 9)
     );
     let query = good.iter().map(|pending| &pending.row).fold(composed(text), |query, row| {
         let query = query.bind(&row.serial).bind(&row.identity).bind(row.not_before).bind(row.not_after);
-        query.bind(&row.evidence).bind(&row.issuer).bind(&row.agent_id).bind(&row.replica)
+        query.bind(&row.evidence).bind(&row.issuer).bind(&row.agent_id).bind(&row.replica).bind(&row.root)
     });
     query.run(change).await?;
     Ok(())

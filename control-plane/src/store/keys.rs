@@ -17,10 +17,6 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use outrider_policy::identity::TrustDomain;
 use zeroize::Zeroizing;
 
-use super::{
-    Store, StoreError,
-    sql::{Change, sql},
-};
 use crate::config::{KeySource, parse_key};
 
 /// Sealed in every store, to tell a wrong key from a damaged row.
@@ -196,77 +192,6 @@ pub(crate) struct CaRow {
     pub(crate) key: Zeroizing<Vec<u8>>,
 }
 
-fn seal_name(role: Role, id: &str) -> String {
+pub(super) fn seal_name(role: Role, id: &str) -> String {
     format!("ca-key/{}/{id}", role.as_str())
-}
-
-impl Store {
-    /// The newest CA of a role that still has its key: the root is everybody's, the issuing CA is this replica's own.
-    pub(crate) async fn ca(&self, role: Role, kek: &Kek) -> Result<Option<CaRow>, StoreError> {
-        let row: Option<(String, Vec<u8>, Vec<u8>)> = sql("SELECT id, certificate, sealed_key FROM ca_keys
-             WHERE role = $1 AND replica = $2 AND sealed_key IS NOT NULL ORDER BY created DESC, id LIMIT 1")
-        .bind(role.as_str())
-        .bind(self.owner(role))
-        .first(&self.writer)
-        .await?;
-        let Some((id, certificate, sealed)) = row else { return Ok(None) };
-        let tampered = || KeyError::Tampered { what: format!("key of the {} CA", role.as_str()) };
-        let key = kek.open(&seal_name(role, &id), &sealed).ok_or_else(tampered)?;
-        Ok(Some(CaRow { id, role, certificate, key }))
-    }
-
-    /// Stores a CA; it takes the place of those of its role and, for an issuing CA, of this replica, whose keys are erased.
-    pub(crate) async fn put_ca(&self, ca: &CaRow, kek: &Kek, now: i64) -> Result<(), StoreError> {
-        let mut change = self.begin().await?;
-        sql("UPDATE ca_keys SET sealed_key = NULL WHERE role = $1 AND replica = $2")
-            .bind(ca.role.as_str())
-            .bind(self.owner(ca.role))
-            .run(&mut change)
-            .await?;
-        self.insert_ca(&mut change, ca, kek, now).await?;
-        Ok(change.commit().await?)
-    }
-
-    /// Stores a CA unless there is one of its role already, and returns the one that is there then: of several replicas that
-    /// start at once, one makes the root.
-    pub(crate) async fn found_ca(&self, ca: CaRow, kek: &Kek, now: i64) -> Result<CaRow, StoreError> {
-        let mut change = self.begin().await?;
-        // Whoever holds this row is alone.
-        sql("UPDATE mesh SET id = id WHERE id = 1").run(&mut change).await?;
-        let there: Option<(i64,)> =
-            sql("SELECT created FROM ca_keys WHERE role = $1 AND replica = $2 AND sealed_key IS NOT NULL")
-                .bind(ca.role.as_str())
-                .bind(self.owner(ca.role))
-                .first(&mut change)
-                .await?;
-        if there.is_none() {
-            self.insert_ca(&mut change, &ca, kek, now).await?;
-            change.commit().await?;
-            return Ok(ca);
-        }
-        drop(change);
-        Ok(self.ca(ca.role, kek).await?.unwrap_or(ca))
-    }
-
-    async fn insert_ca(&self, change: &mut Change, ca: &CaRow, kek: &Kek, now: i64) -> Result<(), StoreError> {
-        let sealed = kek.seal(&seal_name(ca.role, &ca.id), &ca.key)?;
-        sql("INSERT INTO ca_keys (id, role, certificate, sealed_key, created, replica) VALUES ($1, $2, $3, $4, $5, $6)")
-            .bind(&ca.id)
-            .bind(ca.role.as_str())
-            .bind(&ca.certificate)
-            .bind(sealed)
-            .bind(now)
-            .bind(self.owner(ca.role))
-            .run(change)
-            .await?;
-        Ok(())
-    }
-
-    /// Whose a CA is: empty for what all replicas share.
-    fn owner(&self, role: Role) -> &str {
-        match role {
-            Role::Root => "",
-            Role::Issuing => self.replica(),
-        }
-    }
 }

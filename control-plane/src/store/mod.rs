@@ -2,6 +2,7 @@
 //! and what was acknowledged is on the disk.
 
 mod agents;
+mod authorities;
 mod certificates;
 mod decisions;
 mod dir;
@@ -17,6 +18,7 @@ mod policies;
 mod postgres;
 mod replica;
 mod revocations;
+mod rotation;
 mod schema;
 mod sessions;
 mod sql;
@@ -33,6 +35,7 @@ use issuing::Pending;
 use sql::{Change, Health, Pool, sql};
 
 pub(crate) use agents::{AgentRow, Backing};
+pub(crate) use authorities::RootMark;
 pub(crate) use certificates::{CertificateRow, Redeem};
 pub(crate) use decisions::{DECISIONS_BYTES, DECISIONS_KEPT, DecisionRow};
 pub use dir::DirError;
@@ -48,6 +51,7 @@ pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;
 pub(crate) use revocations::{MAX_REVOCATIONS, RevocationRow};
+pub(crate) use rotation::{HeldRow, RotationRow};
 pub(crate) use sessions::SessionRow;
 pub(crate) use tokens::{TokenHash, TokenRow};
 

@@ -3,9 +3,13 @@
 #[cfg(test)]
 mod durability;
 #[cfg(test)]
+mod flood;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod issuing;
+#[cfg(test)]
+mod mounted;
 #[cfg(test)]
 mod operators;
 #[cfg(test)]

@@ -23,7 +23,12 @@ pub(super) fn examine(
         targets_exist(report, &policy, before, ground);
         labels_exist(report, &policy, &landed);
     }
-    mtls_is_set_once(report, &policy, all, services);
+    is_set_once(report, "mtls", all, services, |one, other| one.spec.mtls.is_some() && other.spec.mtls.is_some());
+    is_set_once(report, "limits", all, services, |one, other| match (&one.spec.limits, &other.spec.limits) {
+        (Some(one), Some(other)) => one.meets(other),
+        _ => false,
+    });
+    limited_ports_exist(report, &policy, &landed);
     for (index, rule) in policy.rules().iter().enumerate() {
         http_lands_on_http(report, &policy, index, rule, &landed);
         ports_exist(report, index, rule, &landed);
@@ -63,16 +68,19 @@ fn labels_exist(report: &mut Report<'_>, policy: &ServicePolicy, landed: &[&Targ
     }
 }
 
-/// Sections other than `authorization` do not add up: two of them would leave it to chance which one is in force.
-fn mtls_is_set_once(report: &mut Report<'_>, policy: &ServicePolicy, all: &[&Arc<ServicePolicy>], services: &[Target]) {
-    if policy.spec.mtls.is_none() {
-        return;
-    }
-    let others = all
-        .iter()
-        .filter(|other| other.spec.mtls.is_some() && other.full_name() != policy.full_name() && other.layer() == policy.layer());
-    for other in others {
-        let clash = match policy.layer() {
+/// Sections other than `authorization` do not add up: two of them would leave it to chance which one is in force. `clash` says
+/// whether both policies have the section, for ports of which some can be the same.
+fn is_set_once(
+    report: &mut Report<'_>,
+    section: &str,
+    all: &[&Arc<ServicePolicy>],
+    services: &[Target],
+    clash: impl Fn(&ServicePolicy, &ServicePolicy) -> bool,
+) {
+    let policy = Arc::clone(&report.manifest.policy);
+    let others = all.iter().filter(|other| other.full_name() != policy.full_name() && other.layer() == policy.layer());
+    for other in others.filter(|other| clash(&policy, other)) {
+        let meet = match policy.layer() {
             Layer::Mesh => true,
             Layer::Namespace => other.metadata.namespace == policy.metadata.namespace,
             Layer::Targeted => {
@@ -81,11 +89,21 @@ fn mtls_is_set_once(report: &mut Report<'_>, policy: &ServicePolicy, all: &[&Arc
                 named || services.iter().any(|target| policy.applies_to(target) && other.applies_to(target))
             }
         };
-        if clash {
-            let at = report.manifest.position_of(&[Step::Field("spec"), Step::Field("mtls")]);
-            let message = format!("policy `{}` sets `mtls` for the same services", other.full_name());
+        if meet {
+            let at = report.manifest.position_of(&[Step::Field("spec"), Step::Field(section)]);
+            let message = format!("policy `{}` sets `{section}` for the same services", other.full_name());
             report.error(Finding::new(at, message).help("keep the section in one of them"));
         }
+    }
+}
+
+/// A limit for ports that are none of the service's would limit nothing.
+fn limited_ports_exist(report: &mut Report<'_>, policy: &ServicePolicy, landed: &[&Target]) {
+    let Some(limits) = policy.spec.limits.as_ref().filter(|_| !landed.is_empty()) else { return };
+    for (index, port) in limits.ports.iter().enumerate().filter(|(_, port)| landed.iter().all(|target| target.port != **port)) {
+        let path = [Step::Field("spec"), Step::Field("limits"), Step::Field("ports"), Step::Element(index)];
+        let message = format!("{port} is not a port of the services that the policy applies to");
+        report.warning(Finding::new(report.manifest.position_of(&path), message));
     }
 }
 

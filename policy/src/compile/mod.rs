@@ -12,6 +12,7 @@ use index::Index;
 use crate::call::Call;
 use crate::decision::{Audited, Decision, Effect, RuleId};
 use crate::evaluate::{Facts, Reading};
+use crate::limits::Limits;
 use crate::resource::{MtlsMode, ServicePolicy};
 use crate::rule::{Action, Rule};
 use crate::target::{Layer, StoredPolicy, Target};
@@ -59,6 +60,7 @@ pub struct Compiled {
     policies: usize,
     headers_read: Box<[Box<str>]>,
     mtls_mode: MtlsMode,
+    limits: Option<Limits>,
     deny_all: Option<Box<str>>,
 }
 
@@ -119,6 +121,7 @@ pub fn compile(policies: &[StoredPolicy], target: &Target) -> Result<Compiled, V
         revision: applicable.iter().map(|stored| stored.revision).max().unwrap_or(0),
         policies: applicable.len(),
         mtls_mode: mtls_mode(&applicable, target),
+        limits: limits(&applicable, target),
         deny_all: None,
     })
 }
@@ -173,6 +176,15 @@ fn mtls_mode(policies: &[&StoredPolicy], target: &Target) -> MtlsMode {
     modes.max().map_or(MtlsMode::Strict, |(_layer, mode): (Layer, MtlsMode)| mode)
 }
 
+/// The limit of the most closely aimed policy that has one for this port; of equally close ones, which `apply` refuses, the slowest.
+fn limits(policies: &[&StoredPolicy], target: &Target) -> Option<Limits> {
+    let limits = policies.iter().filter_map(|stored| {
+        let limits = stored.policy.spec.limits.as_ref().filter(|limits| limits.covers(target.port))?;
+        Some((stored.policy.layer(), limits.interval(), limits))
+    });
+    limits.max_by_key(|(layer, interval, _)| (*layer, *interval)).map(|(.., limits)| limits.clone())
+}
+
 impl Compiled {
     /// A policy that refuses everything, for when there is none that could be relied on.
     pub fn deny_all(reason: impl Into<Box<str>>) -> Self {
@@ -186,6 +198,7 @@ impl Compiled {
             policies: 0,
             headers_read: Box::default(),
             mtls_mode: MtlsMode::Strict,
+            limits: None,
             deny_all: Some(reason.into()),
         }
     }
@@ -267,6 +280,11 @@ impl Compiled {
     /// Whether plaintext is let in on this port.
     pub fn mtls_mode(&self) -> MtlsMode {
         self.mtls_mode
+    }
+
+    /// How much may be called on this port.
+    pub fn limits(&self) -> Option<&Limits> {
+        self.limits.as_ref()
     }
 
     /// Why this is the policy that refuses everything, if it is.

@@ -7,6 +7,7 @@ use super::shape::{Field, Needed, Shape};
 use super::tree::Node;
 use crate::described::DescribedCall;
 use crate::header::HeaderMatch;
+use crate::limits::MAX_REQUESTS;
 use crate::names::Label;
 use crate::path_pattern::PathPattern;
 use crate::pattern::{AccountPattern, HostPattern, MethodPattern, NamespacePattern, PrincipalPattern, TrustDomainPattern};
@@ -58,6 +59,7 @@ static SPEC: Shape = Shape::Whole(
             &Shape::Object(&[needed("matchLabels", &Shape::Map { key: short, value: &Shape::Text(|_| Ok(())), least: 1 })]),
         ),
         field("mtls", &MTLS),
+        field("limits", &LIMITS),
         field("authorization", &Shape::Object(&[needed("rules", &Shape::List { of: &RULE, least: 0, most: MAX_RULES })])),
     ]),
     one_target,
@@ -75,6 +77,15 @@ static TARGET_REF: Shape = Shape::Object(&[needed("kind", &Shape::Choice(&["Serv
 static MODE: Shape = Shape::Choice(&["Strict", "Permissive"]);
 static MTLS: Shape =
     Shape::Object(&[needed("mode", &MODE), field("ports", &Shape::Map { key: port_key, value: &MODE, least: 1 })]);
+
+static REQUESTS: Shape = Shape::Number { least: 1, most: MAX_REQUESTS };
+static LIMITS: Shape = Shape::Object(&[
+    needed("requests", &REQUESTS),
+    needed("unit", &Shape::Choice(&["Second", "Minute", "Hour"])),
+    field("burst", &REQUESTS),
+    field("key", &Shape::Choice(&["Port", "Source"])),
+    field("ports", &PORTS),
+]);
 
 fn port_key(key: &str) -> Result<(), String> {
     match key.parse::<u16>() {

@@ -101,6 +101,25 @@ fn duplicates_are_refused() {
 }
 
 #[test]
+fn a_limit_is_read_whole_or_not_at_all() {
+    let text = |limits: &str| GOOD.replacen("spec:\n", &format!("spec:\n  limits: {limits}\n"), 1);
+    let with = |limits: &str| errors(&text(limits));
+    let whole = text("{ requests: 5, unit: Second, burst: 2, key: Source, ports: [80] }");
+    assert_eq!(parse("p.yaml", &whole).1, []);
+    for (limits, message) in [
+        ("{ requests: 5 }", "the field `unit` is missing"),
+        ("{ requests: 0, unit: Second }", "`0` is not a whole number from 1 to 1000000"),
+        ("{ requests: 5, unit: second }", "`second` is not one of `Second`, `Minute`, `Hour`"),
+        ("{ requests: 5, unit: Second, keys: Source }", "unknown field `keys`"),
+        ("{ requests: 5, unit: Second, key: Header }", "`Header` is not one of `Port`, `Source`"),
+        ("{ requests: 5, unit: Second, ports: [] }", "an empty list"),
+        ("5", "expected a mapping, found"),
+    ] {
+        assert!(with(limits).iter().any(|found| found.contains(message)), "{limits}: {:?}", with(limits));
+    }
+}
+
+#[test]
 fn hostile_texts_are_refused_within_their_bounds() {
     let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n";
     let rules = format!("{}{}", GOOD, "      - action: Deny\n".repeat(100_000));

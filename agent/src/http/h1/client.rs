@@ -20,7 +20,7 @@ use crate::{
     http::{
         Limits,
         io::SharedIo,
-        message::{Body, Frame, RequestHead, Response},
+        message::{Body, BodyError, Frame, RequestHead, Response},
     },
     refusal::{Reason, Refusal},
     tls::Tenure,
@@ -70,8 +70,8 @@ impl Drop for Pump {
 
 #[derive(Debug)]
 enum PumpError {
-    /// The caller's body broke off.
-    Source(String),
+    /// The caller's body broke off, or went on too long.
+    Source(BodyError),
     /// The upstream does not take it.
     Sink,
 }
@@ -157,7 +157,7 @@ pub async fn exchange(
             parsed = &mut to_answer => Some(parsed),
             sent = task => match sent {
                 Ok(Ok(())) => None,
-                Ok(Err(PumpError::Source(detail))) => return Err(Refusal::new(Reason::Malformed, detail)),
+                Ok(Err(PumpError::Source(error))) => return Err(error.refusal()),
                 Ok(Err(PumpError::Sink)) | Err(_) => {
                     client.tenure.end();
                     let stopped = |_| Err(Refusal::new(Reason::UpstreamFailed, "upstream stopped reading").into());
@@ -238,8 +238,8 @@ async fn pump(io: SharedIo, mut body: Body, stall: Duration) -> Result<(), PumpE
     let mut writer = Writer::new(io);
     loop {
         let frame = within(stall, body.frame()).await;
-        let frame = frame.map_err(|_| PumpError::Source("the body stopped arriving".to_owned()))?;
-        let frame = frame.map_err(|error| PumpError::Source(error.to_string()))?;
+        let frame = frame.map_err(|_| PumpError::Source(BodyError::TooSlow("the body stopped arriving")))?;
+        let frame = frame.map_err(PumpError::Source)?;
         let write = async {
             write_frame(&mut writer, frame.as_ref(), chunked).await?;
             writer.flush().await

@@ -71,7 +71,7 @@ pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
     let target = parsed.path.unwrap_or_default();
 
     let mut seen = Seen::default();
-    let mut fields = Fields::default();
+    let mut fields = Fields::with_capacity(head.len());
     let mut host = None;
     for header in parsed.headers.iter() {
         let name = header.name.as_bytes();
@@ -115,7 +115,7 @@ pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits
         return Err(Refusal::new(Reason::UpstreamFailed, format!("upstream answered with status {status}")));
     }
     let mut seen = Seen::default();
-    let mut fields = Fields::default();
+    let mut fields = Fields::with_capacity(head.len());
     for header in parsed.headers.iter() {
         let name = header.name.as_bytes();
         if !seen.take(name, header.value).map_err(bad)? {

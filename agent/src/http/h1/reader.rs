@@ -16,8 +16,9 @@ use super::{
     head::head_end,
 };
 use crate::{
+    alarm::within,
     http::{
-        Limits,
+        Limits, Meter,
         io::SharedIo,
         message::{BodyError, Frame},
     },
@@ -60,6 +61,13 @@ impl Reader {
     /// Takes all bytes that were read and not used: what follows a head that switched protocols.
     pub(crate) fn take_rest(&mut self) -> BytesMut {
         std::mem::take(&mut self.buf)
+    }
+
+    /// An idle connection holds no buffer.
+    pub(super) fn release(&mut self) {
+        if self.buf.is_empty() {
+            self.buf = BytesMut::new();
+        }
     }
 
     /// Whether the current body has been read to its end.
@@ -181,12 +189,19 @@ pub struct BodyReader {
     length: Option<u64>,
     /// The upstream connection, given back when the body has ended.
     lease: Option<Lease>,
+    /// Bounds a request's body.
+    meter: Option<Meter>,
 }
 
 impl BodyReader {
     pub(super) fn new(reader: Rc<RefCell<Reader>>, lease: Option<Lease>) -> Self {
         let (length, message) = (reader.borrow().body.remaining(), reader.borrow().message);
-        Self { reader, message, length, lease }
+        Self { reader, message, length, lease, meter: None }
+    }
+
+    /// The same, bounded.
+    pub(super) fn metered(self, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 
     /// Length if the head named it.
@@ -209,7 +224,15 @@ impl BodyReader {
         if self.is_end() {
             return Ok(None);
         }
-        let frame = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx)).await;
+        let next = std::future::poll_fn(|cx| self.reader.borrow_mut().poll_frame(cx));
+        let frame = match &self.meter {
+            Some(meter) => within(meter.stall(), next).await.unwrap_or(Err(BodyError::TooSlow("the body stopped arriving"))),
+            None => next.await,
+        };
+        let frame = match (frame, &mut self.meter) {
+            (Ok(Some(Frame::Data(data))), Some(meter)) => meter.take(data.len()).map(|()| Some(Frame::Data(data))),
+            (frame, _) => frame,
+        };
         match &frame {
             Ok(_) if self.is_end() => {
                 if let Some(lease) = self.lease.take() {

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
 use bytes::BytesMut;
+use tokio::time::Instant;
 
 use super::{
     body::Framing,
@@ -12,9 +13,9 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    alarm::within,
+    alarm::{self, within},
     http::{
-        Limits,
+        BodyError, Limits, Meter,
         fields::put_number,
         io::SharedIo,
         message::{Body, Frame, Request, Response},
@@ -55,12 +56,15 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
     let reader = Rc::new(RefCell::new(Reader::new(io.clone(), already)));
     let mut writer = Writer::new(io);
     let (mut open, mut answered_last) = (true, false);
+    let end = limits.connection_end();
     while open {
         answered_last = false;
+        reader.borrow_mut().release();
         let arrived = tokio::select! {
             biased;
             arrived = within(limits.idle, wait_for_bytes(&reader)) => arrived,
             () = service.closing() => break,
+            () = alarm::at(end) => break,
         };
         if !matches!(arrived, Ok(Ok(true))) {
             break;
@@ -70,7 +74,7 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
             .and_then(|bytes| head::request(&bytes, limits));
         let mut upgrade = None;
-        let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, &reader)) {
+        let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, &reader, limits)) {
             Err(refusal) => (service.refuse(refusal), false, false, false),
             Ok((request, flags)) => {
                 let to_head = request.head.method == http::Method::HEAD;
@@ -84,20 +88,20 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
                     reply = Box::pin(service.call(request)) => reply,
                     () = gone(&reader) => break,
                 };
-                (reply, flags.keep_alive && !service.is_closing(), to_head, flags.http10)
+                (reply, flags.keep_alive && !service.is_closing() && Instant::now() < end, to_head, flags.http10)
             }
         };
         if let Some(tunnel) = reply.tunnel {
             let head = switching_head(&reply.response, upgrade.as_deref());
             if write_now(&mut writer, &head).await.is_ok() {
                 let rest = reader.borrow_mut().take_rest();
-                tunnel.relay(writer.into_io(), rest, reply.record).await;
+                Box::pin(tunnel.relay(writer.into_io(), rest, reply.record)).await;
             }
             return;
         }
         // A request body that nobody read to its end stands before the next head: such a connection ends.
         let reusable = keep_alive && reader.borrow().body_is_end();
-        let style = Style { reusable, to_head, http10, stall: limits.stall };
+        let style = Style { reusable, to_head, http10, stall: limits.stall, request: limits.request };
         open = write_reply(&mut writer, &reader, reply, &style).await && reader.borrow().body_is_end();
         answered_last = true;
     }
@@ -117,6 +121,8 @@ struct Style {
     to_head: bool,
     http10: bool,
     stall: Duration,
+    /// Time from the first byte of the request to the last of the response.
+    request: Duration,
 }
 
 struct Flags {
@@ -125,13 +131,20 @@ struct Flags {
     http10: bool,
 }
 
-fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>) -> Result<(Request, Flags), Refusal> {
+fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>, limits: &Limits) -> Result<(Request, Flags), Refusal> {
+    if matches!(parsed.framing, Framing::Length(length) if length > limits.body_bytes as u64) {
+        return Err(BodyError::TooLarge.refusal());
+    }
     let http10 = parsed.parts.is_http10();
     let mut head = parsed.parts.normalize()?;
     head.upgrade = parsed.upgrade;
     let head = Rc::new(head);
     reader.borrow_mut().begin_body(parsed.framing);
-    let body = if parsed.framing == Framing::Length(0) { Body::Empty } else { Body::H1(BodyReader::new(reader.clone(), None)) };
+    let body = if parsed.framing == Framing::Length(0) {
+        Body::Empty
+    } else {
+        Body::H1(BodyReader::new(reader.clone(), None).metered(Meter::new(limits, false)))
+    };
     let expects_continue = parsed.expects_continue && !http10 && !body.is_end();
     Ok((Request { head, body }, Flags { keep_alive: parsed.keep_alive, expects_continue, http10 }))
 }
@@ -145,7 +158,7 @@ async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
 /// request may follow.
 async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
     let Reply { mut response, mut permit, mut record, .. } = reply;
-    let tenure = response.tenure.take();
+    let (tenure, late) = (response.tenure.take(), record.began() + style.request);
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
@@ -155,7 +168,7 @@ async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply
                 false
             }
         },
-        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => {
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => {
             record.refused(&refusal);
             false
         }

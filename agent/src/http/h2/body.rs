@@ -5,7 +5,7 @@ use h2::RecvStream;
 use super::client::Pump;
 use crate::{
     http::{
-        Fields,
+        Fields, Meter,
         message::{BodyError, Frame},
         normalize::forbidden_in_trailers,
     },
@@ -20,6 +20,8 @@ pub struct BodyReader {
     data_ended: bool,
     ended: bool,
     _upstream: Option<Upstream>,
+    /// Bounds a request's body.
+    meter: Option<Meter>,
 }
 
 /// What a response's body keeps until it has ended.
@@ -34,7 +36,12 @@ pub(super) struct Upstream {
 impl BodyReader {
     pub(super) fn new(stream: RecvStream, length: Option<u64>, upstream: Option<Upstream>) -> Self {
         let ended = stream.is_end_stream();
-        Self { stream, length, data_ended: ended, ended, _upstream: upstream }
+        Self { stream, length, data_ended: ended, ended, _upstream: upstream, meter: None }
+    }
+
+    /// The same, bounded.
+    pub(super) fn metered(self, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 
     /// Length if the head named it.
@@ -57,6 +64,10 @@ impl BodyReader {
             match self.stream.data().await {
                 Some(Ok(data)) => {
                     self.stream.flow_control().release_capacity(data.len()).map_err(broken)?;
+                    if let Some(Err(error)) = self.meter.as_mut().map(|meter| meter.take(data.len())) {
+                        (self.data_ended, self.ended) = (true, true);
+                        return Err(error);
+                    }
                     if !data.is_empty() {
                         return Ok(Some(Frame::Data(data)));
                     }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::{BodyReader, WINDOW, as_map, server::send_data};
 use crate::{
-    http::{Body, Fields, Frame, Limits, RequestHead, Response, SharedIo},
+    http::{Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo},
     refusal::{Reason, Refusal},
     tls::Tenure,
     upstream::StreamLease,
@@ -27,7 +27,7 @@ pub struct H2Client {
 
 /// Sends a request's body. Dropped, it stops, and the stream is reset unless it had ended.
 #[derive(Debug)]
-pub(super) struct Pump(JoinHandle<()>);
+pub(super) struct Pump(JoinHandle<Option<Refusal>>);
 
 impl Drop for Pump {
     fn drop(&mut self) {
@@ -118,7 +118,10 @@ pub async fn exchange(
         Some(Pump(task)) => tokio::select! {
             biased;
             response = &mut response => Some(response),
-            _ = task => None,
+            refused = task => match refused {
+                Ok(Some(refusal)) => return Err(refusal),
+                Ok(None) | Err(_) => None,
+            },
         },
     };
     let response = match early {
@@ -185,26 +188,28 @@ fn is_unprocessed(error: &h2::Error, method: &http::Method) -> bool {
     error.is_remote() && (refused || leaving)
 }
 
-async fn send_body(mut body: Body, mut stream: h2::SendStream<Bytes>) {
-    if let Err(reason) = pump(&mut body, &mut stream).await {
-        tracing::debug!(reason, "request body ended early");
-        stream.send_reset(h2::Reason::CANCEL);
-    }
+/// Returns why the caller's body may not go on, if it is that.
+async fn send_body(mut body: Body, mut stream: h2::SendStream<Bytes>) -> Option<Refusal> {
+    let Err(stopped) = pump(&mut body, &mut stream).await else { return None };
+    tracing::debug!(reason = %stopped, "request body ended early");
+    stream.send_reset(h2::Reason::CANCEL);
+    matches!(stopped, BodyError::TooLarge | BodyError::TooSlow(_)).then(|| stopped.refusal())
 }
 
-async fn pump(body: &mut Body, stream: &mut h2::SendStream<Bytes>) -> Result<(), String> {
+async fn pump(body: &mut Body, stream: &mut h2::SendStream<Bytes>) -> Result<(), BodyError> {
+    let broken = |error: &dyn ToString| BodyError::Broken(error.to_string());
     loop {
-        match body.frame().await.map_err(|error| error.to_string())? {
+        match body.frame().await? {
             Some(Frame::Data(data)) => {
-                if send_data(stream, data, body.is_end()).await? {
+                if send_data(stream, data, body.is_end()).await.map_err(|error| broken(&error))? {
                     return Ok(());
                 }
             }
             Some(Frame::Trailers(fields)) => {
-                let map = as_map(&fields).map_err(|refusal| refusal.to_string())?;
-                return stream.send_trailers(map).map_err(|error| error.to_string());
+                let map = as_map(&fields).map_err(|refusal| broken(&refusal))?;
+                return stream.send_trailers(map).map_err(|error| broken(&error));
             }
-            None => return stream.send_data(Bytes::new(), true).map_err(|error| error.to_string()),
+            None => return stream.send_data(Bytes::new(), true).map_err(|error| broken(&error)),
         }
     }
 }

@@ -12,13 +12,12 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
     time::Instant,
 };
 
-/// Frames without payload that a peer may send at once.
-const BURST: u32 = 1000;
-/// Of them, how many it earns back a second.
-const REFILL: u32 = 100;
+use crate::http::Limits;
+
 /// Bytes that it takes from us for one more: a WINDOW_UPDATE for each piece of a large download is as it should be.
 const BYTES_EACH: usize = 512;
 /// What a stream that the caller resets costs: the work that was done for it.
@@ -42,6 +41,11 @@ pub(super) struct Flood(Rc<Budget>);
 #[derive(Debug)]
 struct Budget {
     left: Cell<u32>,
+    /// Frames that may come at once, and that are earned back a second.
+    burst: u32,
+    refill: u32,
+    /// Told when the budget is used up.
+    exhausted: Notify,
     since: Cell<Instant>,
     /// Since when a head is under way.
     head: Cell<Option<Instant>>,
@@ -50,12 +54,12 @@ struct Budget {
 
 impl Flood {
     fn earn(&self, frames: u32) {
-        self.0.left.set(self.0.left.get().saturating_add(frames).min(BURST));
+        self.0.left.set(self.0.left.get().saturating_add(frames).min(self.0.burst));
     }
 
     fn spend(&self, frames: u32) -> bool {
         let elapsed = self.0.since.get().elapsed().as_millis();
-        let earned = u32::try_from(elapsed * u128::from(REFILL) / 1000).unwrap_or(BURST);
+        let earned = u32::try_from(elapsed * u128::from(self.0.refill) / 1000).unwrap_or(self.0.burst);
         if earned > 0 {
             self.0.since.set(Instant::now());
             self.earn(earned);
@@ -68,7 +72,7 @@ impl Flood {
     fn wrote(&self, bytes: usize) {
         let written = self.0.written.get() + bytes;
         self.0.written.set(written % BYTES_EACH);
-        self.earn(u32::try_from(written / BYTES_EACH).unwrap_or(BURST));
+        self.earn(u32::try_from(written / BYTES_EACH).unwrap_or(self.0.burst));
     }
 
     /// A stream was reset by the caller after work had begun for it.
@@ -89,13 +93,18 @@ impl Flood {
         .await;
     }
 
+    /// Ends when the budget is used up; from then on nothing is read.
+    pub(super) async fn exhausted(&self) {
+        self.0.exhausted.notified().await;
+    }
+
     /// A stream was answered.
     pub(super) fn answered(&self) {
         self.earn(ANSWER_EARNS);
     }
 }
 
-/// A transport that fails once its peer has used up the budget.
+/// A transport that says nothing more once its peer has used up the budget.
 #[derive(Debug)]
 pub(super) struct Guarded<I> {
     io: I,
@@ -108,14 +117,36 @@ pub(super) struct Guarded<I> {
     block: bool,
     /// What is passed over belongs to a header block.
     fields: bool,
+    /// The budget is used up: nothing more is read.
+    ended: bool,
 }
 
 impl<I> Guarded<I> {
-    pub(super) fn new(io: I) -> (Self, Flood) {
-        let budget =
-            Budget { left: Cell::new(BURST), since: Cell::new(Instant::now()), head: Cell::default(), written: Cell::new(0) };
+    pub(super) fn new(io: I, limits: &Limits) -> (Self, Flood) {
+        let (burst, refill) = (limits.control_frames, limits.control_rate);
+        let budget = Budget {
+            left: Cell::new(burst),
+            burst,
+            refill,
+            exhausted: Notify::new(),
+            since: Cell::new(Instant::now()),
+            head: Cell::default(),
+            written: Cell::new(0),
+        };
         let flood = Flood(Rc::new(budget));
-        (Self { io, flood: flood.clone(), skip: PREFACE, head: [0; FRAME_HEAD], have: 0, block: false, fields: false }, flood)
+        (
+            Self {
+                io,
+                flood: flood.clone(),
+                skip: PREFACE,
+                head: [0; FRAME_HEAD],
+                have: 0,
+                block: false,
+                fields: false,
+                ended: false,
+            },
+            flood,
+        )
     }
 
     /// Looks at the frame heads in what was read. `false` when the budget is used up.
@@ -160,12 +191,17 @@ impl<I> Guarded<I> {
 
 impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ended {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         if self.look(buf.filled().get(before..).unwrap_or_default()) {
             return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Err(io::Error::other("too many control frames")))
+        self.flood.0.exhausted.notify_one();
+        self.ended = true;
+        Poll::Pending
     }
 }
 
@@ -199,6 +235,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
 mod tests {
     use super::*;
 
+    const BURST: u32 = 1000;
+    const REFILL: u32 = 100;
+
     const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
     fn preface() -> Vec<u8> {
@@ -212,7 +251,7 @@ mod tests {
             bytes.extend_from_slice(&PING);
         }
         for step in [1, 7, 9, 17, 100, 5000] {
-            let (mut guarded, _) = Guarded::new(tokio::io::empty());
+            let (mut guarded, _) = Guarded::new(tokio::io::empty(), &Limits::default());
             let passed = bytes.chunks(step).take_while(|piece| guarded.look(piece)).count() * step;
             let frames = (passed - PREFACE) / PING.len();
             assert!((BURST as usize).abs_diff(frames) <= 5000 / PING.len(), "{step}: {frames}");
@@ -223,7 +262,7 @@ mod tests {
     async fn streams_and_data_cost_nothing_and_empty_data_does() {
         let frame =
             |kind: u8, length: u8| [&[0, 0, length, kind, 0, 0, 0, 0, 1], vec![0; usize::from(length)].as_slice()].concat();
-        let (mut guarded, _) = Guarded::new(tokio::io::empty());
+        let (mut guarded, _) = Guarded::new(tokio::io::empty(), &Limits::default());
         assert!(guarded.look(&preface()));
         for _ in 0..3 * BURST {
             assert!(guarded.look(&frame(0, 5)) && guarded.look(&frame(1, 3)));
@@ -238,7 +277,7 @@ mod tests {
         let open = [0, 0, 1, HEADERS, 0, 0, 0, 0, 1, 0x82];
         let rest = [0, 0, 1, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 0x84];
         let stalls = async |bytes: &[&[u8]]| {
-            let (mut guarded, flood) = Guarded::new(tokio::io::empty());
+            let (mut guarded, flood) = Guarded::new(tokio::io::empty(), &Limits::default());
             assert!(guarded.look(&preface()));
             for piece in bytes {
                 guarded.look(piece);
@@ -251,7 +290,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_and_what_the_peer_takes_earn_frames_back() {
-        let (mut guarded, flood) = Guarded::new(tokio::io::empty());
+        let (mut guarded, flood) = Guarded::new(tokio::io::empty(), &Limits::default());
         assert!(guarded.look(&preface()));
         while guarded.look(&PING) {}
         tokio::time::advance(std::time::Duration::from_secs(1)).await;

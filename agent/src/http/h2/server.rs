@@ -5,12 +5,13 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
 use outrider_runtime::Tasks;
-use tokio::time::Instant;
+use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use super::{BodyReader, WINDOW, as_map, flood::Guarded, is_connection_field};
 use crate::{
+    alarm,
     http::{
-        Body, Fields, Frame, Limits, Reply, Request, Service, SharedIo, Version,
+        Body, BodyError, Fields, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
         normalize::{Host, RequestParts, is_identity_claim},
     },
     policy::lapsed,
@@ -22,10 +23,13 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(30);
 /// How long a connection without streams has to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Bytes of a flood that are read and dropped while its sender is told to go.
+const DISCARD: usize = 1 << 20;
 
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
-    let (io, flood) = Guarded::new(io);
+    let near = io.clone();
+    let (io, flood) = Guarded::new(io, limits);
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
@@ -37,13 +41,14 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits.handshake, handshake).await else { return };
     let open = Rc::new(());
     let mut closing = false;
+    let end = limits.connection_end();
     // Of a connection without streams, and later of one that is closing.
     let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
-            () = service.closing(), if !closing => {
+            () = leaving(&*service, end), if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
                 deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
@@ -51,6 +56,13 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 continue;
             }
             () = flood.head_stalls(limits.head_read) => return,
+            () = flood.exhausted() => {
+                drop(service.refuse(Refusal::new(Reason::ControlFlood, "too many frames that carry nothing")));
+                connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
+                let _ = tokio::time::timeout(FAREWELL, discard(near)).await;
+                return;
+            }
             () = &mut deadline => {
                 if closing {
                     return;
@@ -68,9 +80,9 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             Some(Ok((request, respond))) => {
                 deadline.as_mut().reset(Instant::now() + if closing { LINGER } else { limits.idle });
                 let (service, held, flood) = (service.clone(), open.clone(), flood.clone());
-                let (max_fields, stall) = (limits.fields, limits.stall);
+                let limits = limits.clone();
                 tasks.spawn_scoped_local(async move {
-                    match stream(&*service, request, respond, max_fields, stall).await {
+                    match stream(&*service, request, respond, &limits).await {
                         Some(()) => flood.answered(),
                         None => flood.reset(),
                     }
@@ -82,16 +94,34 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     }
 }
 
+/// Ends when a connection should take no more streams.
+async fn leaving(service: &impl Service, end: Instant) {
+    tokio::select! {
+        () = service.closing() => {}
+        () = alarm::at(end) => {}
+    }
+}
+
+/// Reads and drops what still comes: closing while the peer writes would take our last words from it.
+async fn discard(mut io: SharedIo) {
+    let mut left = DISCARD;
+    let mut piece = [0; 4096];
+    while let Ok(count @ 1..) = io.read(&mut piece).await
+        && left > 0
+    {
+        left = left.saturating_sub(count);
+    }
+}
+
 /// Serves one stream. `None` when the caller reset it: then what was done for it is dropped.
 async fn stream(
     service: &impl Service,
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    max_fields: usize,
-    stall: Duration,
+    limits: &Limits,
 ) -> Option<()> {
     let to_head = request.method() == http::Method::HEAD;
-    let reply = match admit(request, max_fields) {
+    let reply = match admit(request, limits) {
         Ok(request) => tokio::select! {
             biased;
             reply = service.call(request) => reply,
@@ -99,13 +129,13 @@ async fn stream(
         },
         Err(refusal) => service.refuse(refusal),
     };
-    send(reply, respond, to_head, stall).await
+    send(reply, respond, to_head, limits).await
 }
 
-fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Request, Refusal> {
+fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<Request, Refusal> {
     let malformed = |detail: &str| Refusal::new(Reason::Malformed, detail);
     let (head, stream) = request.into_parts();
-    if head.headers.len() > max_fields {
+    if head.headers.len() > limits.fields {
         return Err(Refusal::new(Reason::HeadTooLarge, "too many header fields"));
     }
     if head.method == http::Method::CONNECT {
@@ -162,16 +192,22 @@ fn admit(request: http::Request<RecvStream>, max_fields: usize) -> Result<Reques
     let target = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let host =
         Host::Authority { pseudo: head.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec()), field: host };
+    let is_grpc = fields.single("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
     let parts = RequestParts::new(head.method.as_str(), target.as_bytes(), host, fields, Version::Http2)?;
     let head = Rc::new(parts.normalize()?);
-    let body = if stream.is_end_stream() { Body::Empty } else { Body::H2(BodyReader::new(stream, length, None)) };
+    if length.is_some_and(|length| length > limits.body_bytes as u64) {
+        return Err(BodyError::TooLarge.refusal());
+    }
+    let meter = || Meter::new(limits, is_grpc);
+    let body =
+        if stream.is_end_stream() { Body::Empty } else { Body::H2(BodyReader::new(stream, length, None).metered(meter())) };
     Ok(Request { head, body })
 }
 
 /// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
-async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, stall: Duration) -> Option<()> {
+async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, limits: &Limits) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let (mut body, tenure) = (response.body, response.tenure);
+    let (mut body, tenure, late) = (response.body, response.tenure, record.began() + limits.request);
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
         record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
@@ -195,8 +231,8 @@ async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, sta
     };
     let outcome = tokio::select! {
         biased;
-        copied = copy(&mut body, &mut stream, &mut record, stall) => copied.map_err(Err),
-        refusal = lapsed(permit.as_mut(), tenure.as_ref()) => Err(Ok(refusal)),
+        copied = copy(&mut body, &mut stream, &mut record, limits.stall) => copied.map_err(Err),
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => Err(Ok(refusal)),
     };
     match outcome {
         Ok(()) => Some(()),

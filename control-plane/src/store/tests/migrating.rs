@@ -1,7 +1,10 @@
 //! Stores that move to another database.
 
 use super::*;
-use crate::store::{MigrateError, Moved, migrate};
+use crate::{
+    ca::Phase,
+    store::{MigrateError, Moved, RevocationRow, migrate},
+};
 
 fn at(place: &Place) -> crate::store::Place {
     match &place.backend {
@@ -21,7 +24,17 @@ async fn fill(store: &Store, kek: &Kek) {
     store.write_policies(&written, 0, ("Apply", 0), 1).await.unwrap();
     store.put_decisions(&(0..450).map(|number| decision(number, number % 3 == 0)).collect::<Vec<_>>()).await.unwrap();
     let key = zeroize::Zeroizing::new(vec![7; 40]);
-    store.found_ca(CaRow { id: "root".into(), role: Role::Root, certificate: vec![0, 255], key }, kek, 1).await.unwrap();
+    store.found(&CaRow { id: "root".into(), role: Role::Root, certificate: vec![0, 255], key }, kek, 1).await.unwrap();
+    let row = RevocationRow {
+        subject: "aa".into(),
+        identity: identity().to_string(),
+        reason: "lost".into(),
+        created: 1,
+        ends: Some(9),
+    };
+    store.revoke(&row, 0).await.unwrap().unwrap();
+    let next = CaRow { id: "next".into(), role: Role::Root, certificate: vec![1], key: zeroize::Zeroizing::new(vec![8]) };
+    assert!(store.begin_rotation(&next, (Phase::Done, false), kek, 0, 1).await.unwrap());
     store.heartbeat("a:1").await.unwrap();
 }
 
@@ -46,7 +59,7 @@ async fn a_store_moves_to_postgres_and_back_whole_and_the_source_is_not_touched(
     // The key of before opens it, and it goes on where it was.
     std::fs::copy(old.dir.path().join("key"), new.dir.path().join("key")).unwrap();
     let (store, claim, kek) = new.try_open_as("solo").await.unwrap();
-    assert_eq!(store.ca(Role::Root, &kek).await.unwrap().unwrap().key.as_slice(), [7; 40]);
+    assert_eq!(store.root("root", &kek).await.unwrap().unwrap().key.as_slice(), [7; 40]);
     assert_eq!(store.certificate("07").await.unwrap().unwrap().replaced_by.as_deref(), Some("renewed"));
     assert_eq!(store.mesh().await.unwrap().1[0].json, "{\"naïve\":\"→\"}");
     let batch = [decision(999, true)];
@@ -62,7 +75,7 @@ async fn a_store_moves_to_postgres_and_back_whole_and_the_source_is_not_touched(
     assert!(moved.contains(&Moved { table: "decisions".into(), rows: 451 }), "{moved:?}");
     std::fs::copy(old.dir.path().join("key"), back.dir.path().join("key")).unwrap();
     let (store, _claim, kek) = back.try_open_as("solo").await.unwrap();
-    assert_eq!(store.ca(Role::Root, &kek).await.unwrap().unwrap().id, "root");
+    assert_eq!(store.root("root", &kek).await.unwrap().unwrap().id, "root");
     assert_eq!(store.grants(&identity()).await.unwrap().len(), 1);
 }
 

@@ -4,10 +4,10 @@ use outrider_policy::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 
 use super::{
-    Backend, CaRow, CertificateRow, Claim, DecisionRow, Kek, OpenError, PostgresUrl, Redeem, Replica, Role, Store, StoreError,
-    TokenRow, Written, sql::sql,
+    Backend, CaRow, CertificateRow, Claim, DecisionRow, Kek, OpenError, PostgresUrl, Redeem, Replica, RevocationRow, Role, Store,
+    StoreError, TokenRow, Written, sql::sql,
 };
-use crate::config::KeySource;
+use crate::{ca::Phase, config::KeySource};
 
 mod migrating;
 #[expect(dead_code, unreachable_pub, reason = "other tests use the rest of it")]
@@ -88,6 +88,7 @@ fn leaf(serial: &str) -> CertificateRow {
         agent_id: String::new(),
         replaced_by: None,
         replica: "solo".to_owned(),
+        root: String::new(),
     }
 }
 
@@ -229,14 +230,75 @@ on_both! {
         let (first, _claim, kek) = place.try_open_as("first").await.unwrap();
         let second = first.as_replica("second");
         let ca = |id: &str, role| CaRow { id: id.to_owned(), role, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
-        assert_eq!(first.found_ca(ca("r1", Role::Root), &kek, 1).await.unwrap().id, "r1");
-        assert_eq!(second.found_ca(ca("r2", Role::Root), &kek, 1).await.unwrap().id, "r1", "the first root stays");
-        first.put_ca(&ca("i1", Role::Issuing), &kek, 1).await.unwrap();
-        second.put_ca(&ca("i2", Role::Issuing), &kek, 1).await.unwrap();
-        first.put_ca(&ca("i3", Role::Issuing), &kek, 2).await.unwrap();
-        assert_eq!(first.ca(Role::Issuing, &kek).await.unwrap().unwrap().id, "i3");
-        assert_eq!(second.ca(Role::Issuing, &kek).await.unwrap().unwrap().id, "i2", "another replica's renewal does not erase it");
-        assert_eq!(second.ca(Role::Root, &kek).await.unwrap().unwrap().id, "r1");
+        first.found(&ca("r1", Role::Root), &kek, 1).await.unwrap();
+        second.found(&ca("r2", Role::Root), &kek, 1).await.unwrap();
+        let marks = second.root_marks().await.unwrap();
+        assert_eq!((marks.len(), marks[0].id.as_str(), marks[0].active), (1, "r1", true), "the first root stays");
+        for (store, id, now) in [(&first, "i1", 1), (&second, "i2", 1), (&first, "i3", 2)] {
+            assert!(store.put_issuing(&ca(id, Role::Issuing), "r1", &kek, now).await.unwrap());
+        }
+        assert!(!first.put_issuing(&ca("i4", Role::Issuing), "r2", &kek, 3).await.unwrap(), "there is no such root");
+        assert_eq!(first.issuing("r1", &kek).await.unwrap().unwrap().id, "i3");
+        assert_eq!(second.issuing("r1", &kek).await.unwrap().unwrap().id, "i2", "another replica's renewal does not erase it");
+        assert_eq!(second.root("r1", &kek).await.unwrap().unwrap().id, "r1");
+    }
+
+    #[tokio::test]
+    async fn a_rotation_goes_from_phase_to_phase_once_each_and_its_revisions_grow(place) {
+        let (store, _claim, kek) = place.try_open_as("solo").await.unwrap();
+        let ca = |id: &str, role| CaRow { id: id.to_owned(), role, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
+        store.found(&ca("old", Role::Root), &kek, 1).await.unwrap();
+        store.put_issuing(&ca("i1", Role::Issuing), "old", &kek, 1).await.unwrap();
+        assert!(store.begin_rotation(&ca("new", Role::Root), (Phase::Prepared, true), &kek, 0, 2).await.unwrap());
+        store.aim_rotation(Phase::Done, false, 0, 2).await.unwrap();
+        let lease = store.take_lease("ca-rotation", Duration::from_secs(60)).await.unwrap().unwrap();
+        let mut revisions = Vec::new();
+        while let Some(row) = store.rotation().await.unwrap().filter(|row| row.phase != row.goal) {
+            assert_eq!((row.old_root.as_str(), row.new_root.as_str(), row.skip_away), ("old", "new", false));
+            revisions.push(store.advance_rotation(&lease, &row, 3).await.unwrap().unwrap());
+            assert_eq!(store.advance_rotation(&lease, &row, 3).await.unwrap(), None, "no step is made twice");
+        }
+        assert!(revisions.is_sorted() && revisions.len() == 5, "{revisions:?}");
+        let marks = store.root_marks().await.unwrap();
+        let marks: Vec<_> = marks.iter().map(|mark| (mark.id.as_str(), mark.trusted, mark.active)).collect();
+        assert_eq!(marks, [("old", false, false), ("new", true, true)]);
+        assert!(store.root("old", &kek).await.unwrap().is_none() && store.issuing("old", &kek).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_may_hold_a_leaf_is_known_and_a_lost_successor_counts_no_more_when_another_came(place) {
+        let (store, _claim) = place.open().await;
+        token(&store, 1).await;
+        let of = |serial: &str, root: &str| CertificateRow { root: root.to_owned(), ..leaf(serial) };
+        store.issued(&of("01", "old"), &Redeem::Token([1; 32]), 2).await.unwrap();
+        store.holds("01", identity().as_str(), "a1").await.unwrap();
+        store.issued(&of("lost", "old"), &Redeem::Certificate("01".into()), 3).await.unwrap();
+        let serials = async || store.held(50).await.unwrap().into_iter().map(|row| row.serial).collect::<Vec<_>>();
+        assert_eq!(serials().await, ["01", "lost"], "nobody said to hold the successor");
+        store.issued(&of("02", "new"), &Redeem::Certificate("01".into()), 4).await.unwrap();
+        store.holds("02", identity().as_str(), "a1").await.unwrap();
+        assert_eq!(serials().await, ["02"]);
+        assert!(store.held(100).await.unwrap().is_empty(), "it has ended");
+        token(&store, 2).await;
+        assert_eq!(store.open_tokens(1, 50).await.unwrap(), (1, 100));
+        assert_eq!(store.open_tokens(0, 50).await.unwrap().0, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_revoked_is_bounded_undone_and_forgotten_when_the_certificate_ends(place) {
+        let (store, _claim) = place.open().await;
+        let row = |subject: &str, ends| RevocationRow {
+            subject: subject.into(), identity: identity().to_string(), reason: "lost".into(), created: 1, ends,
+        };
+        let first = store.revoke(&row("aa", Some(10)), 0).await.unwrap().unwrap();
+        let second = store.revoke(&row(identity().as_str(), None), 0).await.unwrap().unwrap();
+        assert!(second > first);
+        assert_eq!(store.revocations().await.unwrap().len(), 2);
+        assert_eq!(store.prune_revocations(10).await.unwrap(), None);
+        assert!(store.prune_revocations(11).await.unwrap().is_some());
+        assert!(store.revocations().await.unwrap()[0].is_identity());
+        assert!(store.unrevoke(identity().as_str(), 0, 2).await.unwrap().is_some());
+        assert_eq!(store.unrevoke(identity().as_str(), 0, 2).await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -287,7 +349,8 @@ async fn replicas_that_start_at_once_on_an_empty_database_make_one_store() {
             let (store, kek) = Store::open_as(&claim, &place.backend, replica, domain, key).await.unwrap();
             let root =
                 CaRow { id: format!("r{number}"), role: Role::Root, certificate: vec![], key: zeroize::Zeroizing::new(vec![]) };
-            store.found_ca(root, &kek, 1).await.unwrap().id
+            store.found(&root, &kek, 1).await.unwrap();
+            store.root_marks().await.unwrap()[0].id.clone()
         }
     });
     let roots = futures_util::future::join_all(starts).await;

@@ -4,6 +4,9 @@ mod contender;
 mod load;
 mod mesh;
 mod pairs;
+mod soak;
+
+pub(crate) use soak::soak;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,0 +1,225 @@
+//! Who takes its time, sends too much, or comes too often is let go, and nobody else notices.
+
+#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use outrider_tests::{
+    AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, Outcome, exchange, free_port, h2_opening, through_proxy,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::JoinSet,
+};
+
+/// Anybody may do anything at shop/orders, in plaintext as well.
+struct Scene {
+    mesh: Mesh,
+    orders: AgentProcess,
+    web: AgentProcess,
+    plain: SocketAddr,
+}
+
+impl Scene {
+    async fn set(program: SocketAddr, limits: &[&str]) -> Self {
+        let mesh = Mesh::start(MeshOptions::default()).await;
+        let port = free_port();
+        let mut more = vec!["--plaintext".to_owned(), format!("127.0.0.1:{port}=shop/orders:80")];
+        more.extend(limits.iter().flat_map(|limit| ["--limit".to_owned(), (*limit).to_owned()]));
+        let services = vec![format!("shop/orders:80/http={program}")];
+        let orders = mesh.agent("shop/orders", AgentOptions { services, more, ..AgentOptions::default() }).await;
+        let web = mesh.agent("shop/web", AgentOptions::default()).await;
+        mesh.apply(
+            "apiVersion: outrider.dev/v1alpha1\nkind: ServicePolicy\nmetadata: { name: orders, namespace: shop }\nspec:\n  \
+             targetRefs: [{ kind: Service, name: orders }]\n  mtls: { mode: Permissive }\n  authorization:\n    rules:\n      \
+             - { name: nobody, action: Allow, from: [{ anonymous: true }] }\n      \
+             - { name: web, action: Allow, from: [{ serviceAccounts: [shop/web] }] }\n",
+        );
+        Self { mesh, orders, web, plain: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+}
+
+/// A program that answers every GET, those for /large with more than any buffer holds.
+async fn large(listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut head).await {
+                // Of an upload the whole is waited for.
+                if !head[..count].starts_with(b"GET") {
+                    continue;
+                }
+                let small = !head[..count].starts_with(b"GET /large");
+                let length = if small { 2 } else { 64 << 20 };
+                let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").as_bytes()).await;
+                let piece = [b'x'; 16 << 10];
+                let mut left = length;
+                while left > 0 {
+                    let Ok(count) = stream.write(&piece[..left.min(piece.len())]).await else { return };
+                    left -= count;
+                }
+            }
+        });
+    }
+}
+
+/// One attacker: how it begins, and whether it goes on by a byte now and then or by reading one.
+async fn attack(address: SocketAddr, begin: &'static [u8], reads: bool) -> std::io::Result<Duration> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4 << 10)?;
+    let mut stream = socket.connect(address).await?;
+    let began = Instant::now();
+    stream.write_all(begin).await?;
+    loop {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let goes_on = if reads {
+            matches!(stream.read(&mut [0; 1]).await, Ok(1..))
+        } else {
+            // What was said to us waits to be read; an end is seen here, a reset there.
+            let ended = matches!(stream.try_read(&mut [0; 4096]), Ok(0));
+            !ended && stream.write_all(b"a").await.is_ok()
+        };
+        if !goes_on {
+            return Ok(began.elapsed());
+        }
+    }
+}
+
+const HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: orders.shop\r\nx-a: ";
+const BODY: &[u8] = b"POST /body HTTP/1.1\r\nhost: orders.shop\r\ncontent-length: 1000000\r\n\r\n";
+const READ: &[u8] = b"GET /large HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
+
+#[tokio::test]
+async fn a_thousand_slow_heads_bodies_and_readers_are_gone_in_30_s_and_a_neighbour_is_served() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    let scene = Scene::set(address, &["head-time=4s", "stall-time=4s"]).await;
+    let mut attackers = JoinSet::new();
+    for (begin, reads, count) in [(HEAD, false, 450), (BODY, false, 450), (READ, true, 100)] {
+        for _ in 0..count {
+            attackers.spawn(attack(scene.plain, begin, reads));
+        }
+    }
+    let (mut most, mut served, began) = (0.0, 0, Instant::now());
+    loop {
+        let asked = Instant::now();
+        assert_eq!(through_proxy(scene.web.outbound, "GET", "http://orders.shop/small", "").await?.status, 200);
+        assert!(asked.elapsed() < Duration::from_secs(3), "a neighbour waits: {:?}", asked.elapsed());
+        served += 1;
+        // What was sent to a reader waits in its buffers for long after it was let go: the agent knows better.
+        let open = scene.orders.metric("outrider_agent_connections{side=\"inbound\"}").await;
+        most = open.max(most);
+        if most > 900.0 && open < 10.0 {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{open} of {most} are there, {served} calls were served");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(served > 3);
+    let reasons = |reason: &str| format!("outrider_agent_requests_total{{side=\"inbound\",outcome=\"{reason}\"");
+    let (heads, others) =
+        (scene.orders.metric(&reasons("head_timeout")).await, scene.orders.metric(&reasons("slow_caller")).await);
+    assert!(heads > 400.0 && others > 500.0, "{heads} heads, {others} others");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bodies_over_the_cap_get_413_whether_they_say_so_or_not() -> Outcome {
+    let backend = Backend::start().await;
+    let scene = Scene::set(backend.address, &["body=64KiB"]).await;
+    let post = async |framing: &str, body: &[u8]| {
+        let mut stream = TcpStream::connect(scene.plain).await?;
+        let head = format!("POST /a HTTP/1.1\r\nhost: orders.shop\r\n{framing}\r\n\r\n");
+        exchange(&mut stream, &[head.as_bytes(), body].concat()).await.map(|answer| answer.status)
+    };
+    let whole = vec![b'x'; 64 << 10];
+    assert_eq!(post("content-length: 65536", &whole).await?, 200);
+    assert_eq!(post("content-length: 65537", b"").await?, 413, "before a byte of it came");
+    assert_eq!(post("content-length: 65537\r\nexpect: 100-continue", b"").await?, 413, "and before it was asked for");
+    let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    let chunks = |more: &[u8]| [chunk(&whole), more.to_vec(), b"0\r\n\r\n".to_vec()].concat();
+    assert_eq!(post("transfer-encoding: chunked", &chunks(b"")).await?, 200);
+    assert_eq!(post("transfer-encoding: chunked", &chunks(&chunk(b"y"))).await?, 413);
+    let log = scene.orders.access_log().await;
+    assert_eq!(log.iter().filter(|line| line["reason"] == "body_too_large").count(), 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_all_places() -> Outcome {
+    let backend = Backend::start().await;
+    let scene = Scene::set(backend.address, &["connections=12", "connections-per-address=4"]).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(scene.plain).await?;
+        assert_eq!(exchange(&mut stream, b"GET / HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?.status, 200);
+        held.push(stream);
+    }
+    let mut refused = TcpStream::connect(scene.plain).await?;
+    assert_eq!(refused.read(&mut [0; 1]).await.unwrap_or(0), 0, "closed at once");
+    // The own program is not counted with others, and a place that is free can be taken again.
+    assert_eq!(through_proxy(scene.orders.outbound, "GET", "http://example.com/", "").await?.status, 404);
+    held.pop();
+    // What the agent answers by itself: the program waits for this thread.
+    outrider_tests::until("a place", || {
+        let mut stream = std::net::TcpStream::connect(scene.plain).expect("a connection");
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        let asked = std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\nhost: or ders\r\n\r\n");
+        asked.is_ok() && matches!(std::io::Read::read(&mut stream, &mut [0; 12]), Ok(12))
+    })
+    .await;
+    let log = scene.orders.access_log().await;
+    assert!(log.iter().any(|line| line["reason"] == "overloaded" && line["stage"] == "accept"), "{log:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_old_connection_is_asked_to_go_and_not_cut() -> Outcome {
+    let backend = Backend::start().await;
+    let scene = Scene::set(backend.address, &["connection-age=2s"]).await;
+    let mut stream = TcpStream::connect(scene.plain).await?;
+    let began = Instant::now();
+    loop {
+        let answer = exchange(&mut stream, b"GET /slow HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+        assert_eq!((answer.status, answer.body.as_slice()), (200, b"ok\n".as_slice()), "whole, also the last one");
+        if answer.field("connection") == Some("close") {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "never asked to go");
+    }
+    assert!(began.elapsed() > Duration::from_millis(1500));
+    assert_eq!(stream.read(&mut [0; 1]).await?, 0);
+    drop(scene.mesh);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_flood_of_pings_gets_a_goaway_that_says_so() -> Outcome {
+    let backend = Backend::start().await;
+    let scene = Scene::set(backend.address, &["control-frames=100"]).await;
+    let mut stream = TcpStream::connect(scene.plain).await?;
+    let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    stream.write_all(&[h2_opening(), ping.repeat(1000)].concat()).await?;
+    let mut heard = Vec::new();
+    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut heard)).await??;
+    let mut goaway = None;
+    let mut rest = heard.as_slice();
+    while let [a, b, c, kind, _, _, _, _, _, more @ ..] = rest {
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        if *kind == 7 {
+            goaway = more.get(4..8).map(<[u8]>::to_vec);
+        }
+        rest = more.get(length..).unwrap_or_default();
+    }
+    assert_eq!(goaway, Some(vec![0, 0, 0, 11]), "ENHANCE_YOUR_CALM");
+    let log = scene.orders.access_log().await;
+    assert!(log.iter().any(|line| line["reason"] == "control_flood"), "{log:#?}");
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! What only shows after long: memory that grows with requests, requests that fail once in a million, very many connections.
+
+use std::{fs, time::Duration};
+
+use anyhow::ensure;
+
+use super::{
+    super::{
+        Plan,
+        ground::{Ground, progress},
+        report::Report,
+    },
+    load, mesh,
+};
+use crate::setup;
+
+/// Measurements of memory over the run.
+const SLICES: u64 = 50;
+
+/// Runs `requests` through a pair of agents over 64 connections, then holds `connections` idle ones.
+///
+/// # Errors
+/// When a request failed, memory grew with the requests, or a connection was not held.
+pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Result<Report> {
+    setup::run()?;
+    let plan = Plan { profile: profile.to_owned(), seconds: 1, rounds: 1, only: Vec::new(), idle: connections, quick: false };
+    let ground = Ground::prepare("soak", &plan)?;
+    let backend = ground.nginx()?;
+    let pair = mesh::start(&ground, &backend, 1)?;
+    let address = pair.http1.ok_or_else(|| anyhow::anyhow!("the pair takes no HTTP/1.1"))?;
+    let mut report = Report::new("soak dataplane");
+    let (mut done, mut failed, mut points) = (0.0, 0.0, Vec::new());
+    let bar = progress(requests);
+    while done < requests as f64 {
+        let slice = Duration::from_secs((requests / SLICES / 50_000).clamp(1, 30));
+        let counted = load::run(&ground, &load::Workload::C64, &pair, address, slice)?;
+        (done, failed) = (done + counted.requests, failed + counted.failed);
+        let memory: u64 = pair.processes().map(|(_, process)| process.resident()).sum::<anyhow::Result<u64>>()?;
+        points.push((done, memory as f64));
+        bar.set_position(done as u64);
+        // What they log is not what is tested.
+        for agent in ["caller", "callee"] {
+            let _ = fs::File::options()
+                .write(true)
+                .open(ground.directory().join(format!("{agent}-access.log")))
+                .map(|log| log.set_len(0));
+        }
+    }
+    bar.finish_and_clear();
+    // The first fifth fills pools and caches.
+    let settled = points.get(points.len() / 5..).unwrap_or_default();
+    let grown = slope(settled) * 1e6 / 1024.0;
+    report.add("outrider", "requests", "", done);
+    report.add("outrider", "failed", "", failed);
+    report.add(
+        "outrider",
+        "memory of both, at the end",
+        "MiB",
+        points.last().map_or(0.0, |(_, bytes)| bytes / f64::from(1 << 20)),
+    );
+    report.add("outrider", "memory gained for each million requests", "KiB", grown);
+    report.target("outrider", "failed", "", 0.0);
+    report.target("outrider", "memory gained for each million requests", "KiB", 64.0);
+    if let Some((caller, callee)) = load::idle_plain(&ground, &plan, &pair)? {
+        report.add("outrider", "idle connections held", "", f64::from(connections));
+        report.add("outrider", "idle plain connection, caller", "KiB", caller);
+        report.add("outrider", "idle plain connection, callee", "KiB", callee);
+        report.target("outrider", "idle plain connection, caller", "KiB", 4.0);
+    }
+    report.print()?;
+    ensure!(failed == 0.0, "{failed} requests failed");
+    ensure!(settled.len() < 5 || grown <= 64.0, "memory grows with requests: {grown:.0} KiB for each million");
+    Ok(report)
+}
+
+/// Least squares: bytes for each request.
+fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |value: fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count.max(1.0);
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let over: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    let under: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    if under > 0.0 { over / under } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slope_is_found() {
+        assert_eq!(slope(&[(0.0, 5.0), (1.0, 7.0), (2.0, 9.0)]), 2.0);
+        assert_eq!(slope(&[(0.0, 5.0), (1.0, 5.0)]), 0.0);
+        assert_eq!(slope(&[(1.0, 5.0)]), 0.0);
+    }
+}
