@@ -11,13 +11,17 @@ use crate::{
     capture::{self, Captured, Direction},
     config::{Config, ControlPlane, ExplicitUpstream, PlaintextPort, StateDir, StateDirError, Subscription, View, send_reports},
     dns::{self, Addresses, Resolver},
+    handover::{self, Offer, Succeeded, TakeOver, TakeOverError},
     identity::{IdentityError, Renewal, Svids},
-    listener::{self, Bound, ListenError},
+    listener::{Bound, ListenError},
     telemetry::{AccessLog, Exporter, Metrics, OtlpError, Scrape, SpanQueue, report_queue, wire_protocol},
     tls::Trust,
     worker::{self, Shared, Sockets},
     workload::{self, Identities, JwtKeys, Tokens, WorkloadApi},
 };
+
+/// How long a connection may wait for a next request, whose answer tells it to go, once a successor serves.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +35,9 @@ pub enum StartError {
     /// Its certificate.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The agent before it.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// The socket of the Workload API.
     #[error(transparent)]
     WorkloadSocket(#[from] SocketError),
@@ -71,6 +78,7 @@ pub struct Agent {
     drain: Drain,
     tasks: Tasks,
     deadline: Duration,
+    succeeded: Succeeded,
 }
 
 struct Listeners {
@@ -82,20 +90,19 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn bind(config: &Config) -> Result<Self, ListenError> {
-        let upstreams = config
-            .upstreams
-            .iter()
-            .map(|upstream| Ok((upstream.clone(), listener::bind(upstream.listen, config.workers, "--upstream")?)));
-        let plaintext =
-            config.plaintext.iter().map(|port| Ok((port.clone(), listener::bind(port.listen, config.workers, "--plaintext")?)));
+    fn bind(config: &Config, sockets: &mut handover::Sockets) -> Result<Self, ListenError> {
+        let mut bind = |address, flag| sockets.bind(address, config.workers, flag);
+        let upstreams = config.upstreams.iter().map(|upstream| Ok((upstream.clone(), bind(upstream.listen, "--upstream")?)));
+        let upstreams = upstreams.collect::<Result<_, ListenError>>()?;
+        let plaintext = config.plaintext.iter().map(|port| Ok((port.clone(), bind(port.listen, "--plaintext")?)));
+        let plaintext = plaintext.collect::<Result<_, ListenError>>()?;
         Ok(Self {
-            mesh: listener::bind(config.mesh, config.workers, "--mesh")?,
-            outbound: listener::bind(config.outbound, config.workers, "--outbound")?,
-            upstreams: upstreams.collect::<Result<_, ListenError>>()?,
-            plaintext: plaintext.collect::<Result<_, ListenError>>()?,
+            mesh: bind(config.mesh, "--mesh")?,
+            outbound: bind(config.outbound, "--outbound")?,
+            upstreams,
+            plaintext,
             captured: match &config.capture {
-                Some(capture) => capture::listeners(capture, |address, flag| listener::bind(address, config.workers, flag))?,
+                Some(capture) => capture::listeners(capture, bind)?,
                 None => Vec::new(),
             },
         })
@@ -123,14 +130,19 @@ impl Agent {
     /// # Errors
     /// When the state directory, a listener, or the first certificate cannot be had.
     pub async fn start(config: Config, tasks: &Tasks, drain: &Drain) -> Result<Self, StartError> {
-        let state = StateDir::open(&config.state_dir)?;
-        let mut listeners = Listeners::bind(&config)?;
+        let mut before = if config.take_over { TakeOver::ask(&config.state_dir)? } else { None };
+        let state = StateDir::open_as(&config.state_dir, before.as_mut().and_then(TakeOver::lock))?;
+        let mut sockets = before.as_mut().map(TakeOver::sockets).unwrap_or_default();
+        let mut listeners = Listeners::bind(&config, &mut sockets)?;
         let mut registry = Registry::with_prefix("outrider_agent");
         let metrics = Metrics::new(&mut registry);
         let readiness = Readiness::new();
         let (identity_gate, policy_gate) = (readiness.gate("identity"), readiness.gate("policy"));
         let scrape = Scrape { registry, metrics: metrics.clone() };
-        let health = serve_health(listener::bind(config.health, 1, "--health")?, &readiness, scrape, drain, tasks)?;
+        let health = Health::bind(&config, &mut sockets, scrape)?;
+        let health_address = health.address;
+        // As long as the agent before serves, it answers for the two.
+        let later = if before.is_some() { Some(health) } else { health.serve(&readiness, drain, tasks).map(|()| None)? };
 
         let (svids, trust): (Arc<Svids>, Arc<Trust>) = Default::default();
         let control_plane = ControlPlane::new(config.control_plane.clone(), trust.clone(), svids.clone());
@@ -148,12 +160,18 @@ impl Agent {
             drain: drain.clone(),
         };
         renewal.start(config.token.as_ref()).await?;
-        let workload_socket = serve_workload(&config, &svids, &trust, &jwt_keys, &control_plane, tasks, drain).await?;
+        let identities = Identities {
+            svids: svids.clone(),
+            trust: trust.clone(),
+            jwt_keys: jwt_keys.clone(),
+            tokens: Arc::new(Tokens::new(control_plane.clone())),
+        };
+        let workload_socket = serve_workload(&config, &mut sockets, identities, tasks, drain).await?;
 
         let (reports, records) = report_queue(config.report_allows, metrics.reports_dropped.clone());
         let spans = export_spans(&config, &svids, state.agent_id(), &metrics, drain, tasks)?;
         let mut shared = Shared::new(&config, &svids, &trust, &metrics, (reports, spans), drain, tasks)?;
-        start_capture(&config, &state, &mut shared, tasks, drain)?;
+        start_capture(&config, &state, &mut shared, &mut sockets, tasks, drain)?;
         let subscription = Subscription {
             control_plane: control_plane.clone(),
             agent_id: state.agent_id().to_owned(),
@@ -174,9 +192,19 @@ impl Agent {
         let log = AccessLog::start(&config.access_log, metrics.log_dropped.clone(), tasks)
             .map_err(|reason| StartError::AccessLog { target: config.access_log.to_string(), reason })?;
         let (mesh, outbound) = (listeners.mesh.address, listeners.outbound.address);
+        if before.is_some() && !readiness.is_ready() {
+            return Err(TakeOverError::NotReady(readiness.missing().join(", ")).into());
+        }
         for number in 0..config.workers {
             worker::start(number, &shared, log.another(), listeners.take()?)?;
         }
+        if let Some(before) = before {
+            before.serve().await?;
+        }
+        if let Some(health) = later {
+            health.serve(&readiness, drain, tasks)?;
+        }
+        let succeeded = offer(&config, &state, sockets, tasks, drain);
         tasks.spawn("identity", renewal.run());
         tasks.spawn("subscription", async move {
             let _state = state; // the directory stays ours as long as the view is kept there
@@ -186,27 +214,36 @@ impl Agent {
         Ok(Self {
             outbound,
             mesh,
-            health,
+            health: health_address,
             readiness,
             svids,
             workload_socket,
             drain: drain.clone(),
             tasks: tasks.clone(),
             deadline: config.drain,
+            succeeded,
         })
     }
 
-    /// Runs until `stop` ends or a task fails, then drains.
+    /// Runs until `stop` ends, a task fails, or a successor has taken over; then drains.
     ///
     /// # Errors
     /// When a task failed.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Drained, outrider_runtime::TaskFailed> {
         let failure = tokio::select! {
             () = stop => None,
+            () = self.succeeded.wait() => return Ok(self.give_way().await),
             failure = self.tasks.failure() => Some(failure),
         };
         let drained = self.stop().await;
         failure.map_or(Ok(drained), Err)
+    }
+
+    /// Leaves everything new to the successor.
+    async fn give_way(self) -> Drained {
+        let drained = self.drain.succeed(GRACE, self.deadline).await;
+        self.tasks.finish(Duration::from_secs(2)).await;
+        drained
     }
 
     /// Stops accepting, lets work under way end, and after the deadline ends it.
@@ -256,12 +293,19 @@ fn backings(config: &Config, mesh: SocketAddr) -> Vec<ServiceBacking> {
 }
 
 /// What captured connections need, and the resolver for the programs that make them.
-fn start_capture(config: &Config, state: &StateDir, shared: &mut Shared, tasks: &Tasks, drain: &Drain) -> Result<(), StartError> {
+fn start_capture(
+    config: &Config,
+    state: &StateDir,
+    shared: &mut Shared,
+    sockets: &mut handover::Sockets,
+    tasks: &Tasks,
+    drain: &Drain,
+) -> Result<(), StartError> {
     let Some(capture) = &config.capture else { return Ok(()) };
     let addresses = Arc::new(Addresses::open(capture.virtual_v4, capture.virtual_v6, state.sealed("addresses")));
     shared.captured = Some(Arc::new(Captured::new(addresses.clone(), capture.egress.clone(), config.backed.clone())));
     let resolver = Arc::new(Resolver { directory: shared.directory.clone(), addresses, forward: capture.forward.clone() });
-    for listener in capture.dns.map(dns::listen).transpose()?.unwrap_or_default() {
+    for listener in capture.dns.map(|port| dns::listen(port, sockets)).transpose()?.unwrap_or_default() {
         listener.start(&resolver, tasks, drain);
     }
     Ok(())
@@ -290,36 +334,48 @@ fn restore(mut subscription: Subscription) -> Subscription {
     subscription
 }
 
+/// Offers this agent's sockets to a successor.
+fn offer(config: &Config, state: &StateDir, sockets: handover::Sockets, tasks: &Tasks, drain: &Drain) -> Succeeded {
+    let succeeded = Succeeded::default();
+    let offer = |lock| Offer::open(&config.state_dir, lock, sockets, succeeded.clone(), drain.clone());
+    match state.lock().and_then(offer) {
+        Ok(offer) => tasks.spawn("handover", offer.run()),
+        Err(error) => tracing::warn!(%error, "no successor will be able to take over"),
+    }
+    succeeded
+}
+
+/// The health port before it serves.
+struct Health {
+    bound: Bound,
+    address: SocketAddr,
+    scrape: Scrape,
+}
+
+impl Health {
+    fn bind(config: &Config, sockets: &mut handover::Sockets, scrape: Scrape) -> Result<Self, ListenError> {
+        let bound = sockets.bind(config.health, 1, "--health")?;
+        Ok(Self { address: bound.address, bound, scrape })
+    }
+
+    fn serve(mut self, readiness: &Readiness, drain: &Drain, tasks: &Tasks) -> Result<(), StartError> {
+        let socket = self.bound.take().ok_or_else(|| std::io::Error::other("no health socket"))?;
+        let listener = tokio::net::TcpListener::from_std(socket)?;
+        tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(self.scrape), drain.clone()));
+        Ok(())
+    }
+}
+
 /// Serves the Workload API to the own program.
 async fn serve_workload(
     config: &Config,
-    svids: &Arc<Svids>,
-    trust: &Arc<Trust>,
-    jwt_keys: &Arc<JwtKeys>,
-    control_plane: &ControlPlane,
+    sockets: &mut handover::Sockets,
+    identities: Identities,
     tasks: &Tasks,
     drain: &Drain,
 ) -> Result<Option<PathBuf>, StartError> {
     let Some(socket) = &config.workload else { return Ok(None) };
-    let identities = Identities {
-        svids: svids.clone(),
-        trust: trust.clone(),
-        jwt_keys: jwt_keys.clone(),
-        tokens: Arc::new(Tokens::new(control_plane.clone())),
-    };
-    let is_served = workload::serve(socket, WorkloadApi::new(identities, tasks.clone(), drain.clone()), tasks, drain).await?;
+    let is_served =
+        workload::serve(socket, sockets, WorkloadApi::new(identities, tasks.clone(), drain.clone()), tasks, drain).await?;
     Ok(is_served.then(|| socket.path.clone()))
-}
-
-fn serve_health(
-    mut bound: Bound,
-    readiness: &Readiness,
-    scrape: Scrape,
-    drain: &Drain,
-    tasks: &Tasks,
-) -> Result<SocketAddr, StartError> {
-    let socket = bound.take().ok_or_else(|| std::io::Error::other("no health socket"))?;
-    let listener = tokio::net::TcpListener::from_std(socket)?;
-    tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(scrape), drain.clone()));
-    Ok(bound.address)
 }

@@ -9,6 +9,7 @@ mod app;
 pub mod capture;
 pub mod config;
 pub mod dns;
+pub mod handover;
 pub mod http;
 pub mod identity;
 mod inbound;

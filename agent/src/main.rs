@@ -1,5 +1,7 @@
 //! `outrider-agent`: the agent on its own.
 
+mod service;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
@@ -51,7 +53,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::try_from(settings)?;
     outrider_runtime::descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (tasks, drain) = (Tasks::new(), Drain::new());
         let agent = tokio::select! {
             agent = Agent::start(config, &tasks, &drain) => agent?,
@@ -60,17 +62,15 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         };
+        tasks.spawn("readiness", service::ready(agent.readiness.clone(), drain.clone()));
         tracing::info!(mesh = %agent.mesh, outbound = %agent.outbound, health = %agent.health, "listening");
-        let stop = async {
-            match drain::signal().await {
-                Ok(signal) => tracing::info!(signal, "draining"),
-                Err(error) => tracing::error!(%error, "no signals: draining"),
-            }
-        };
-        match agent.run(stop).await? {
+        match agent.run(service::told_to_stop()).await? {
             Drained::Clean => tracing::info!("drained"),
             Drained::Forced(cut) => tracing::warn!(cut, "drain deadline passed: connections were cut"),
         }
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    // A successor that still starts is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended
 }

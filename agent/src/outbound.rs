@@ -140,7 +140,7 @@ impl Service for Outbound {
     }
 
     async fn closing(&self) {
-        self.worker.drain.stopping().await;
+        self.worker.drain.idle().await;
     }
 
     fn is_closing(&self) -> bool {

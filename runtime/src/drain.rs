@@ -11,6 +11,8 @@ use tokio_util::{
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     stopping: CancellationToken,
+    succeeded: CancellationToken,
+    idle: CancellationToken,
     forced: CancellationToken,
     holds: TaskTracker,
 }
@@ -47,6 +49,22 @@ impl Drain {
         self.stopping.is_cancelled()
     }
 
+    /// Ends when connections without work under way should end. Where a successor serves on, that is a while after
+    /// [`Drain::stopping`]: a connection that is closed while a request is on its way to it loses the request.
+    pub fn idle(&self) -> WaitForCancellationFuture<'_> {
+        self.idle.cancelled()
+    }
+
+    /// Ends when a successor has taken over; never otherwise.
+    pub fn succeeded(&self) -> WaitForCancellationFuture<'_> {
+        self.succeeded.cancelled()
+    }
+
+    /// Whether a successor has taken over.
+    pub fn is_succeeded(&self) -> bool {
+        self.succeeded.is_cancelled()
+    }
+
     /// Ends when work under way must end now.
     pub fn forced(&self) -> WaitForCancellationFuture<'_> {
         self.forced.cancelled()
@@ -60,11 +78,28 @@ impl Drain {
     /// Starts to leave without waiting.
     pub fn stop(&self) {
         self.stopping.cancel();
+        self.idle.cancel();
     }
 
     /// Stops new work, waits for all holds up to `deadline`, then forces the rest.
     pub async fn drain(&self, deadline: Duration) -> Drained {
+        self.stop();
+        self.finish(deadline).await
+    }
+
+    /// As [`Drain::drain`], with a successor that serves from now on: connections that wait for a next request get up to
+    /// `grace` for it, so that its answer can tell them to go.
+    pub async fn succeed(&self, grace: Duration, deadline: Duration) -> Drained {
+        self.succeeded.cancel();
         self.stopping.cancel();
+        self.holds.close();
+        let grace = grace.min(deadline);
+        let _ = tokio::time::timeout(grace, self.holds.wait()).await;
+        self.idle.cancel();
+        self.finish(deadline - grace).await
+    }
+
+    async fn finish(&self, deadline: Duration) -> Drained {
         self.holds.close();
         let clean = tokio::time::timeout(deadline, self.holds.wait()).await.is_ok();
         let left = self.holds.len();
@@ -102,6 +137,27 @@ mod tests {
         }]);
         assert_eq!(drain.drain(Duration::from_secs(5)).await, Drained::Clean);
         drop(waiter);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_gives_idle_connections_time() {
+        let drain = Drain::new();
+        let hold = drain.hold();
+        let connection = drain.clone();
+        let began = tokio::time::Instant::now();
+        let waiter = tokio::task::JoinSet::from_iter([async move {
+            connection.stopping().await;
+            assert!(began.elapsed() < Duration::from_secs(1) && connection.is_succeeded());
+            connection.idle().await;
+            drop(hold);
+        }]);
+        assert_eq!(drain.succeed(Duration::from_secs(5), Duration::from_secs(30)).await, Drained::Clean);
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+        drop(waiter);
+        let alone = Drain::new();
+        alone.stop();
+        alone.idle().await;
+        assert!(!alone.is_succeeded());
     }
 
     #[tokio::test(start_paused = true)]

@@ -56,7 +56,7 @@ struct Health {
     drain: Drain,
 }
 
-/// Serves until drain is over. `/readyz` answers 503 and names the closed gates until all are open, and again while draining.
+/// Serves until drain is over, or a successor has taken over. `/readyz` answers 503 and names the closed gates until all are open, and again while draining.
 ///
 /// # Errors
 /// None: a connection that cannot be accepted is not the last one.
@@ -75,6 +75,8 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
             () = drain.forced() => return Ok(()),
+            // Who asks now wants to know about the successor, which has the same socket.
+            () = drain.succeeded() => return Ok(()),
         };
         match (accepted, Arc::clone(&places).try_acquire_owned()) {
             (Ok((stream, _)), Ok(place)) => {

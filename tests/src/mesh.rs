@@ -239,6 +239,16 @@ impl Mesh {
         agent
     }
 
+    /// Starts an agent that tells this socket, as systemd's, when it is ready; waits until it is.
+    pub async fn agent_told(&self, identity: &str, options: AgentOptions, socket: &Path) -> AgentProcess {
+        let mut agent = self.agent(identity, options).await;
+        agent.process.kill();
+        let mut command = Command::new(program("outrider-agent"));
+        agent.process = Process::start(identity, command.args(&agent.arguments).env("NOTIFY_SOCKET", socket));
+        agent.ready().await;
+        agent
+    }
+
     /// Starts an agent without waiting.
     pub async fn agent_not_ready(&self, identity: &str, options: AgentOptions) -> AgentProcess {
         self.agent_named(identity, &identity.replace('/', "-"), options).await
@@ -317,6 +327,29 @@ impl Mesh {
 impl AgentProcess {
     fn spawn(name: &str, arguments: &[String]) -> Process {
         Process::start(&format!("agent of {name}"), Command::new(program("outrider-agent")).args(arguments))
+    }
+
+    /// Starts a successor that takes over while this one runs, and returns this one, which will end by itself.
+    pub fn replace(&mut self) -> Process {
+        let successor = self.start_successor();
+        std::mem::replace(&mut self.process, successor)
+    }
+
+    /// Starts a successor beside it.
+    pub fn start_successor(&self) -> Process {
+        let mut arguments = self.arguments.clone();
+        arguments.push("--take-over".to_owned());
+        Self::spawn("successor", &arguments)
+    }
+
+    /// What it was started with.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// Starts the same once more beside it.
+    pub fn start_again(&self) -> Process {
+        Self::spawn("second", &self.arguments)
     }
 
     /// Starts it again after it has ended, on the same addresses and directory.

@@ -77,6 +77,9 @@ pub struct Settings {
     /// Private directory for key, certificate and the last good configuration
     #[arg(long, env = "OUTRIDER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Take over from the agent that uses this state directory, if any: it hands its sockets over, and leaves once this one serves
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub take_over: Option<bool>,
     /// Unix socket of the SPIFFE Workload API for the program beside this agent, or `off` [default: workload.sock in the state directory]
     #[arg(long, env = "OUTRIDER_WORKLOAD_SOCKET", value_name = "PATH")]
     pub workload_socket: Option<PathBuf>,
@@ -188,6 +191,8 @@ pub struct Config {
     pub bounds: Bounds,
     /// Private directory.
     pub state_dir: PathBuf,
+    /// Whether to take over from a running agent.
+    pub take_over: bool,
     /// Where programs ask for identities; none when that is off.
     pub workload: Option<WorkloadSocket>,
     /// Worker threads.
@@ -291,6 +296,7 @@ impl TryFrom<Settings> for Config {
             health: settings.health.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 15120))),
             workload: workload(settings.workload_socket, settings.workload_user, &state_dir),
             state_dir,
+            take_over: settings.take_over.unwrap_or(false),
             workers,
             access_log,
             report_allows,

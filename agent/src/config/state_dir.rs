@@ -51,7 +51,7 @@ pub struct StateDir {
     path: PathBuf,
     seal: Zeroizing<[u8; 32]>,
     agent_id: String,
-    _lock: File,
+    lock: File,
 }
 
 impl StateDir {
@@ -60,14 +60,23 @@ impl StateDir {
     /// # Errors
     /// When it is not writable, not private, or in use.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        Self::open_as(path, None)
+    }
+
+    /// As [`StateDir::open`], as the successor of the agent that gave us its lock.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`].
+    pub fn open_as(path: &Path, inherited: Option<File>) -> Result<Self, StateDirError> {
         let unusable = |reason: std::io::Error| StateDirError::Unusable { path: path.to_owned(), reason };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
         let mode = std::fs::metadata(path).map_err(unusable)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(StateDirError::Open { path: path.to_owned(), mode });
         }
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path.join("lock")).map_err(unusable)?;
+        let fresh = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path.join("lock"));
+        // The same open file has the same lock: it passes on without a moment in which nobody has it.
+        let lock = inherited.map_or_else(fresh, Ok).map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(StateDirError::InUse { path: path.to_owned() }),
@@ -83,7 +92,7 @@ impl StateDir {
                 id
             }
         };
-        Ok(Self { path: path.to_owned(), seal, agent_id, _lock: lock })
+        Ok(Self { path: path.to_owned(), seal, agent_id, lock })
     }
 
     /// Forgets the certificate and the view of a mesh that is no more. The agent's id stays.
@@ -115,6 +124,14 @@ impl StateDir {
             }
             Err(reason) => Err(unusable(reason)),
         }
+    }
+
+    /// A copy of the lock, for a successor.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn lock(&self) -> std::io::Result<File> {
+        self.lock.try_clone()
     }
 
     /// Stable id of this agent.
@@ -152,7 +169,10 @@ mod tests {
         let first = StateDir::open(&path).unwrap();
         let id = first.agent_id().to_owned();
         assert!(matches!(StateDir::open(&path), Err(StateDirError::InUse { .. })));
+        let second = StateDir::open_as(&path, Some(first.lock().unwrap())).unwrap();
         drop(first);
+        assert!(matches!(StateDir::open(&path), Err(StateDirError::InUse { .. })), "the lock has passed on");
+        drop(second);
         assert_eq!(StateDir::open(&path).unwrap().agent_id(), id);
     }
 

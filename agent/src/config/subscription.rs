@@ -191,6 +191,10 @@ impl Subscription {
                     return Ok(());
                 }
                 () = drain.stopping() => {
+                    // A successor serves the same endpoints.
+                    if drain.is_succeeded() {
+                        return Ok(());
+                    }
                     stream.send(Out::Goodbye(Goodbye {})).await?;
                     // The control plane closes the stream once it has taken our endpoints out.
                     let _ = tokio::time::timeout(Duration::from_secs(1), async { while let Ok(Some(_)) = stream.updates.message().await {} }).await;

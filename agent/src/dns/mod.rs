@@ -10,4 +10,5 @@ mod server;
 pub use addresses::{Addresses, Pair};
 pub use forward::Forward;
 pub use resolver::Resolver;
-pub use server::{Listener, Transport, listen};
+pub(crate) use server::listen;
+pub use server::{Listener, Transport};

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{Resolver, message::LARGEST_QUERY};
-use crate::listener::{self, ListenError};
+use crate::{handover::Sockets, listener::ListenError};
 
 /// Questions under way at a time, and connections. Over that, new ones go unanswered.
 const IN_FLIGHT: usize = 256;
@@ -48,14 +48,14 @@ pub struct Listener {
 ///
 /// # Errors
 /// When a port is taken.
-pub fn listen(port: u16) -> Result<Vec<Listener>, ListenError> {
+pub(crate) fn listen(port: u16, sockets: &mut Sockets) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     for address in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), (Ipv6Addr::LOCALHOST, port).into()] {
         let flag = "--capture-dns-port";
-        let bound = listener::bind(address, 1, flag).and_then(|mut tcp| {
+        let bound = sockets.bind(address, 1, flag).and_then(|mut tcp| {
             let failed = |reason| ListenError::Failed { address, flag, reason };
             let tcp = tcp.take().ok_or_else(|| failed(io::Error::other("no socket")))?;
-            Ok(Listener { udp: std::net::UdpSocket::bind(address).map_err(failed)?, tcp })
+            Ok(Listener { udp: sockets.bind_udp(address, flag)?, tcp })
         });
         match bound {
             Ok(bound) => listeners.push(bound),

@@ -94,7 +94,29 @@ fn open(address: SocketAddr, share: bool) -> std::io::Result<Socket> {
     Ok(socket)
 }
 
+/// Goes on with sockets of the agent before, and opens more at their address when there are more workers.
+///
+/// # Errors
+/// When these are no listening sockets, or no more can be opened.
+pub fn adopt(mut sockets: Vec<std::net::TcpListener>, workers: usize) -> std::io::Result<Bound> {
+    let address = sockets.first().ok_or_else(|| std::io::Error::other("no socket"))?.local_addr()?;
+    for socket in &sockets {
+        socket.set_nonblocking(true)?;
+    }
+    while sockets.len() < workers {
+        let socket = open(address, true)?;
+        socket.listen(BACKLOG)?;
+        sockets.push(socket.into());
+    }
+    Ok(Bound { address, sockets })
+}
+
 impl Bound {
+    /// The sockets that are still here.
+    pub fn sockets(&self) -> &[std::net::TcpListener] {
+        &self.sockets
+    }
+
     /// Takes one worker's socket.
     pub fn take(&mut self) -> Option<std::net::TcpListener> {
         self.sockets.pop()

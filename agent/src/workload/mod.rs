@@ -10,6 +10,7 @@ mod tokens;
 
 pub use api::{Identities, WorkloadApi};
 pub use jwks::{JwtKeys, JwtKeysError};
-pub use socket::{WorkloadSocket, serve};
+pub use socket::WorkloadSocket;
+pub(crate) use socket::serve;
 pub use token::{Claims, TokenError};
 pub use tokens::{Tokens, TokensError};

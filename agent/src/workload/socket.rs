@@ -24,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Server, server::Connected};
 
 use super::{WorkloadApi, authority::Frames};
+use crate::handover::Sockets;
 
 const PURPOSE: SocketPurpose = SocketPurpose { name: "workload socket", flag: "--workload-socket" };
 /// Connections at a time; others wait to be accepted.
@@ -60,9 +61,19 @@ struct Connection {
 ///
 /// # Errors
 /// When it was asked for and cannot be served.
-pub async fn serve(socket: &WorkloadSocket, api: WorkloadApi, tasks: &Tasks, drain: &Drain) -> Result<bool, SocketError> {
+pub(crate) async fn serve(
+    socket: &WorkloadSocket,
+    sockets: &mut Sockets,
+    api: WorkloadApi,
+    tasks: &Tasks,
+    drain: &Drain,
+) -> Result<bool, SocketError> {
     let mode = if socket.users.is_empty() { 0o600 } else { 0o666 };
-    let listener = match unix_socket::bind(&socket.path, mode, PURPOSE).await {
+    let bound = match sockets.inherited_unix(&socket.path) {
+        Some(listener) => Ok(listener),
+        None => unix_socket::bind(&socket.path, mode, PURPOSE).await,
+    };
+    let listener = match bound {
         Ok(listener) => listener,
         Err(error) if socket.is_required => return Err(error),
         Err(error) => {
@@ -70,6 +81,7 @@ pub async fn serve(socket: &WorkloadSocket, api: WorkloadApi, tasks: &Tasks, dra
             return Ok(false);
         }
     };
+    sockets.keep_unix(&socket.path, &listener);
     let (send, connections) = mpsc::channel(4);
     tasks.spawn("accept workloads", accept(listener, socket.clone(), send, drain.clone()));
     let service = SpiffeWorkloadApiServer::new(api).max_decoding_message_size(MESSAGE);
@@ -112,6 +124,10 @@ async fn accept(
         }
     }
     drop(listener);
+    // A successor goes on at the same path.
+    if drain.is_succeeded() {
+        return Ok(());
+    }
     remove(&socket.path)
 }
 
