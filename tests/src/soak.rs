@@ -69,7 +69,7 @@ impl Planes {
             return Self { meshes: vec![Mesh::start_with(options, &ttl).await], _cluster: None };
         }
         let cluster = Cluster::start(Disk::Fast, None);
-        let url = cluster.url(&cluster.database());
+        let url = cluster.database();
         let mut meshes: Vec<Mesh> = Vec::new();
         for number in 0..plan.replicas {
             let key = match meshes.first() {
@@ -178,6 +178,11 @@ pub async fn rotation(plan: RotationPlan, mut tell: impl FnMut(&str, u64)) -> Ro
     let orders = planes.first().agent("shop/orders", options).await;
     let web = planes.first().agent("shop/web", AgentOptions::default()).await;
     planes.first().apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/{rest=**}\"]"));
+    // The caller may be at another replica than the service: it hears of it a moment later.
+    while !matches!(call(web.outbound, &mut None, &mut Vec::new()).await, Ok(200)) {
+        assert!(begun.elapsed() < plan.patience, "calls never pass");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let agents = [&orders, &web];
     let mut seen = RotationSeen::default();
     let load = Load::start(web.outbound, plan.connections);

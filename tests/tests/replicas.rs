@@ -57,6 +57,11 @@ async fn shop(mesh: &Mesh, backend: &Backend) -> (AgentProcess, AgentProcess) {
     let orders = mesh.agent("shop/orders", options).await;
     let web = mesh.agent("shop/web", AgentOptions::default()).await;
     mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/{rest=**}\"]"));
+    // The caller may be at another replica than the service: it hears of it a moment later.
+    until("calls pass", async || {
+        through_proxy(web.outbound, "GET", "http://orders.shop/x", "").await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
     (orders, web)
 }
 
