@@ -50,7 +50,7 @@ fn is_opaque(route: &Route) -> bool {
 }
 
 impl Outbound {
-    fn record(&self) -> Record {
+    fn record(&self) -> Box<Record> {
         let mut record = Record::new(&self.worker.observer, Side::Outbound);
         record.address(self.address);
         record
@@ -76,7 +76,7 @@ impl Outbound {
     }
 
     /// CONNECT to a port that carries opaque bytes.
-    async fn connect(&self, request: Request, mut record: Record) -> Reply {
+    async fn connect(&self, request: Request, mut record: Box<Record>) -> Reply {
         let opened = async {
             let route = self.route(&request, &mut record).await?;
             if !is_opaque(&route) {
@@ -95,7 +95,7 @@ impl Outbound {
                 record.status(200);
                 let (fields, body) = (Fields::default(), crate::http::Body::Empty);
                 let response = Response { status: 200, fields, body, tenure: None, switched: None };
-                Reply { response, permit: None, record, tunnel: Some(Tunnel::new(io, None, tenure)) }
+                Reply { response, permit: None, record, tunnel: Some(Box::new(Tunnel::new(io, None, tenure))) }
             }
             Err(refusal) => crate::http::refused(&refusal, record),
         }

@@ -89,7 +89,7 @@ pub struct Response {
     /// Of its connection: nothing passes when it has ended.
     pub tenure: Option<Tenure>,
     /// With 101: the upstream connection, which speaks another protocol from here on.
-    pub switched: Option<h1::Switched>,
+    pub switched: Option<Box<h1::Switched>>,
 }
 
 /// A piece of a body.
@@ -101,7 +101,7 @@ pub enum Frame {
     Trailers(Fields),
 }
 
-/// A body in any of its sources.
+/// A body in any of its sources. Readers are in boxes: messages are moved often.
 #[derive(Debug)]
 pub enum Body {
     /// Nothing.
@@ -109,11 +109,11 @@ pub enum Body {
     /// All of it.
     Full(Bytes),
     /// From an HTTP/1.1 connection.
-    H1(h1::BodyReader),
+    H1(Box<h1::BodyReader>),
     /// From an HTTP/2 stream.
-    H2(h2::BodyReader),
+    H2(Box<h2::BodyReader>),
     /// From a stream of the mesh protocol.
-    Mesh(mesh::BodyReader),
+    Mesh(Box<mesh::BodyReader>),
 }
 
 /// A body broke off.

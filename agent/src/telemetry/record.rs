@@ -59,9 +59,9 @@ pub struct Record {
 }
 
 impl Record {
-    /// Starts now.
-    pub fn new(observer: &Rc<Observer>, side: Side) -> Self {
-        Self {
+    /// Starts now. In a box: a record goes through many hands.
+    pub fn new(observer: &Rc<Observer>, side: Side) -> Box<Self> {
+        Box::new(Self {
             observer: observer.clone(),
             side,
             started: Instant::now(),
@@ -80,7 +80,7 @@ impl Record {
             broke: None,
             sent: 0,
             trail: Trail::default(),
-        }
+        })
     }
 
     /// The request; its id becomes the record's, and its trace goes on here.

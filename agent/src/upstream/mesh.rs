@@ -72,9 +72,9 @@ impl Upstreams {
                 Ok(Way::Mesh(client, fresh)) => (client, fresh),
                 // Between agents a request keeps the version it came with.
                 Ok(Way::Http) if head.version == Version::Http2 => {
-                    return self.exchange_http2(key, Some(endpoint), head, added, body, held).await;
+                    return Box::pin(self.exchange_http2(key, Some(endpoint), head, added, body, held)).await;
                 }
-                Ok(Way::Http) => return self.exchange_http1(key, Some(endpoint), head, added, body, held).await,
+                Ok(Way::Http) => return Box::pin(self.exchange_http1(key, Some(endpoint), head, added, body, held)).await,
                 Err(refusal) => return Err(Failure::unsent(refusal, body)),
             };
             match mesh::exchange(client, head, added, body, held, &self.limits).await.map_err(Failure::sent)? {
@@ -89,9 +89,21 @@ impl Upstreams {
     }
 
     async fn way(&self, key: &Key, endpoint: &Endpoint) -> Result<Way, Refusal> {
+        let slot = self.pool.mesh(key);
+        // Nearly always somebody has connected before.
+        if let Ok(place) = slot.try_lock()
+            && let MeshPlace::Open(client, made) = &*place
+            && *made == self.svids.generation()
+            && client.is_usable()
+        {
+            return Ok(Way::Mesh(client.clone(), false));
+        }
+        Box::pin(self.open_way(slot, key, endpoint)).await
+    }
+
+    async fn open_way(&self, slot: MeshSlot, key: &Key, endpoint: &Endpoint) -> Result<Way, Refusal> {
         let generation = self.svids.generation();
         let asked = Instant::now();
-        let slot = self.pool.mesh(key);
         let mut place = slot.lock().await;
         match &*place {
             MeshPlace::Open(client, made) if *made == generation && client.is_usable() => {

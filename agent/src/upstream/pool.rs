@@ -13,6 +13,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::mesh::MeshSlot;
 use crate::{
+    alarm,
     http::{h1::H1Client, h2::H2Client},
     refusal::Refusal,
 };
@@ -77,7 +78,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let clients = idle.get_mut(key)?;
         while let Some(mut candidate) = clients.pop() {
-            if candidate.generation == generation && candidate.since.elapsed() < IDLE_FOR && candidate.client.is_usable() {
+            if candidate.generation == generation && candidate.since + IDLE_FOR > alarm::instant() && candidate.client.is_usable() {
                 return Some(candidate.client);
             }
         }
@@ -92,21 +93,21 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let clients = idle.entry(key).or_default();
         if clients.len() < IDLE_EACH {
-            clients.push(Idle { client, since: Instant::now(), generation });
+            clients.push(Idle { client, since: alarm::instant(), generation });
         }
     }
 
     pub(super) fn http2(&self, key: &Key) -> Http2Slot {
-        self.http2.borrow_mut().entry(key.clone()).or_default().clone()
+        slot(&self.http2, key)
     }
 
     pub(super) fn mesh(&self, key: &Key) -> MeshSlot {
-        self.mesh.borrow_mut().entry(key.clone()).or_default().clone()
+        slot(&self.mesh, key)
     }
 
     /// Exchanges under way at a destination.
     pub(super) fn load(&self, key: &Key) -> Rc<Cell<usize>> {
-        self.loads.borrow_mut().entry(key.clone()).or_default().clone()
+        slot(&self.loads, key)
     }
 
     /// How many connections are idle, and how many are shared.
@@ -141,4 +142,13 @@ impl Pool {
         });
         self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
     }
+}
+
+/// What is kept under a key; only the first who asks copies the key.
+fn slot<T: Clone + Default>(slots: &RefCell<HashMap<Key, T>>, key: &Key) -> T {
+    let mut slots = slots.borrow_mut();
+    if let Some(slot) = slots.get(key) {
+        return slot.clone();
+    }
+    slots.entry(key.clone()).or_default().clone()
 }

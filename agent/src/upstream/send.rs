@@ -86,7 +86,9 @@ impl Upstreams {
                 let key = Key::Program(*program);
                 let stream = StreamLease::take(&self.pool.load(&key), None);
                 let outcome = match protocol {
-                    Protocol::Http2 | Protocol::Grpc => self.exchange_http2(&key, None, &head, added, body, stream).await,
+                    Protocol::Http2 | Protocol::Grpc => {
+                        Box::pin(self.exchange_http2(&key, None, &head, added, body, stream)).await
+                    }
                     Protocol::Http | Protocol::Tcp => self.exchange_http1(&key, None, &head, added, body, stream).await,
                 };
                 outcome.map_err(|failure| failure.refusal)
@@ -98,7 +100,7 @@ impl Upstreams {
                 self.call(service, *port, &Sending::default(), request, added, trail).await
             }
             Kind::Mesh { service, port, plan: Some(plan), .. } => {
-                self.call_by(plan, (service, *port), request, added, trail).await
+                Box::pin(self.call_by(plan, (service, *port), request, added, trail)).await
             }
             Kind::Answer(answer) => {
                 let (status, fields) = AnswerParts::clone(answer);
@@ -174,7 +176,7 @@ impl Upstreams {
             let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
             let (client, reused) = match self.pool.take(key, generation) {
                 Some(client) => (client, true),
-                None => match self.connect(key, endpoint, MeshProtocol::Http1).await {
+                None => match Box::pin(self.connect(key, endpoint, MeshProtocol::Http1)).await {
                     Ok(connected) => (H1Client::new(connected.io, connected.tenure), false),
                     Err(refusal) => return Err(Failure::unsent(refusal, body)),
                 },
