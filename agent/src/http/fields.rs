@@ -94,9 +94,17 @@ impl Fields {
         self.wire.truncate(end);
     }
 
+    /// Drops all fields of this name, in lower case.
+    pub fn remove(&mut self, name: &str) {
+        // Mostly there are none, and nothing has to be moved.
+        if self.values(name).next().is_some() {
+            self.retain(|each| each != name.as_bytes());
+        }
+    }
+
     /// Replaces all fields of this name by one.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        self.retain(|each| each != name.as_bytes());
+        self.remove(name);
         self.push(name.as_bytes(), value);
     }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::{Fields, h1, h2};
+use super::{Fields, h1, h2, put_number};
 use crate::{
     mesh,
     refusal::{Reason, Refusal},
@@ -57,6 +57,18 @@ impl RequestHead {
     /// Query without `?`.
     pub fn query(&self) -> Option<&str> {
         self.target.get(self.path_len + 1..)
+    }
+
+    /// Writes the request line and the host as HTTP/1.1 does.
+    pub(crate) fn put_start(&self, out: &mut Vec<u8>) {
+        for part in [self.method.as_str(), " ", &self.target, " HTTP/1.1\r\nhost: ", &self.host] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        if let Some(port) = self.host_port {
+            out.push(b':');
+            put_number(out, u64::from(port));
+        }
+        out.extend_from_slice(b"\r\n");
     }
 
     /// Host and port as the caller named them, canonical.

@@ -1,7 +1,7 @@
 //! The other end of a mesh connection.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -23,6 +23,8 @@ pub struct Peer {
     proof: Option<Proof>,
     /// Whether it is believed, as found at a version of what is believed.
     standing: Cell<Option<(u64, Standing)>>,
+    /// What every record says of it.
+    shown: OnceCell<Box<[u8]>>,
 }
 
 /// What a certificate proved beside the identity.
@@ -45,14 +47,22 @@ impl Peer {
         let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
         let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
         let left = not_after.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-        Ok(Self { id: Some(id), address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into(), proof, standing: Cell::default() })
+        Ok(Self {
+            id: Some(id),
+            address,
+            deadline: Instant::now() + left,
+            tls: format!("{suite} {group}").into(),
+            proof,
+            standing: Cell::default(),
+            shown: OnceCell::new(),
+        })
     }
 
     /// Somebody who came in plaintext and proved nothing.
     pub fn anonymous(address: SocketAddr) -> Self {
         // There is no certificate to end; the policy ends such a connection.
         let deadline = Instant::now() + Duration::from_secs(365 * 86_400);
-        Self { id: None, address, deadline, tls: "".into(), proof: None, standing: Cell::default() }
+        Self { id: None, address, deadline, tls: "".into(), proof: None, standing: Cell::default(), shown: OnceCell::new() }
     }
 
     /// Its SPIFFE ID; none for a caller in plaintext.
@@ -85,6 +95,11 @@ impl Peer {
                 standing
             }
         }
+    }
+
+    /// What every record says of it, written by the first one.
+    pub(crate) fn shown(&self, write: impl FnOnce(&Self) -> Box<[u8]>) -> &[u8] {
+        self.shown.get_or_init(|| write(self))
     }
 
     /// Where it connects from, or listens.

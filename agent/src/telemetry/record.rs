@@ -14,6 +14,9 @@ use crate::{
     upstream::Trail,
 };
 
+/// Room for the fields that an agent adds to a request.
+const ONWARD: usize = 320;
+
 /// Which agent of a call speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -105,7 +108,7 @@ impl Record {
 
     /// The fields by which the next hop knows the request: its id, and its place in the trace.
     pub fn onward(&self) -> Fields {
-        let mut fields = Fields::default();
+        let mut fields = Fields::with_capacity(ONWARD);
         fields.push(b"x-request-id", self.id().as_bytes());
         if let Some(traced) = &self.traced {
             fields.push(b"traceparent", &traced.context.header());

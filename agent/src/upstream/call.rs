@@ -139,7 +139,7 @@ impl Upstreams {
             };
             let outcome = match outcome {
                 Ok(mut response) => {
-                    response.fields.retain(|name| name != retry::FIELD.as_bytes());
+                    response.fields.remove(retry::FIELD);
                     Ok(response)
                 }
                 Err(Failure { refusal, unsent }) => {
@@ -172,7 +172,7 @@ impl Upstreams {
     ) -> Result<Response, Failure> {
         let (began, connects) = (Instant::now(), self.fleets.connects.get());
         let stop = &chosen.what;
-        let to = (&stop.key, &stop.endpoint);
+        let to = (&stop.slot, &stop.endpoint);
         let outcome = match sending.try_timeout {
             None => self.exchange_mesh(to, head, added, body, stream).await,
             Some(timeout) => {

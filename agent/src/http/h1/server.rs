@@ -2,7 +2,6 @@
 
 use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
-use bytes::BytesMut;
 use super::{
     body::Framing,
     client::write_frame,
@@ -14,15 +13,16 @@ use crate::{
     alarm::{self, within},
     http::{
         BodyError, Limits, Meter,
-        fields::put_number,
         io::SharedIo,
         message::{Body, Frame, Request, Response},
+        put_number,
     },
     policy::{Permit, lapsed},
     refusal::{Reason, Refusal},
     tcp::Tunnel,
     telemetry::Record,
 };
+use bytes::BytesMut;
 
 /// What answers requests: the inbound or the outbound page.
 pub trait Service {
