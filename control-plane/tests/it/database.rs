@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 
 use crate::{
     harness::{PATIENCE, Plane, get, settings, start},
-    postgres::Cluster,
+    postgres::{Cluster, Disk},
 };
 
 /// An authority, as PEM.
@@ -90,7 +90,7 @@ async fn a_control_plane_whose_store_was_taken_away_is_not_ready_and_says_why() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_control_plane_whose_database_is_away_is_not_ready_until_it_is_back() {
-    let cluster = Cluster::start(crate::postgres::Disk::Fast, None);
+    let cluster = Cluster::start(Disk::Durable, None);
     let url = cluster.database();
     let plane = Plane::start_with(move |raw| raw.store = Some(url)).await;
     until_ready_says(&plane, "ready\n").await;
