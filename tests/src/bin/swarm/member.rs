@@ -9,6 +9,7 @@ use outrider_agent::identity::retry_after;
 use outrider_proto::v1::{
     Ack, Hello, KnownResource, Protocol, ResourceKind, ServiceBacking, ServicePort, SubscribeRequest, Update,
     config_client::ConfigClient, subscribe_request::Message as Out, subscribe_response::Message as In,
+    telemetry_client::TelemetryClient,
 };
 use outrider_tests::Identity;
 use tokio::sync::mpsc;
