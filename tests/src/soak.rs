@@ -18,6 +18,9 @@ use crate::{AgentOptions, AgentProcess, Backend, Cluster, Disk, Identity, Mesh, 
 /// Between two renewals that are asked for.
 const ASKED: Duration = Duration::from_secs(2);
 
+/// A replica is killed again each time that this part of the requests was made.
+const KILLS: u64 = 20;
+
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
 pub struct RotationPlan {
@@ -102,6 +105,16 @@ impl Planes {
 
     fn first(&self) -> &Mesh {
         self.meshes.first().expect("a control plane")
+    }
+
+    /// kill -9. Others take over; alone, it must be back before the certificates end.
+    async fn kill_and_restart(&mut self, number: usize, agents: [&AgentProcess; 2]) {
+        let mesh = self.meshes.get_mut(number).expect("a replica");
+        mesh.control_plane.kill();
+        mesh.restart_control_plane().await;
+        for agent in agents {
+            agent.connected().await;
+        }
     }
 
     /// The common names of all roots, and of the issuing CA of the first replica.
@@ -216,13 +229,8 @@ pub async fn rotation(plan: RotationPlan, mut tell: impl FnMut(&str, u64)) -> Ro
     let (old_roots, mut issuing) = planes.authorities().await;
     for number in 0..planes.meshes.len() {
         tell(&format!("replica {number} is killed"), load.made());
-        planes.meshes.get_mut(number).expect("a replica").control_plane.kill();
+        planes.kill_and_restart(number, agents).await;
         seen.kills += 1;
-        // Others take over; alone, it must be back before the certificates end.
-        planes.meshes.get_mut(number).expect("a replica").restart_control_plane().await;
-        for agent in agents {
-            agent.connected().await;
-        }
     }
 
     tell("the trust anchor is changed", load.made());
@@ -236,6 +244,7 @@ pub async fn rotation(plan: RotationPlan, mut tell: impl FnMut(&str, u64)) -> Ro
     seen.old_root_refused = !orders.lets_in("shop/orders", 80, stranger).await && now() < until;
     seen.anchor_changed = new_roots.len() == 1 && new_roots.iter().all(|root| !old_roots.contains(root));
 
+    let mut next = plan.requests / KILLS;
     loop {
         let (_, now) = planes.authorities().await;
         if now != issuing {
@@ -248,6 +257,13 @@ pub async fn rotation(plan: RotationPlan, mut tell: impl FnMut(&str, u64)) -> Ro
             break;
         }
         assert!(begun.elapsed() < plan.patience, "not done in time: {} requests, {seen:?}", load.made());
+        if load.made() >= next {
+            let number = usize::try_from(seen.kills).unwrap_or(0) % planes.meshes.len();
+            tell(&format!("replica {number} is killed again"), load.made());
+            planes.kill_and_restart(number, agents).await;
+            seen.kills += 1;
+            next += plan.requests / KILLS;
+        }
         // Beside those that are due, so that there are many in little time.
         for identity in ["shop/orders", "shop/web"] {
             let request = RotateCertificatesRequest { identity: identity.to_owned() };

@@ -23,7 +23,7 @@ async fn leaves_issuing_cas_and_the_trust_anchor_change_while_replicas_are_kille
     println!("{seen:?}");
     assert_eq!((seen.failed, seen.first_failure.as_deref()), (0, None));
     assert!(
-        seen.anchor_changed && seen.old_root_refused && seen.kills == 2 && seen.renewals >= 10 && seen.issuing_cas > 0,
+        seen.anchor_changed && seen.old_root_refused && seen.kills >= 2 && seen.renewals >= 10 && seen.issuing_cas > 0,
         "{seen:?}"
     );
     Ok(())
