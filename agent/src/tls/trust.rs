@@ -1,6 +1,12 @@
 //! The trust bundle and the revocations in force, and who is believed because of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use outrider_policy::TrustDomain;
@@ -29,6 +35,8 @@ const LEAVE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Trust {
     state: ArcSwap<State>,
+    /// The control plane said that our own certificate or identity is revoked.
+    disowned: AtomicBool,
     changed: Arc<watch::Sender<u64>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -82,7 +90,8 @@ pub enum Standing {
 impl Default for Trust {
     fn default() -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        Self { state: ArcSwap::default(), changed: Arc::new(watch::Sender::new(0)), algorithms }
+        let changed = Arc::new(watch::Sender::new(0));
+        Self { state: ArcSwap::default(), disowned: AtomicBool::new(false), changed, algorithms }
     }
 }
 
@@ -156,6 +165,18 @@ impl Trust {
             self.tell();
         }
         Ok(())
+    }
+
+    /// Notes whether the control plane has revoked our own certificate or identity.
+    pub fn disown(&self, is_revoked: bool) {
+        if self.disowned.swap(is_revoked, Ordering::AcqRel) != is_revoked {
+            self.tell();
+        }
+    }
+
+    /// Whether the control plane has revoked our own certificate or identity: nobody should be given it.
+    pub fn is_disowned(&self) -> bool {
+        self.disowned.load(Ordering::Acquire)
     }
 
     /// The bundle in force.
