@@ -46,6 +46,21 @@ impl Store {
         Ok(change.commit().await?)
     }
 
+    /// Takes back all tokens of an identity that nobody has used. How many there were.
+    pub(crate) async fn revoke_tokens(&self, identity: &str, uid: u32, now: i64) -> Result<u64, StoreError> {
+        let mut change = self.begin().await?;
+        let gone = sql("DELETE FROM tokens WHERE identity = $1 AND used_at IS NULL AND expires > $2")
+            .bind(identity)
+            .bind(now)
+            .run(&mut change)
+            .await?;
+        if gone > 0 {
+            audit(&mut change, "RevokeTokens", identity, uid, now, 0).await?;
+            change.commit().await?;
+        }
+        Ok(gone)
+    }
+
     /// The token of that hash.
     pub(crate) async fn token(&self, hash: &TokenHash) -> Result<Option<TokenRow>, StoreError> {
         let row: Option<(String, i64, Option<i64>)> = sql("SELECT identity, expires, used_at FROM tokens WHERE hash = $1")
