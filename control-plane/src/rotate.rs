@@ -143,7 +143,7 @@ impl Keeper {
     async fn progress(&self, row: &RotationRow, held: &[HeldRow], now: i64) -> Result<Progress, StoreError> {
         let store = &self.issuance.store;
         let present: Vec<Present> = self.mesh.sessions.list().into_iter().map(present).collect();
-        let tokens = store.open_tokens(row.phase_started - 1, now).await?;
+        let tokens = store.open_tokens(&row.old_root, now).await?;
         let without_issuer = store.replicas_without(&row.new_root).await?;
         Ok(ca::progress(&Facts { row, held, present: &present, tokens: &tokens, without_issuer: &without_issuer, now }))
     }

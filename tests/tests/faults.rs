@@ -39,7 +39,7 @@ async fn when_the_disk_is_full_calls_pass_nothing_is_acknowledged_or_issued_that
     let (mut mesh, disk) = Mesh::start_on_disk_of("1m").await;
     let (_orders, web) = shop(&mesh, &backend).await;
     let mut tokens = Vec::new();
-    for _ in 0..40 {
+    for _ in 0..8 {
         tokens.push(mesh.token("shop/late", &[]).await);
     }
     disk.fill();

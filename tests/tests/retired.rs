@@ -38,6 +38,10 @@ fn rotation(mesh: &Mesh) -> serde_json::Value {
     status.get("rotation").cloned().expect("a rotation")
 }
 
+fn phase(mesh: &Mesh) -> String {
+    rotation(mesh)["phase"].as_str().expect("text").to_owned()
+}
+
 /// What replicas share beside the database.
 struct Shared {
     url: String,
@@ -102,15 +106,17 @@ async fn replicas_that_are_killed_again_and_again_bring_a_rotation_to_its_end_an
     let shop = Shop::of(&one, &backend).await;
     let request = v1::RotateCaRequest { skip_away: true, ..v1::RotateCaRequest::default() };
     drop(one.admin().await.rotate_ca(request).await?);
-    let (mut kills, mut calls) = (0, 0);
-    while rotation(&two)["phase"] != "done" {
-        assert!(kills < 60, "it does not come to an end:\n{}", two.control_plane.log());
+    let mut phases = vec![phase(&two)];
+    while phases.last().is_some_and(|last| last != "done") {
         one.control_plane.kill();
-        kills += 1;
-        for _ in 0..20 {
-            assert_eq!(shop.call().await, 200, "after {kills} kills and {calls} calls");
-            calls += 1;
-        }
+        // The other one makes the next step, from wherever the dead one was.
+        let stepped = async {
+            while phases.last() == Some(&phase(&two)) {
+                assert_eq!(shop.call().await, 200, "after {phases:?}");
+            }
+        };
+        timeout(PATIENCE, stepped).await.map_err(|_| format!("stuck after {phases:?}:\n{}", two.control_plane.log()))?;
+        phases.push(phase(&two));
         one.restart_control_plane().await;
         std::mem::swap(&mut one, &mut two);
     }
@@ -118,7 +124,7 @@ async fn replicas_that_are_killed_again_and_again_bring_a_rotation_to_its_end_an
         timeout(PATIENCE, async { while roots(mesh).await != 1 {} }).await?;
     }
     assert_eq!(shop.call().await, 200);
-    assert!(kills > 0);
+    assert!(phases.len() > 2, "{phases:?}");
     Ok(())
 }
 
@@ -192,8 +198,10 @@ async fn connections_made_under_a_root_are_closed_when_it_is_retired_by_agents_a
         // Earlier than the control plane would miss an answer to its pings.
         timeout(Duration::from_secs(15), open.join_next()).await?.expect("two connections")?;
     }
-    let again = tls(mesh.address, "control-plane.invalid".to_owned(), stranger, b"h2").await?;
-    timeout(PATIENCE, ended(again)).await?;
+    if let Ok(again) = tls(mesh.address, "control-plane.invalid".to_owned(), stranger, b"h2").await {
+        // In TLS 1.3 a client learns only afterwards that it was refused.
+        timeout(PATIENCE, ended(again)).await?;
+    }
     assert_eq!(shop.call().await, 200, "whoever renewed goes on");
     for agent in [&shop.orders, &shop.web] {
         agent.connected().await;

@@ -4,7 +4,10 @@ use outrider_policy::{identity::SpiffeId, names::ServiceName};
 use outrider_proto::v1::issue_request::Evidence;
 
 use super::{AttestError, Attested, Attestor, Presented, Secret, TokenText, expect};
-use crate::store::{Redeem, Store, StoreError, TokenRow};
+use crate::{
+    ca::hex,
+    store::{Redeem, Store, StoreError, TokenRow},
+};
 
 /// The join tokens of a mesh.
 #[derive(Clone, Debug)]
@@ -30,7 +33,7 @@ impl JoinTokens {
     ) -> Result<Option<(String, i64)>, StoreError> {
         let Some(secret) = Secret::random() else { return Ok(None) };
         let text = TokenText { secret, pin };
-        let row = TokenRow { identity, expires: now + ttl, used_at: None };
+        let row = TokenRow { identity, expires: now + ttl, used_at: None, root: hex(&pin) };
         self.store.put_token(&text.secret.hash(), &row, services, uid, now).await?;
         Ok(Some((text.format(), row.expires)))
     }

@@ -191,11 +191,11 @@ impl Store {
         Ok(rows.into_iter().map(row).collect())
     }
 
-    /// Join tokens of before `before` that are still good, by identity; those that last longest first.
-    pub(crate) async fn open_tokens(&self, before: i64, now: i64) -> Result<Vec<OpenTokens>, StoreError> {
+    /// Join tokens that name this root and are still good, by identity; those that last longest first.
+    pub(crate) async fn open_tokens(&self, root: &str, now: i64) -> Result<Vec<OpenTokens>, StoreError> {
         let rows: Vec<(String, i64, i64)> = sql("SELECT identity, count(*), max(expires) FROM tokens
-             WHERE used_at IS NULL AND created <= $1 AND expires > $2 GROUP BY identity ORDER BY 3 DESC, 1")
-        .bind(before)
+             WHERE used_at IS NULL AND root = $1 AND expires > $2 GROUP BY identity ORDER BY 3 DESC, 1")
+        .bind(root)
         .bind(now)
         .all(self.readers())
         .await?;

@@ -2,12 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use outrider_proto::v1::{self, Resource, ResourceKind, subscribe_request::Message as Said, subscribe_response};
+use outrider_proto::v1::{self, Resource, ResourceKind, subscribe_response};
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use x509_parser::parse_x509_certificate;
 
-use crate::harness::{Agent, Plane, by_renewal, csr, hello, settings, start};
+use crate::harness::{Agent, Plane, Svid, by_renewal, csr, hello, settings, start};
 
 struct Ca {
     issuer: Issuer<'static, KeyPair>,
@@ -41,7 +41,7 @@ fn mount(dir: &Path, version: &str, signer: &Ca, bundle: &str) {
     std::fs::rename(&fresh, dir.join("now")).unwrap();
 }
 
-fn issuer_of(svid: &crate::harness::Svid) -> String {
+fn issuer_of(svid: &Svid) -> String {
     let (_, leaf) = parse_x509_certificate(&svid.chain[0]).unwrap();
     leaf.issuer().iter_common_name().next().unwrap().as_str().unwrap().to_owned()
 }
@@ -153,14 +153,20 @@ async fn a_mounted_ca_signs_only_when_agents_have_acknowledged_its_root_and_the_
     let shown = next_update(&mut agent).await;
     assert_eq!(roots(&shown.upserts).unwrap(), [new_root.der.clone(), old_root.der.clone()]);
     agent.ack(&shown).await;
-    let renewed = plane.issue(Some(&svid), by_renewal(csr(&KeyPair::generate().unwrap(), |_| {}))).await.unwrap();
-    let (_, leaf) = parse_x509_certificate(&renewed.chain[0]).unwrap();
-    assert_eq!(leaf.issuer().iter_common_name().next().unwrap().as_str().unwrap(), "second issuer");
-    let v1::IssueResponse { identity, serial, not_before, not_after, .. } = renewed;
-    agent.say(Said::Identity(v1::IdentityStatus { identity, serial, not_before, not_after })).await;
+    let key = KeyPair::generate().unwrap();
+    let renewed = Svid::new(&key, plane.issue(Some(&svid), by_renewal(csr(&key, |_| {}))).await.unwrap());
+    assert_eq!(issuer_of(&renewed), "second issuer");
+    // As an agent does: the next stream is of the new certificate.
+    let mut agent = plane.subscribe(&renewed).await;
+    agent.say(hello("a1", &[], &[])).await;
+    loop {
+        let shown = next_update(&mut agent).await;
+        agent.ack(&shown).await;
+        if roots(&shown.upserts).is_some_and(|roots| roots == std::slice::from_ref(&new_root.der)) {
+            break;
+        }
+    }
     handover(&plane, Phase::Done, &[]).await;
-    let shown = next_update(&mut agent).await;
-    assert_eq!(roots(&shown.upserts).unwrap(), std::slice::from_ref(&new_root.der));
     plane.stop().await;
 }
 
