@@ -3,7 +3,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{AcqRel, Acquire, Release},
+        },
     },
     time::Duration,
 };
@@ -37,6 +40,8 @@ pub struct Trust {
     state: ArcSwap<State>,
     /// The control plane said that our own certificate or identity is revoked.
     disowned: AtomicBool,
+    /// Counts the states: moved on after the new one is in place.
+    version: AtomicU64,
     changed: Arc<watch::Sender<u64>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -90,8 +95,8 @@ pub enum Standing {
 impl Default for Trust {
     fn default() -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        let changed = Arc::new(watch::Sender::new(0));
-        Self { state: ArcSwap::default(), disowned: AtomicBool::new(false), changed, algorithms }
+        let (version, disowned) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { state: ArcSwap::default(), disowned, version, changed: Arc::new(watch::Sender::new(0)), algorithms }
     }
 }
 
@@ -169,14 +174,14 @@ impl Trust {
 
     /// Notes whether the control plane has revoked our own certificate or identity.
     pub fn disown(&self, is_revoked: bool) {
-        if self.disowned.swap(is_revoked, Ordering::AcqRel) != is_revoked {
+        if self.disowned.swap(is_revoked, AcqRel) != is_revoked {
             self.tell();
         }
     }
 
     /// Whether the control plane has revoked our own certificate or identity: nobody should be given it.
     pub fn is_disowned(&self) -> bool {
-        self.disowned.load(Ordering::Acquire)
+        self.disowned.load(Acquire)
     }
 
     /// The bundle in force.
@@ -202,6 +207,7 @@ impl Trust {
     }
 
     fn tell(&self) {
+        self.version.fetch_add(1, Release);
         self.changed.send_modify(|changes| *changes += 1);
     }
 
@@ -227,6 +233,12 @@ impl Trust {
 
     /// Whether a peer that was believed at its handshake still is. A caller in plaintext proved nothing that could fall.
     pub fn standing(&self, peer: &Peer) -> Standing {
+        // Read before the state: what is remembered is of this version or a later one, and never outlives it.
+        let version = self.version.load(Acquire);
+        peer.standing(version, || self.find_standing(peer))
+    }
+
+    fn find_standing(&self, peer: &Peer) -> Standing {
         let (Some(id), Some(serial), Some(anchor)) = (peer.id(), peer.serial(), peer.anchor()) else { return Standing::Good };
         let state = self.state.load();
         if state.revoked.check(id, serial).is_err() {

@@ -37,7 +37,6 @@ impl Drop for Pump {
 
 /// What came of an exchange.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
 pub enum Exchange {
     /// The upstream answered.
     Answered(Response),
@@ -162,7 +161,7 @@ pub async fn exchange(
     let body = if stream.is_end_stream() {
         Body::Empty
     } else {
-        Body::H2(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump })))
+        Body::H2(Box::new(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump }))))
     };
     Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
 }

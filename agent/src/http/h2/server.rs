@@ -199,8 +199,11 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<Request,
         return Err(BodyError::TooLarge.refusal());
     }
     let meter = || Meter::new(limits, is_grpc);
-    let body =
-        if stream.is_end_stream() { Body::Empty } else { Body::H2(BodyReader::new(stream, length, None).metered(meter())) };
+    let body = if stream.is_end_stream() {
+        Body::Empty
+    } else {
+        Body::H2(Box::new(BodyReader::new(stream, length, None).metered(meter())))
+    };
     Ok(Request { head, body })
 }
 
