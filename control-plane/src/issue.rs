@@ -17,7 +17,7 @@ use crate::{
     peer::Peer,
     registry::Revoked,
     store::Store,
-    turns::Turns,
+    turns::{NoTurn, Turns},
 };
 
 /// Issues leaves.
@@ -53,6 +53,9 @@ pub(crate) enum IssueError {
     /// The evidence is not acceptable.
     #[error(transparent)]
     Attest(#[from] AttestError),
+    /// It is nobody's turn.
+    #[error(transparent)]
+    Turn(#[from] NoTurn),
     /// We cannot sign.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -82,7 +85,7 @@ impl Issuance {
     async fn sign_for(&self, attested: Attested, csr: &[u8], peer: Option<&Peer>, now: i64) -> Result<Issued, IssueError> {
         let identity = attested.identity.clone();
         self.revoked.admit(peer, &identity)?;
-        let _turn = self.turns.take(&identity).await.ok_or_else(|| AttestError::TooOften(identity.clone()))?;
+        let _turn = self.turns.take(&identity).await?;
         let request = SigningRequest::read(csr)?;
         request.asks_only_for(&identity)?;
         let leaf = self.sign_and_record(&attested, now, |authority| authority.sign(&request, &identity, now)).await?;
@@ -96,6 +99,7 @@ impl IssueError {
         match self {
             Self::NoEvidence | Self::Csr(_) => Status::invalid_argument(self.to_string()),
             Self::Attest(error) => error.outward(),
+            Self::Turn(error) => error.outward(),
             Self::Ca(_) => Status::unavailable("the control plane cannot sign now"),
         }
     }
@@ -105,6 +109,7 @@ impl IssueError {
             Self::NoEvidence => "no_evidence",
             Self::Csr(_) => "bad_request",
             Self::Attest(error) => error.reason(),
+            Self::Turn(error) => error.reason(),
             Self::Ca(_) => "ca",
         }
     }
