@@ -227,7 +227,7 @@ async fn unused_join_tokens_hold_a_rotation_by_name_and_are_taken_back_or_skippe
     let gone = outrider(&mesh, &["token", "revoke", "shop/web"], 0);
     assert!(gone.contains("1 join token"), "{gone}");
     outrider(&mesh, &["token", "revoke", "shop/web"], 1);
-    let refused = join(mesh.address, &token).await.err().expect("a refusal");
+    let refused = join(mesh.address, &token).await.expect_err("a refusal");
     assert_eq!(refused.code(), tonic::Code::Unauthenticated);
     let waits = outrider(&mesh, &["ca", "rotate", "--timeout", "2s"], 4);
     assert!(!waits.contains("shop/web") && waits.contains("shop/orders"), "{waits}");
