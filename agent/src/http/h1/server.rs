@@ -102,7 +102,11 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
         // A request body that nobody read to its end stands before the next head: such a connection ends.
         let reusable = keep_alive && reader.borrow().body_is_end();
         let style = Style { reusable, to_head, http10, stall: limits.stall, request: limits.request };
-        open = write_reply(&mut writer, &reader, reply, &style).await && reader.borrow().body_is_end();
+        open = match write_reply(&mut writer, &reader, reply, &style).await {
+            Written::Whole(keep_alive) => keep_alive && reader.borrow().body_is_end(),
+            Written::Cut => false,
+            Written::Stalled => return writer.reset(),
+        };
         answered_last = true;
     }
     let _ = tokio::time::timeout(limits.stall, writer.shutdown()).await;
@@ -154,29 +158,35 @@ async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
     writer.flush().await
 }
 
-/// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
-/// request may follow.
-async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
+/// What became of a response.
+enum Written {
+    /// It was sent whole. `true` when another request may follow.
+    Whole(bool),
+    /// It broke off.
+    Cut,
+    /// The caller does not take it, and would take no last words either.
+    Stalled,
+}
+
+/// Writes a response and its body, for as long as it is permitted and there is somebody to take it.
+async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> Written {
     let Reply { mut response, mut permit, mut record, .. } = reply;
     let (tenure, late) = (response.tenure.take(), record.began() + style.request);
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
-            Ok(keep_alive) => keep_alive,
+            Ok(keep_alive) => return Written::Whole(keep_alive),
             Err((reason, detail)) => {
                 record.broke(reason, detail);
-                false
+                if reason == Reason::SlowCaller {
+                    return Written::Stalled;
+                }
             }
         },
-        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => {
-            record.refused(&refusal);
-            false
-        }
-        () = gone(reader) => {
-            record.broke(Reason::CallerGone, "the caller went away");
-            false
-        }
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => record.refused(&refusal),
+        () = gone(reader) => record.broke(Reason::CallerGone, "the caller went away"),
     }
+    Written::Cut
 }
 
 async fn write_response(
