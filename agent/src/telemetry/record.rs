@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Destination, Observer, Traced, Weight};
 use crate::{
-    http::{Fields, RequestHead},
+    http::{Fields, RequestHead, grpc},
     identity::Peer,
     policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
@@ -165,6 +165,11 @@ impl Record {
     /// Whether the answer goes to another agent of the mesh.
     pub fn is_for_an_agent(&self) -> bool {
         self.side == Side::Inbound && self.peer.as_ref().is_some_and(|peer| peer.id().is_some())
+    }
+
+    /// Whether the answer goes to a program that speaks gRPC. Agents tell each other the status of HTTP.
+    pub fn is_for_grpc(&self) -> bool {
+        !self.is_for_an_agent() && self.head.as_ref().is_some_and(|head| grpc::is_spoken(head))
     }
 
     /// Where to note how a call goes.
