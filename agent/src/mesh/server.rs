@@ -16,6 +16,7 @@ use super::{
     link::{Gone, Link, Place},
     stream::Waiter,
     transport::Sealed,
+    violation::Violation,
 };
 use crate::{
     alarm::{self, within},
@@ -32,7 +33,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
     let Some(sealed) = Sealed::new(io) else { return };
-    let link = Rc::new(Link::default());
+    let link = Rc::new(Link::new(limits));
     let mut driver = Driver::new(link.clone(), sealed);
     let (end, bounds) = (limits.connection_end(), Rc::new(limits.clone()));
     let mut open = |opened: Opened| {
@@ -76,7 +77,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     if let Some(violation) = violation {
         tracing::warn!(%violation, "another agent broke the mesh protocol");
         // Its record says what the peer did.
-        drop(service.refuse(Refusal::new(Reason::Malformed, format!("mesh protocol: {violation}"))));
+        let reason = if violation == Violation::Flood { Reason::ControlFlood } else { Reason::Malformed };
+        drop(service.refuse(Refusal::new(reason, format!("mesh protocol: {violation}"))));
         driver.leave(Code::Protocol);
     }
     let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| driver.poll_end(cx))).await;
