@@ -74,7 +74,7 @@ fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Ref
 }
 
 impl Inbound {
-    fn record(&self) -> Record {
+    fn record(&self) -> Box<Record> {
         let mut record = Record::new(&self.worker.observer, Side::Inbound);
         record.peer(&self.peer);
         if let Some(target) = self.worker.policies.targets().get(self.target) {

@@ -19,6 +19,7 @@ mod outbound;
 pub mod policy;
 pub mod refusal;
 pub mod route;
+mod spare;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;

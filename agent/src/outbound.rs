@@ -9,7 +9,7 @@ use crate::{
     http::{Fields, Reply, Request, Response, Service, SharedIo, Transport, h1, h2, normalize::new_request_id, preface, seal},
     listener::Accepted,
     refusal::{Reason, Refusal},
-    route::{self, Kind, Route},
+    route::{self, Kind, Recent, Route},
     tcp::Tunnel,
     telemetry::{Record, Side},
     worker::Worker,
@@ -22,13 +22,14 @@ struct Outbound {
     address: SocketAddr,
     /// Where everything on it goes; none when each request says it.
     fixed: Option<ExplicitUpstream>,
+    recent: Recent,
 }
 
 /// Serves one connection from the own program to its end.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, fixed: Option<ExplicitUpstream>) {
     let (stream, address, _held) = accepted.split();
     let mut io = SharedIo::new(Transport::Plain(stream));
-    let outbound = Outbound { worker: worker.clone(), address, fixed };
+    let outbound = Outbound { worker: worker.clone(), address, fixed, recent: Recent::default() };
     if let Some(upstream) = &outbound.fixed {
         match Box::pin(route::to_service(&worker.directory, &upstream.service, upstream.port, None)).await {
             Ok(route) if is_opaque(&route) => return Box::pin(outbound.opaque(io, &route)).await,
@@ -50,7 +51,7 @@ fn is_opaque(route: &Route) -> bool {
 }
 
 impl Outbound {
-    fn record(&self) -> Record {
+    fn record(&self) -> Box<Record> {
         let mut record = Record::new(&self.worker.observer, Side::Outbound);
         record.address(self.address);
         record
@@ -58,11 +59,8 @@ impl Outbound {
 
     /// Where a request goes: the host says it, or the listener.
     async fn route(&self, request: &Request, record: &mut Record) -> Result<Route, Refusal> {
-        let (service, port) = match &self.fixed {
-            Some(upstream) => (upstream.service.clone(), upstream.port),
-            None => route::called(&request.head)?,
-        };
-        let route = route::to_service(&self.worker.directory, &service, port, Some(&request.head)).await?;
+        let fixed = self.fixed.as_ref().map(|upstream| (&upstream.service, upstream.port));
+        let route = self.recent.route(&self.worker.directory, fixed, &request.head).await?;
         if let Kind::Mesh { service, port, protocol, .. } = route.kind() {
             record.destination(&service.name, *port, *protocol);
         }
@@ -76,7 +74,7 @@ impl Outbound {
     }
 
     /// CONNECT to a port that carries opaque bytes.
-    async fn connect(&self, request: Request, mut record: Record) -> Reply {
+    async fn connect(&self, request: Request, mut record: Box<Record>) -> Reply {
         let opened = async {
             let route = self.route(&request, &mut record).await?;
             if !is_opaque(&route) {
@@ -95,7 +93,7 @@ impl Outbound {
                 record.status(200);
                 let (fields, body) = (Fields::default(), crate::http::Body::Empty);
                 let response = Response { status: 200, fields, body, tenure: None, switched: None };
-                Reply { response, permit: None, record, tunnel: Some(Tunnel::new(io, None, tenure)) }
+                Reply { response, permit: None, record, tunnel: Some(Box::new(Tunnel::new(io, None, tenure))) }
             }
             Err(refusal) => crate::http::refused(&refusal, record),
         }

@@ -64,7 +64,8 @@ impl Tasks {
 
     /// Like [`Tasks::spawn_scoped`], on the current thread's local runtime.
     pub fn spawn_scoped_local<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
-        self.tracker.spawn_local(future)
+        // In a box: the runtime moves a task several times from its beginning to its end.
+        self.tracker.spawn_local(Box::pin(future))
     }
 
     /// Ends when a task has failed; never otherwise.

@@ -2,14 +2,15 @@
 
 use std::ops::{ControlFlow, Range};
 
-use smallvec::SmallVec;
+/// Fields that there is room for at first.
+const USUAL: usize = 12;
 
 /// Header fields of one message, or its trailers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields {
     /// `name: value\r\n` for every field.
     wire: Vec<u8>,
-    lines: SmallVec<[Line; 16]>,
+    lines: Vec<Line>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +38,16 @@ impl Line {
 impl Fields {
     /// None, with room for `bytes` of them.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { wire: Vec::with_capacity(bytes), lines: SmallVec::new() }
+        Self { wire: Vec::with_capacity(bytes), lines: Vec::with_capacity(USUAL) }
     }
 
     /// Adds a field. The caller has checked that `name` is a token and `value` has no line breaks; heads are at most
     /// [`crate::http::Limits::head_bytes`] long, so positions fit.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let start = self.wire.len() as u32;
-        self.wire.extend(name.iter().map(u8::to_ascii_lowercase));
+        self.wire.reserve(name.len() + value.len() + 4);
+        self.wire.extend_from_slice(name);
+        self.wire.get_mut(start as usize..).unwrap_or_default().make_ascii_lowercase();
         self.wire.extend_from_slice(b": ");
         self.wire.extend_from_slice(value);
         self.wire.extend_from_slice(b"\r\n");
@@ -91,9 +94,17 @@ impl Fields {
         self.wire.truncate(end);
     }
 
+    /// Drops all fields of this name, in lower case.
+    pub fn remove(&mut self, name: &str) {
+        // Mostly there are none, and nothing has to be moved.
+        if self.values(name).next().is_some() {
+            self.retain(|each| each != name.as_bytes());
+        }
+    }
+
     /// Replaces all fields of this name by one.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        self.retain(|each| each != name.as_bytes());
+        self.remove(name);
         self.push(name.as_bytes(), value);
     }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::{Fields, h1, h2};
+use super::{Fields, h1, h2, put_number};
 use crate::{
     mesh,
     refusal::{Reason, Refusal},
@@ -59,6 +59,18 @@ impl RequestHead {
         self.target.get(self.path_len + 1..)
     }
 
+    /// Writes the request line and the host as HTTP/1.1 does.
+    pub(crate) fn put_start(&self, out: &mut Vec<u8>) {
+        for part in [self.method.as_str(), " ", &self.target, " HTTP/1.1\r\nhost: ", &self.host] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        if let Some(port) = self.host_port {
+            out.push(b':');
+            put_number(out, u64::from(port));
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
     /// Host and port as the caller named them, canonical.
     pub fn authority(&self) -> String {
         match self.host_port {
@@ -89,7 +101,7 @@ pub struct Response {
     /// Of its connection: nothing passes when it has ended.
     pub tenure: Option<Tenure>,
     /// With 101: the upstream connection, which speaks another protocol from here on.
-    pub switched: Option<h1::Switched>,
+    pub switched: Option<Box<h1::Switched>>,
 }
 
 /// A piece of a body.
@@ -101,7 +113,7 @@ pub enum Frame {
     Trailers(Fields),
 }
 
-/// A body in any of its sources.
+/// A body in any of its sources. Readers are in boxes: messages are moved often.
 #[derive(Debug)]
 pub enum Body {
     /// Nothing.
@@ -109,11 +121,11 @@ pub enum Body {
     /// All of it.
     Full(Bytes),
     /// From an HTTP/1.1 connection.
-    H1(h1::BodyReader),
+    H1(Box<h1::BodyReader>),
     /// From an HTTP/2 stream.
-    H2(h2::BodyReader),
+    H2(Box<h2::BodyReader>),
     /// From a stream of the mesh protocol.
-    Mesh(mesh::BodyReader),
+    Mesh(Box<mesh::BodyReader>),
 }
 
 /// A body broke off.

@@ -13,6 +13,7 @@ pub mod preface;
 mod seal;
 
 pub use fields::Fields;
+pub(crate) use fields::put_number;
 pub use h1::{Reply, Service};
 pub use io::{SharedIo, Transport};
 pub use limits::{LimitProblem, Limits};

@@ -164,17 +164,19 @@ fn request_id(fields: &mut Fields) -> String {
         Some(id) => id.to_owned(),
         None => new_request_id(),
     };
-    fields.retain(|name| name != b"x-request-id");
+    fields.remove("x-request-id");
     id
 }
 
 /// A fresh request id.
 pub fn new_request_id() -> String {
-    let mut id = String::with_capacity(32);
+    let mut id = Vec::with_capacity(32);
     for word in [fastrand::u64(..), fastrand::u64(..)] {
-        id.extend((0..16).rev().filter_map(|place| char::from_digit((word >> (4 * place)) as u32 & 15, 16)));
+        for byte in word.to_be_bytes() {
+            id.extend([byte >> 4, byte & 15].map(|nibble| nibble + if nibble < 10 { b'0' } else { b'a' - 10 }));
+        }
     }
-    id
+    String::from_utf8(id).unwrap_or_default()
 }
 
 /// Fields that concern one connection only (RFC 9110 section 7.6.1), and those with which callers try to switch protocols.

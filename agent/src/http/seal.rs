@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// An answer from upstream. The permit rides on the body.
-pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) -> Reply {
+pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Box<Record>) -> Reply {
     response.fields.set("x-request-id", record.id().as_bytes());
     record.status(response.status);
     // What the other agent refused; a program of gRPC never answers so.
@@ -20,14 +20,15 @@ pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Record) 
         response = grpc::translate(response, record.id());
     }
     let tenure = response.tenure.clone();
-    let Some(Switched { io, already, lease }) = response.switched.take() else {
+    let Some(switched) = response.switched.take() else {
         return Reply { response, permit, record, tunnel: None };
     };
-    Reply { response, permit: None, record, tunnel: Some(Tunnel { io, already, permit, tenure, lease }) }
+    let Switched { io, already, lease } = *switched;
+    Reply { response, permit: None, record, tunnel: Some(Box::new(Tunnel { io, already, permit, tenure, lease })) }
 }
 
 /// A refusal: status and id for the caller, the rest for the record.
-pub fn refused(refusal: &Refusal, mut record: Record) -> Reply {
+pub fn refused(refusal: &Refusal, mut record: Box<Record>) -> Reply {
     record.refused(refusal);
     let mut response = Response::refused(refusal, record.id());
     // The agent of the caller may try another endpoint when the program has seen nothing of it.

@@ -1,6 +1,7 @@
 //! The other end of a mesh connection.
 
 use std::{
+    cell::{Cell, OnceCell},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -10,7 +11,7 @@ use outrider_policy::SpiffeId;
 use rustls::CommonState;
 use tokio::time::Instant;
 
-use crate::tls::{AnchorId, Leaf, LeafError, Trust};
+use crate::tls::{AnchorId, Leaf, LeafError, Standing, Trust};
 
 /// Who is at the other end, as its certificate proved.
 #[derive(Clone, Debug)]
@@ -20,6 +21,10 @@ pub struct Peer {
     deadline: Instant,
     tls: Arc<str>,
     proof: Option<Proof>,
+    /// Whether it is believed, as found at a version of what is believed.
+    standing: Cell<Option<(u64, Standing)>>,
+    /// What every record says of it.
+    shown: OnceCell<Box<[u8]>>,
 }
 
 /// What a certificate proved beside the identity.
@@ -42,14 +47,22 @@ impl Peer {
         let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
         let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
         let left = not_after.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-        Ok(Self { id: Some(id), address, deadline: Instant::now() + left, tls: format!("{suite} {group}").into(), proof })
+        Ok(Self {
+            id: Some(id),
+            address,
+            deadline: Instant::now() + left,
+            tls: format!("{suite} {group}").into(),
+            proof,
+            standing: Cell::default(),
+            shown: OnceCell::new(),
+        })
     }
 
     /// Somebody who came in plaintext and proved nothing.
     pub fn anonymous(address: SocketAddr) -> Self {
         // There is no certificate to end; the policy ends such a connection.
         let deadline = Instant::now() + Duration::from_secs(365 * 86_400);
-        Self { id: None, address, deadline, tls: "".into(), proof: None }
+        Self { id: None, address, deadline, tls: "".into(), proof: None, standing: Cell::default(), shown: OnceCell::new() }
     }
 
     /// Its SPIFFE ID; none for a caller in plaintext.
@@ -70,6 +83,23 @@ impl Peer {
     /// The trust anchor that its certificate chains to.
     pub fn anchor(&self) -> Option<&AnchorId> {
         self.proof.as_ref().map(|proof| &proof.anchor)
+    }
+
+    /// Whether it is believed at this version; only what is not known yet is found out.
+    pub(crate) fn standing(&self, version: u64, find: impl FnOnce() -> Standing) -> Standing {
+        match self.standing.get() {
+            Some((known, standing)) if known == version => standing,
+            _ => {
+                let standing = find();
+                self.standing.set(Some((version, standing)));
+                standing
+            }
+        }
+    }
+
+    /// What every record says of it, written by the first one.
+    pub(crate) fn shown(&self, write: impl FnOnce(&Self) -> Box<[u8]>) -> &[u8] {
+        self.shown.get_or_init(|| write(self))
     }
 
     /// Where it connects from, or listens.

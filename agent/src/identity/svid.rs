@@ -1,7 +1,13 @@
 //! The agent's own certificate and key, as they are now.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
     time::{Duration, SystemTime},
 };
 
@@ -121,12 +127,13 @@ impl Svid {
 #[derive(Debug)]
 pub struct Svids {
     current: ArcSwapOption<Svid>,
+    generation: AtomicU64,
     changed: watch::Sender<u64>,
 }
 
 impl Default for Svids {
     fn default() -> Self {
-        Self { current: ArcSwapOption::empty(), changed: watch::Sender::new(0) }
+        Self { current: ArcSwapOption::empty(), generation: AtomicU64::new(0), changed: watch::Sender::new(0) }
     }
 }
 
@@ -134,6 +141,7 @@ impl Svids {
     /// Puts a certificate to use from the next handshake on.
     pub fn replace(&self, svid: Arc<Svid>) {
         self.current.store(Some(svid));
+        self.generation.fetch_add(1, Release);
         self.changed.send_modify(|generation| *generation += 1);
     }
 
@@ -154,7 +162,7 @@ impl Svids {
 
     /// How often the certificate was replaced.
     pub fn generation(&self) -> u64 {
-        *self.changed.borrow()
+        self.generation.load(Acquire)
     }
 }
 

@@ -67,7 +67,6 @@ impl Drop for Pump {
 
 /// What came of an exchange.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
 pub enum Exchange {
     /// The upstream answered.
     Answered(Response),
@@ -206,7 +205,7 @@ pub async fn exchange(
     let ParsedResponse { status, fields, framing, switches, .. } = parsed;
     if switches {
         let io = SharedIo::new(Transport::Stream(Box::new(Duplex::new(place, Some(lease)))));
-        let switched = Some(Switched { io, already: bytes::BytesMut::new(), lease: None });
+        let switched = Some(Box::new(Switched { io, already: bytes::BytesMut::new(), lease: None }));
         return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, tenure, switched }));
     }
     if head.upgrade.is_some() {
@@ -221,7 +220,7 @@ pub async fn exchange(
             Framing::Length(length) => Some(length),
             Framing::Chunked | Framing::UntilClose => None,
         };
-        Body::Mesh(BodyReader::new(place, length, Some(Upstream { _lease: lease, _pump: pump })))
+        Body::Mesh(Box::new(BodyReader::new(place, length, Some(Upstream { _lease: lease, _pump: pump }))))
     };
     Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
 }

@@ -16,12 +16,10 @@ use super::{
     transport::Sealed,
     violation::Violation,
 };
-use crate::http::Limits;
+use crate::{http::Limits, spare};
 
 /// Reads in a row before others of the worker get their turn.
 const TURNS: usize = 8;
-/// A read buffer above this is given back when it is empty; below, it is kept only while something happens.
-const KEEP: usize = 8 << 10;
 
 /// Drives one connection.
 #[derive(Debug)]
@@ -99,7 +97,8 @@ impl Driver {
         if self.inbound.is_empty() && self.link.state.borrow().streams.is_empty() {
             self.inbound = BytesMut::new();
             if self.outbound.is_empty() {
-                self.outbound = Vec::new();
+                spare::give(std::mem::take(&mut self.outbound));
+                self.link.state.borrow_mut().release();
             }
         }
     }
@@ -125,7 +124,7 @@ impl Driver {
             drop(link);
             self.sealed.seal(&self.outbound)?;
             self.outbound.clear();
-            if self.outbound.capacity() > KEEP * 4 {
+            if self.outbound.capacity() > OUTBOX * 2 {
                 self.outbound = Vec::new();
             }
         }

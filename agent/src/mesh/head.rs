@@ -6,9 +6,9 @@ use bytes::Bytes;
 use crate::{
     http::{
         Fields, Limits, RequestHead,
-        fields::put_number,
         h1::{self, Framing, ParsedRequest, ParsedResponse},
         normalize::forbidden_in_trailers,
+        put_number,
     },
     refusal::{Reason, Refusal},
 };
@@ -19,14 +19,7 @@ pub(super) fn malformed(detail: &str) -> Refusal {
 
 /// Writes a request's head; `added` are fields of our own.
 pub(super) fn write_request(out: &mut Vec<u8>, head: &RequestHead, added: &Fields, length: Option<u64>) {
-    for part in [head.method.as_str(), " ", &head.target, " HTTP/1.1\r\nhost: ", &head.host] {
-        out.extend_from_slice(part.as_bytes());
-    }
-    if let Some(port) = head.host_port {
-        out.push(b':');
-        put_number(out, u64::from(port));
-    }
-    out.extend_from_slice(b"\r\n");
+    head.put_start(out);
     out.extend_from_slice(head.fields.as_wire());
     out.extend_from_slice(added.as_wire());
     finish(out, length.filter(|length| *length > 0 || takes_body(&head.method)), head.upgrade.as_deref());

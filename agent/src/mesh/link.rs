@@ -17,7 +17,7 @@ use super::{
     stream::{Asked, Stream, Waiter},
     violation::Violation,
 };
-use crate::http::Limits;
+use crate::{http::Limits, spare};
 
 /// Highest number of a stream: afterwards a connection is replaced.
 const LAST_STREAM: u32 = u32::MAX >> 1;
@@ -102,10 +102,25 @@ impl Link {
 }
 
 impl State {
+    /// Where to append frames.
+    fn out(&mut self) -> &mut Vec<u8> {
+        if self.out.capacity() == 0 {
+            self.out = spare::take();
+        }
+        &mut self.out
+    }
+
+    /// An idle connection holds no buffer.
+    pub(super) fn release(&mut self) {
+        if self.out.is_empty() {
+            spare::give(std::mem::take(&mut self.out));
+        }
+    }
+
     /// Appends a frame and wakes the driver.
     pub(super) fn put(&mut self, stream: u32, kind: Kind, end: bool, payload: &[u8]) {
         if !self.closed {
-            frame::put(&mut self.out, stream, kind, end, payload);
+            frame::put(self.out(), stream, kind, end, payload);
             self.kick();
         }
     }
@@ -190,7 +205,7 @@ impl Link {
         let stream = Rc::new(Stream::new(state.last, Some(asked)));
         stream.state.borrow_mut().sent_end = end;
         state.streams.insert(stream.id, stream.clone());
-        frame::put_with(&mut state.out, stream.id, Kind::Head, end, write);
+        frame::put_with(state.out(), stream.id, Kind::Head, end, write);
         state.kick();
         Place { link: self.clone(), stream }
     }
@@ -213,7 +228,7 @@ impl Link {
             return Poll::Pending;
         }
         state.sent_end = end;
-        frame::put_with(&mut link.out, stream.id, Kind::Head, end, write);
+        frame::put_with(link.out(), stream.id, Kind::Head, end, write);
         link.kick();
         Poll::Ready(Ok(()))
     }

@@ -131,7 +131,7 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
                 let length = head::length(framing).ok().flatten().filter(|length| *length > 0);
                 let kind = head.fields.single("content-type");
                 let is_grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
-                Body::Mesh(BodyReader::new(place.clone(), length, None).metered(Meter::new(limits, is_grpc)))
+                Body::Mesh(Box::new(BodyReader::new(place.clone(), length, None).metered(Meter::new(limits, is_grpc))))
             };
             let request = Request { head: Rc::new(head), body };
             tokio::select! {

@@ -1,6 +1,12 @@
 //! The policies in force, one compiled index for each port of each own service.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Release},
+    },
+};
 
 use arc_swap::ArcSwap;
 use outrider_policy::{Compiled, ServiceName, SpiffeId, StoredPolicy, Target, compile};
@@ -23,6 +29,8 @@ pub struct InForce {
 pub struct PolicyBook {
     targets: Vec<Target>,
     current: ArcSwap<InForce>,
+    /// Counts what was put in force: moved on after it is in place.
+    version: AtomicU64,
     /// Who is believed: what a permit stands on beside the policies.
     pub(super) trust: Arc<Trust>,
     changed: Arc<watch::Sender<u64>>,
@@ -35,7 +43,7 @@ impl PolicyBook {
         let compiled = targets.iter().map(|_| deny.clone()).collect();
         let changed = trust.changed();
         let current = ArcSwap::from_pointee(InForce { revision: 0, compiled, limiters: Vec::new() });
-        Self { targets, current, trust, changed }
+        Self { targets, current, version: AtomicU64::new(0), trust, changed }
     }
 
     /// Compiles `policies` and puts them in force for every decision from now on, and for streams under way.
@@ -59,6 +67,7 @@ impl PolicyBook {
             compiled.push(Arc::new(index));
         }
         self.current.store(Arc::new(InForce { revision, compiled, limiters }));
+        self.version.fetch_add(1, Release);
         self.changed.send_modify(|changes| *changes += 1);
         Ok(())
     }
@@ -76,6 +85,11 @@ impl PolicyBook {
     /// Told at every change. Subscribe before deciding, so that no change is lost.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Changes with what is in force. Read before deciding, so that no change is lost.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Acquire)
     }
 
     /// The index for a port, as it is now.

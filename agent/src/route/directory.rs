@@ -2,7 +2,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
     time::Duration,
 };
 
@@ -76,6 +82,8 @@ pub struct Directory {
     routes: ArcSwap<HashMap<ServiceName, Arc<ServiceRoutes>>>,
     checks: ArcSwap<HashMap<ServiceName, HealthCheck>>,
     changed: watch::Sender<u64>,
+    /// Counts the changes of services and routes: moved on after they are in place.
+    version: AtomicU64,
     wanted: watch::Sender<BTreeSet<ServiceName>>,
     asked: Mutex<HashMap<ServiceName, Asked>>,
 }
@@ -114,6 +122,7 @@ impl Default for Directory {
             routes: ArcSwap::default(),
             checks: ArcSwap::default(),
             changed: watch::Sender::new(0),
+            version: AtomicU64::new(0),
             wanted: watch::Sender::new(BTreeSet::new()),
             asked: Mutex::default(),
         }
@@ -141,6 +150,11 @@ impl Directory {
         });
     }
 
+    /// Changes with services and routes. Read before looking, so that no change is lost.
+    pub fn version(&self) -> u64 {
+        self.version.load(Acquire)
+    }
+
     /// The routes to a service.
     pub fn routes(&self, name: &ServiceName) -> Option<Arc<ServiceRoutes>> {
         self.routes.load().get(name).cloned()
@@ -163,6 +177,7 @@ impl Directory {
             wanted.len() != before
         });
         self.services.store(Arc::new(map));
+        self.version.fetch_add(1, Release);
         self.changed.send_modify(|changes| *changes += 1);
     }
 

@@ -2,12 +2,14 @@
 
 mod directory;
 mod plan;
+mod recent;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 pub use directory::{Directory, Endpoint, ServiceEntry};
 use outrider_policy::{Protocol, ServiceName};
 pub use plan::{Found, Rule, ServiceRoutes, change};
+pub use recent::Recent;
 
 use crate::{
     http::{Fields, RequestHead},

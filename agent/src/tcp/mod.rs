@@ -42,7 +42,7 @@ impl Tunnel {
 impl Tunnel {
     /// Carries bytes between `near` and the far end until both directions have ended, one fails, or the permit ends.
     /// `already` is what the near end sent before.
-    pub async fn relay(self, mut near: SharedIo, already: BytesMut, mut record: Record) {
+    pub async fn relay(self, mut near: SharedIo, already: BytesMut, mut record: Box<Record>) {
         let Self { io: mut far, already: greeting, mut permit, tenure, lease: _lease } = self;
         let relay = async {
             near.write_all(&greeting).await?;

@@ -1,5 +1,9 @@
 //! One JSON object written field by field: everything escaped, everything capped.
 
+use std::net::SocketAddr;
+
+use crate::http::put_number;
+
 /// Most characters of one string.
 const CAP: usize = 1024;
 
@@ -33,7 +37,7 @@ impl<'a> Object<'a> {
         self.key(key);
         self.out.push(b'"');
         // Nearly everything is plain ASCII.
-        let plain = value.len() <= CAP && value.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+        let plain = value.len() <= CAP && is_plain(value.as_bytes());
         if plain {
             self.out.extend_from_slice(value.as_bytes());
         } else {
@@ -65,27 +69,35 @@ impl<'a> Object<'a> {
     }
 
     /// An address as it is shown.
-    pub(super) fn shown(&mut self, key: &str, address: &std::net::SocketAddr) {
-        self.plain(key, |out| {
-            let _ = std::io::Write::write_fmt(out, format_args!("{address}"));
+    pub(super) fn shown(&mut self, key: &str, address: &SocketAddr) {
+        self.plain(key, |out| match address {
+            SocketAddr::V4(address) => {
+                for (at, octet) in address.ip().octets().into_iter().enumerate() {
+                    if at > 0 {
+                        out.push(b'.');
+                    }
+                    put_number(out, u64::from(octet));
+                }
+                out.push(b':');
+                put_number(out, u64::from(address.port()));
+            }
+            SocketAddr::V6(_) => {
+                let _ = std::io::Write::write_fmt(out, format_args!("{address}"));
+            }
         });
     }
 
     pub(super) fn number(&mut self, key: &str, value: u64) {
         self.key(key);
-        let mut digits = [0_u8; 20];
-        let (mut at, mut left) = (digits.len(), value);
-        loop {
-            at -= 1;
-            if let Some(digit) = digits.get_mut(at) {
-                *digit = b'0' + (left % 10) as u8;
-            }
-            left /= 10;
-            if left == 0 {
-                break;
-            }
+        put_number(self.out, value);
+    }
+
+    /// Fields that were written before, see [`fragment`].
+    pub(super) fn written(&mut self, fields: &[u8]) {
+        if !fields.is_empty() && !std::mem::take(&mut self.first) {
+            self.out.push(b',');
         }
-        self.out.extend_from_slice(digits.get(at..).unwrap_or_default());
+        self.out.extend_from_slice(fields);
     }
 
     pub(super) fn end(self) {
@@ -93,9 +105,44 @@ impl<'a> Object<'a> {
     }
 }
 
+/// Printable ASCII that JSON needs no escape for. Without a branch for each byte, so that many are looked at at once.
+fn is_plain(bytes: &[u8]) -> bool {
+    let special = |byte: u8| !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\');
+    !bytes.iter().fold(false, |found, byte| found | special(*byte))
+}
+
+/// Fields that many objects have alike, written once.
+pub(super) fn fragment(write: impl FnOnce(&mut Object<'_>)) -> Box<[u8]> {
+    let mut out = Vec::new();
+    write(&mut Object { out: &mut out, first: true });
+    out.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_before_is_the_same_object() {
+        let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        let addresses: [SocketAddr; 3] = ["127.0.0.1:80", "255.10.0.9:65535", "[::1]:8080"].map(|text| text.parse().unwrap());
+        let write = |object: &mut Object<'_>| {
+            object.text("a", "1");
+            addresses.iter().for_each(|address| object.shown("peer", address));
+        };
+        let mut object = Object::new(&mut whole);
+        write(&mut object);
+        object.number("n", 7);
+        object.end();
+        let mut object = Object::new(&mut parts);
+        object.written(&fragment(|_| {}));
+        object.written(&fragment(write));
+        object.number("n", 7);
+        object.end();
+        assert_eq!(whole, parts);
+        let text = String::from_utf8(whole).unwrap();
+        assert!(addresses.iter().all(|address| text.contains(&format!("\"{address}\""))), "{text}");
+    }
 
     #[test]
     fn hostile_text_stays_one_valid_capped_line() {

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use outrider_policy::{Effect, Protocol};
 use outrider_proto::v1::{DecisionRecord, HeaderValue, Protocol as WireProtocol, Side as WireSide};
 
-use super::{Record, Side, Span, Traced, json::Object};
+use super::{
+    Record, Side, Span, Traced,
+    json::{self, Object},
+};
 use crate::policy::Verdict;
 
 /// Most characters of one text in a report or span.
@@ -26,9 +29,7 @@ impl Record {
             line.text("outside", &to.to_string());
         }
         if let Some(destination) = &self.destination {
-            line.text("destination", destination.service.as_str());
-            line.number("port", u64::from(destination.port));
-            line.text("protocol", destination.protocol.as_str());
+            line.written(&destination.shown);
         }
         if let Some(head) = &self.head {
             line.text("method", head.method.as_str());
@@ -62,9 +63,13 @@ impl Record {
             line.number("head_micros", micros(answered));
         }
         if let Some(peer) = &self.peer {
-            line.shown("peer", &peer.address());
-            line.text("peer_identity", peer.name());
-            line.text("tls", peer.tls());
+            line.written(peer.shown(|peer| {
+                json::fragment(|line| {
+                    line.shown("peer", &peer.address());
+                    line.text("peer_identity", peer.name());
+                    line.text("tls", peer.tls());
+                })
+            }));
         } else if let Some(address) = &self.address {
             line.shown("peer", address);
         }

@@ -10,7 +10,7 @@ use std::{
 use outrider_policy::{Protocol, ServiceName};
 use outrider_runtime::Drain;
 
-use super::{AccessLog, Clock, Metrics, ReportQueue, Sampler, Series, Side, SpanQueue};
+use super::{AccessLog, Clock, Metrics, ReportQueue, Sampler, Series, Side, SpanQueue, json};
 use crate::identity::Svids;
 
 /// Destinations that a worker keeps ready; beyond, it begins anew.
@@ -27,6 +27,8 @@ pub struct Destination {
     pub protocol: Protocol,
     /// What is counted of it.
     pub series: Arc<Series>,
+    /// The three as lines of the access log name them.
+    pub(super) shown: Box<[u8]>,
 }
 
 /// Where one worker's records go.
@@ -50,6 +52,8 @@ pub struct Observer {
     pub(super) under_way: Cell<usize>,
     nowhere: [Arc<Series>; 2],
     known: RefCell<HashMap<ServiceName, Vec<Rc<Destination>>>>,
+    /// That of the request before, by side.
+    last: [RefCell<Option<Rc<Destination>>>; 2],
 }
 
 impl Observer {
@@ -76,6 +80,7 @@ impl Observer {
             under_way: Cell::new(0),
             nowhere,
             known: RefCell::default(),
+            last: Default::default(),
         }
     }
 
@@ -90,6 +95,19 @@ impl Observer {
 
     /// A port of a service. Only the first call for it looks beyond what this worker has ready.
     pub(super) fn destination(&self, side: Side, service: &ServiceName, port: u16, protocol: Protocol) -> Rc<Destination> {
+        let [inbound, outbound] = &self.last;
+        let mut last = match side {
+            Side::Inbound => inbound.borrow_mut(),
+            Side::Outbound => outbound.borrow_mut(),
+        };
+        let is_last = |last: &&Rc<Destination>| last.port == port && last.protocol == protocol && last.service == *service;
+        if let Some(last) = last.as_ref().filter(is_last) {
+            return last.clone();
+        }
+        last.insert(self.find(side, service, port, protocol)).clone()
+    }
+
+    fn find(&self, side: Side, service: &ServiceName, port: u16, protocol: Protocol) -> Rc<Destination> {
         let mut known = self.known.borrow_mut();
         let is_it =
             |each: &&Rc<Destination>| each.port == port && each.protocol == protocol && each.series.side() == side.as_str();
@@ -100,7 +118,12 @@ impl Observer {
             known.clear();
         }
         let series = self.metrics.series.get(side, Some((service, port)));
-        let destination = Rc::new(Destination { service: service.clone(), port, protocol, series });
+        let shown = json::fragment(|line| {
+            line.text("destination", service.as_str());
+            line.number("port", u64::from(port));
+            line.text("protocol", protocol.as_str());
+        });
+        let destination = Rc::new(Destination { service: service.clone(), port, protocol, series, shown });
         let of = known.entry(service.clone()).or_default();
         if of.len() < MOST {
             of.push(destination.clone());

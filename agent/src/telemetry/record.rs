@@ -14,6 +14,9 @@ use crate::{
     upstream::Trail,
 };
 
+/// Room for the fields that an agent adds to a request.
+const ONWARD: usize = 320;
+
 /// Which agent of a call speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -59,9 +62,9 @@ pub struct Record {
 }
 
 impl Record {
-    /// Starts now.
-    pub fn new(observer: &Rc<Observer>, side: Side) -> Self {
-        Self {
+    /// Starts now. In a box: a record goes through many hands.
+    pub fn new(observer: &Rc<Observer>, side: Side) -> Box<Self> {
+        Box::new(Self {
             observer: observer.clone(),
             side,
             started: Instant::now(),
@@ -80,7 +83,7 @@ impl Record {
             broke: None,
             sent: 0,
             trail: Trail::default(),
-        }
+        })
     }
 
     /// The request; its id becomes the record's, and its trace goes on here.
@@ -105,7 +108,7 @@ impl Record {
 
     /// The fields by which the next hop knows the request: its id, and its place in the trace.
     pub fn onward(&self) -> Fields {
-        let mut fields = Fields::default();
+        let mut fields = Fields::with_capacity(ONWARD);
         fields.push(b"x-request-id", self.id().as_bytes());
         if let Some(traced) = &self.traced {
             fields.push(b"traceparent", &traced.context.header());

@@ -46,8 +46,10 @@ impl TraceContext {
     /// `tracestate`.
     pub fn take(fields: &mut Fields) -> Option<Self> {
         let context = fields.single("traceparent").and_then(Self::parse);
-        let states = context.is_some() && state_is_valid(fields);
-        fields.retain(|name| name != b"traceparent" && (states || name != b"tracestate"));
+        fields.remove("traceparent");
+        if !(context.is_some() && state_is_valid(fields)) {
+            fields.remove("tracestate");
+        }
         context
     }
 

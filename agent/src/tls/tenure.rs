@@ -34,12 +34,12 @@ impl Tenure {
 
     /// The connection takes no more.
     pub fn end(&mut self) {
-        self.until = Instant::now();
+        self.until = alarm::instant();
     }
 
     /// Whether nothing new may begin on the connection.
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.until || self.of.as_ref().is_some_and(|(trust, peer)| trust.standing(peer) != Standing::Good)
+        alarm::instant() >= self.until || self.of.as_ref().is_some_and(|(trust, peer)| trust.standing(peer) != Standing::Good)
     }
 
     /// Ends when its peer is no longer believed.
@@ -50,7 +50,7 @@ impl Tenure {
     /// Ends when what is under way on the connection may not go on.
     pub async fn ended(&self) -> Refusal {
         alarm::until(|| match self.belief() {
-            ControlFlow::Continue(_) if Instant::now() >= self.until => {
+            ControlFlow::Continue(_) if alarm::instant() >= self.until => {
                 ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"))
             }
             ControlFlow::Continue(next) => ControlFlow::Continue(next.min(self.until)),

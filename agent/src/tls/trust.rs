@@ -1,6 +1,15 @@
 //! The trust bundle and the revocations in force, and who is believed because of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use outrider_policy::TrustDomain;
@@ -29,6 +38,8 @@ const LEAVE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Trust {
     state: ArcSwap<State>,
+    /// Counts the states: moved on after the new one is in place.
+    version: AtomicU64,
     changed: Arc<watch::Sender<u64>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -82,7 +93,7 @@ pub enum Standing {
 impl Default for Trust {
     fn default() -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        Self { state: ArcSwap::default(), changed: Arc::new(watch::Sender::new(0)), algorithms }
+        Self { state: ArcSwap::default(), version: AtomicU64::new(0), changed: Arc::new(watch::Sender::new(0)), algorithms }
     }
 }
 
@@ -181,6 +192,7 @@ impl Trust {
     }
 
     fn tell(&self) {
+        self.version.fetch_add(1, Release);
         self.changed.send_modify(|changes| *changes += 1);
     }
 
@@ -206,6 +218,12 @@ impl Trust {
 
     /// Whether a peer that was believed at its handshake still is. A caller in plaintext proved nothing that could fall.
     pub fn standing(&self, peer: &Peer) -> Standing {
+        // Read before the state: what is remembered is of this version or a later one, and never outlives it.
+        let version = self.version.load(Acquire);
+        peer.standing(version, || self.find_standing(peer))
+    }
+
+    fn find_standing(&self, peer: &Peer) -> Standing {
         let (Some(id), Some(serial), Some(anchor)) = (peer.id(), peer.serial(), peer.anchor()) else { return Standing::Good };
         let state = self.state.load();
         if state.revoked.check(id, serial).is_err() {

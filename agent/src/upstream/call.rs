@@ -96,13 +96,15 @@ impl Upstreams {
             deadline::pass_on(&mut head.fields, left);
             request.head = Rc::new(head);
         }
-        let tries = self.tries(&fleet, &held, sending, request, added, trail);
         let outcome = match timeout {
-            None => tries.await,
-            Some(timeout) => tokio::time::timeout(timeout, tries).await.unwrap_or_else(|_| {
-                let whose = if given == Some(timeout) { "the caller's deadline" } else { "the route" };
-                Err(Refusal::new(Reason::UpstreamTimeout, format!("no response within the {timeout:?} of {whose}")))
-            }),
+            None => self.tries(&fleet, &held, sending, request, added, trail).await,
+            Some(timeout) => {
+                let tries = self.tries(&fleet, &held, sending, request, added, trail);
+                Box::pin(tokio::time::timeout(timeout, tries)).await.unwrap_or_else(|_| {
+                    let whose = if given == Some(timeout) { "the caller's deadline" } else { "the route" };
+                    Err(Refusal::new(Reason::UpstreamTimeout, format!("no response within the {timeout:?} of {whose}")))
+                })
+            }
         };
         unfinished.over = outcome.as_ref().is_ok_and(|response| response.status < 500);
         outcome
@@ -137,7 +139,7 @@ impl Upstreams {
             };
             let outcome = match outcome {
                 Ok(mut response) => {
-                    response.fields.retain(|name| name != retry::FIELD.as_bytes());
+                    response.fields.remove(retry::FIELD);
                     Ok(response)
                 }
                 Err(Failure { refusal, unsent }) => {
@@ -154,7 +156,7 @@ impl Upstreams {
             let Some(pause) = pause else { return outcome };
             self.behind.retried();
             if !pause.is_zero() {
-                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+                Box::pin(tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64()))).await;
             }
         }
     }
@@ -170,13 +172,16 @@ impl Upstreams {
     ) -> Result<Response, Failure> {
         let (began, connects) = (Instant::now(), self.fleets.connects.get());
         let stop = &chosen.what;
-        let exchange = self.exchange_mesh((&stop.key, &stop.endpoint), head, added, body, stream);
+        let to = (&stop.slot, &stop.endpoint);
         let outcome = match sending.try_timeout {
-            None => exchange.await,
-            Some(timeout) => tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
-                let late = format!("no response within the {timeout:?} of a try");
-                Err(Failure::sent(Refusal::new(Reason::UpstreamTimeout, late)))
-            }),
+            None => self.exchange_mesh(to, head, added, body, stream).await,
+            Some(timeout) => {
+                let exchange = self.exchange_mesh(to, head, added, body, stream);
+                Box::pin(tokio::time::timeout(timeout, exchange)).await.unwrap_or_else(|_| {
+                    let late = format!("no response within the {timeout:?} of a try");
+                    Err(Failure::sent(Refusal::new(Reason::UpstreamTimeout, late)))
+                })
+            }
         };
         let now = self.now();
         match &outcome {
@@ -217,10 +222,6 @@ async fn whole(mut body: Body, stall: Duration) -> Result<Result<Bytes, Body>, R
 }
 
 /// A body that may have to be sent again.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives as long as one call, on its stack; a box would be an allocation a request"
-)]
 enum Replay {
     /// All of it is here.
     Whole(Bytes),
@@ -237,7 +238,7 @@ impl Replay {
         if head.upgrade.is_some() || sending.codes.is_empty() {
             return Ok(Self::Once(Some(body)));
         }
-        Ok(match whole(body, stall).await? {
+        Ok(match Box::pin(whole(body, stall)).await? {
             Ok(bytes) => Self::Whole(bytes),
             Err(streaming) => Self::Once(Some(streaming)),
         })

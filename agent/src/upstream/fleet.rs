@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    hash::{Hash, Hasher},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -17,7 +18,7 @@ use super::{
     breaker::Gauge,
     budget::Budget,
     outlier::Outcome,
-    pool::{Key, Pool},
+    pool::{Key, Pool, Slot},
     probe::Streak,
 };
 use crate::{
@@ -32,12 +33,26 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// An endpoint and what connections to it are kept under.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) struct Stop {
     pub(super) endpoint: Endpoint,
-    pub(super) key: Key,
+    pub(super) slot: Rc<Slot>,
     /// Its address, for records.
     pub(super) address: Rc<str>,
+}
+
+impl PartialEq for Stop {
+    fn eq(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint && self.slot.key == other.slot.key
+    }
+}
+
+impl Eq for Stop {}
+
+impl Hash for Stop {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.endpoint, &self.slot.key).hash(state);
+    }
 }
 
 /// A chosen endpoint.
@@ -80,14 +95,15 @@ impl Fleet {
 
     /// Brings it up to what the control plane says now.
     pub(super) fn refresh(&self, now: Duration, service: &Arc<ServiceEntry>, zone: Option<&str>, pool: &Pool) {
-        let same = {
-            let entry = self.entry.borrow();
-            Arc::ptr_eq(&entry, service) || entry.endpoints == service.endpoints
-        };
-        if !same {
-            *self.entry.borrow_mut() = service.clone();
+        let before = self.entry.replace(service.clone());
+        if !Arc::ptr_eq(&before, service) && before.endpoints != service.endpoints {
             self.muster(now, zone, pool);
         }
+    }
+
+    /// Whether it is of exactly this description of the service, and this port.
+    fn is_of(&self, service: &Arc<ServiceEntry>, port: u16) -> bool {
+        self.port == port && Arc::ptr_eq(&self.entry.borrow(), service)
     }
 
     fn muster(&self, now: Duration, zone: Option<&str>, pool: &Pool) {
@@ -100,9 +116,9 @@ impl Fleet {
                 identity: endpoint.identity.clone(),
             };
             let near = zone.is_some() && endpoint.zone.as_deref() == zone;
-            (Stop { endpoint: endpoint.clone(), key, address: endpoint.address.as_str().into() }, near)
+            (Stop { endpoint: endpoint.clone(), slot: pool.slot(&key), address: endpoint.address.as_str().into() }, near)
         });
-        self.balancer.borrow_mut().update(now, stops, |stop| pool.load(&stop.key));
+        self.balancer.borrow_mut().update(now, stops, |stop| stop.slot.load.clone());
     }
 
     /// The endpoint for a try, and whether there is another that was not tried.
@@ -179,7 +195,7 @@ impl Fleet {
     /// Notes what an active check found.
     pub(super) fn probed(&self, place: &Chosen, good: bool, check: &HealthCheck) {
         let mut streaks = self.streaks.borrow_mut();
-        streaks.retain(|stop, _| self.leads_to(&stop.key));
+        streaks.retain(|stop, _| self.leads_to(&stop.slot.key));
         let found = streaks.entry(place.what.clone()).or_default().note(good, check);
         if let Some(sick) = found {
             self.balancer.borrow().set_sick(place, sick);
@@ -188,7 +204,7 @@ impl Fleet {
 
     /// Whether connections of this key still lead to one of its endpoints.
     pub(super) fn leads_to(&self, key: &Key) -> bool {
-        self.balancer.borrow().places().iter().any(|place| place.what.key == *key)
+        self.balancer.borrow().places().iter().any(|place| place.what.slot.key == *key)
     }
 }
 
@@ -196,6 +212,8 @@ impl Fleet {
 #[derive(Debug)]
 pub struct Fleets {
     known: RefCell<HashMap<(ServiceName, u16), Rc<Fleet>>>,
+    /// The one of the call before: most programs call one service many times in a row.
+    last: RefCell<Option<Rc<Fleet>>>,
     /// Requests that wait for a connection.
     pub(super) connecting: Gauge,
     /// Connections that were made or tried.
@@ -209,6 +227,7 @@ impl Default for Fleets {
     fn default() -> Self {
         Self {
             known: RefCell::default(),
+            last: RefCell::default(),
             connecting: Gauge::default(),
             connects: Cell::new(0),
             copies: Gauge::default(),
@@ -225,6 +244,15 @@ impl Upstreams {
 
     /// The endpoints of a port of a service.
     pub(super) fn fleet(&self, service: &Arc<ServiceEntry>, port: u16) -> Rc<Fleet> {
+        if let Some(last) = self.fleets.last.borrow().as_ref().filter(|last| last.is_of(service, port)) {
+            return last.clone();
+        }
+        let fleet = self.find_fleet(service, port);
+        *self.fleets.last.borrow_mut() = Some(fleet.clone());
+        fleet
+    }
+
+    fn find_fleet(&self, service: &Arc<ServiceEntry>, port: u16) -> Rc<Fleet> {
         let (now, zone) = (self.now(), self.zone.as_deref());
         let mut known = self.fleets.known.borrow_mut();
         if let Some(fleet) = known.get(&(service.name.clone(), port)) {
@@ -240,6 +268,7 @@ impl Upstreams {
     /// What is due now and then: endpoints that left are let go, and their idle connections closed; records are compared.
     pub fn tend(self: &Rc<Self>) {
         let (now, zone) = (self.now(), self.zone.as_deref());
+        *self.fleets.last.borrow_mut() = None;
         self.fleets.known.borrow_mut().retain(|(name, port), fleet| {
             let Some(entry) = self.directory.current(name) else { return false };
             fleet.refresh(now, &entry.serving(*port), zone, &self.pool);

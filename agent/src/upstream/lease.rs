@@ -2,10 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::{
-    breaker::Held,
-    pool::{Key, Pool},
-};
+use super::{breaker::Held, pool::Slot};
 use crate::{
     http::h1::H1Client,
     refusal::{Reason, Refusal},
@@ -14,8 +11,7 @@ use crate::{
 /// An HTTP/1.1 connection in use. Dropped, the connection is closed; given back, it may serve again.
 #[derive(Debug)]
 pub struct Lease {
-    pool: Rc<Pool>,
-    key: Key,
+    slot: Rc<Slot>,
     client: Option<H1Client>,
     generation: u64,
     /// Whether it has served before.
@@ -24,8 +20,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(pool: Rc<Pool>, key: Key, client: H1Client, generation: u64, reused: bool, stream: StreamLease) -> Self {
-        Self { pool, key, client: Some(client), generation, reused, _stream: stream }
+    pub(super) fn new(slot: Rc<Slot>, client: H1Client, generation: u64, reused: bool, stream: StreamLease) -> Self {
+        Self { slot, client: Some(client), generation, reused, _stream: stream }
     }
 
     /// The connection.
@@ -39,7 +35,7 @@ impl Lease {
     /// The exchange is over: the connection may serve again if it can.
     pub fn give_back(mut self) {
         if let Some(client) = self.client.take() {
-            self.pool.put(self.key.clone(), client, self.generation);
+            self.slot.put(client, self.generation);
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{rc::Rc, time::Duration};
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 
-use super::{Upstreams, lease::StreamLease, pool::Key, retry::Failure};
+use super::{Upstreams, lease::StreamLease, pool::Slot, retry::Failure};
 use crate::{
     http::{Body, Fields, RequestHead, Response, Version, h1::H1Client},
     mesh::{self, MeshClient},
@@ -17,9 +17,6 @@ use crate::{
 const ASKED_AGAIN: Duration = Duration::from_secs(60);
 /// Connections tried when one takes no more requests.
 const ATTEMPTS: usize = 3;
-
-/// The place of a shared connection. Locked while somebody connects, so that a burst opens one connection and not one each.
-pub(super) type MeshSlot = Rc<Mutex<MeshPlace>>;
 
 /// What is in the place.
 #[derive(Debug, Default)]
@@ -58,7 +55,7 @@ impl Upstreams {
     /// speak it.
     pub(super) async fn exchange_mesh(
         &self,
-        (key, endpoint): (&Key, &Endpoint),
+        (slot, endpoint): (&Rc<Slot>, &Endpoint),
         head: &Rc<RequestHead>,
         added: &Fields,
         mut body: Body,
@@ -67,14 +64,14 @@ impl Upstreams {
         let (mut stream, mut attempt) = (Some(stream), 0);
         loop {
             attempt += 1;
-            let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
-            let (client, fresh) = match self.way(key, endpoint).await {
+            let held = stream.take().unwrap_or_else(|| StreamLease::take(&slot.load, None));
+            let (client, fresh) = match self.way(slot, endpoint).await {
                 Ok(Way::Mesh(client, fresh)) => (client, fresh),
                 // Between agents a request keeps the version it came with.
                 Ok(Way::Http) if head.version == Version::Http2 => {
-                    return self.exchange_http2(key, Some(endpoint), head, added, body, held).await;
+                    return Box::pin(self.exchange_http2(slot, Some(endpoint), head, added, body, held)).await;
                 }
-                Ok(Way::Http) => return self.exchange_http1(key, Some(endpoint), head, added, body, held).await,
+                Ok(Way::Http) => return Box::pin(self.exchange_http1(slot, Some(endpoint), head, added, body, held)).await,
                 Err(refusal) => return Err(Failure::unsent(refusal, body)),
             };
             match mesh::exchange(client, head, added, body, held, &self.limits).await.map_err(Failure::sent)? {
@@ -88,11 +85,22 @@ impl Upstreams {
         }
     }
 
-    async fn way(&self, key: &Key, endpoint: &Endpoint) -> Result<Way, Refusal> {
+    async fn way(&self, slot: &Slot, endpoint: &Endpoint) -> Result<Way, Refusal> {
+        // Nearly always somebody has connected before.
+        if let Ok(place) = slot.mesh.try_lock()
+            && let MeshPlace::Open(client, made) = &*place
+            && *made == self.svids.generation()
+            && client.is_usable()
+        {
+            return Ok(Way::Mesh(client.clone(), false));
+        }
+        Box::pin(self.open_way(slot, endpoint)).await
+    }
+
+    async fn open_way(&self, slot: &Slot, endpoint: &Endpoint) -> Result<Way, Refusal> {
         let generation = self.svids.generation();
         let asked = Instant::now();
-        let slot = self.pool.mesh(key);
-        let mut place = slot.lock().await;
+        let mut place = slot.mesh.lock().await;
         match &*place {
             MeshPlace::Open(client, made) if *made == generation && client.is_usable() => {
                 return Ok(Way::Mesh(client.clone(), false));
@@ -101,7 +109,7 @@ impl Upstreams {
             MeshPlace::Failed(at, refusal) if *at >= asked => return Err(refusal.clone()),
             _ => {}
         }
-        let connected = match self.connect(key, Some(endpoint), MeshProtocol::Mesh).await {
+        let connected = match self.connect(&slot.key, Some(endpoint), MeshProtocol::Mesh).await {
             Ok(connected) => connected,
             Err(refusal) => {
                 *place = MeshPlace::Failed(Instant::now(), Refusal::clone(&refusal));
@@ -114,7 +122,7 @@ impl Upstreams {
             return Ok(Way::Mesh(client, true));
         }
         // The handshake was not in vain: the connection speaks HTTP/1.1.
-        self.pool.put(key.clone(), H1Client::new(connected.io, connected.tenure), generation);
+        slot.put(H1Client::new(connected.io, connected.tenure), generation);
         *place = MeshPlace::HttpOnly(Instant::now());
         Ok(Way::Http)
     }

@@ -11,8 +11,9 @@ use std::{
 use outrider_policy::{ServiceName, SpiffeId};
 use tokio::{sync::Mutex, time::Instant};
 
-use super::mesh::MeshSlot;
+use super::mesh::MeshPlace;
 use crate::{
+    alarm,
     http::{h1::H1Client, h2::H2Client},
     refusal::Refusal,
 };
@@ -47,10 +48,6 @@ struct Idle {
     generation: u64,
 }
 
-/// The place of a shared HTTP/2 connection. Locked while somebody connects, so that a burst opens one connection and not
-/// one each.
-pub(super) type Http2Slot = Rc<Mutex<Http2Place>>;
-
 /// What is in the place.
 #[derive(Debug, Default)]
 pub(super) enum Http2Place {
@@ -62,83 +59,103 @@ pub(super) enum Http2Place {
     Failed(Instant, Refusal),
 }
 
-/// One worker's connections.
-#[derive(Debug, Default)]
-pub struct Pool {
-    idle: RefCell<HashMap<Key, Vec<Idle>>>,
-    http2: RefCell<HashMap<Key, Http2Slot>>,
-    mesh: RefCell<HashMap<Key, MeshSlot>>,
-    loads: RefCell<HashMap<Key, Rc<Cell<usize>>>>,
+/// One destination: its connections, and what is under way there. Whoever sends there often holds it, and looks nothing up.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) key: Key,
+    idle: RefCell<Vec<Idle>>,
+    /// Locked while somebody connects, so that a burst opens one connection and not one each.
+    pub(super) http2: Mutex<Http2Place>,
+    /// The same, of the mesh protocol.
+    pub(super) mesh: Mutex<MeshPlace>,
+    /// Exchanges under way.
+    pub(super) load: Rc<Cell<usize>>,
 }
 
-impl Pool {
+impl Slot {
+    fn new(key: Key) -> Self {
+        Self { key, idle: RefCell::default(), http2: Mutex::default(), mesh: Mutex::default(), load: Rc::default() }
+    }
+
     /// An idle connection made with this generation of our certificate: after a renewal, older ones are closed.
-    pub(super) fn take(&self, key: &Key, generation: u64) -> Option<H1Client> {
+    pub(super) fn take(&self, generation: u64) -> Option<H1Client> {
         let mut idle = self.idle.borrow_mut();
-        let clients = idle.get_mut(key)?;
-        while let Some(mut candidate) = clients.pop() {
-            if candidate.generation == generation && candidate.since.elapsed() < IDLE_FOR && candidate.client.is_usable() {
+        while let Some(mut candidate) = idle.pop() {
+            let fresh = candidate.generation == generation && candidate.since + IDLE_FOR > alarm::instant();
+            if fresh && candidate.client.is_usable() {
                 return Some(candidate.client);
             }
         }
-        idle.remove(key);
         None
     }
 
-    pub(super) fn put(&self, key: Key, client: H1Client, generation: u64) {
+    pub(super) fn put(&self, client: H1Client, generation: u64) {
         if !client.is_over() || client.tenure.is_over() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let clients = idle.entry(key).or_default();
-        if clients.len() < IDLE_EACH {
-            clients.push(Idle { client, since: Instant::now(), generation });
+        if idle.len() < IDLE_EACH {
+            idle.push(Idle { client, since: alarm::instant(), generation });
         }
     }
 
-    pub(super) fn http2(&self, key: &Key) -> Http2Slot {
-        self.http2.borrow_mut().entry(key.clone()).or_default().clone()
+    /// Closes what has been idle for long, is of an older generation, or leads nowhere any more.
+    fn sweep(&self, generation: u64, leads_somewhere: bool) {
+        self.idle.borrow_mut().retain(|idle| {
+            let fresh = idle.generation == generation && idle.since + IDLE_FOR > alarm::instant();
+            leads_somewhere && fresh && !idle.client.tenure.is_over()
+        });
+        if self.load.get() > 0 {
+            return;
+        }
+        if let Ok(mut place) = self.http2.try_lock() {
+            let fresh = matches!(&*place, Http2Place::Open(client, made) if *made == generation && client.is_usable());
+            if !(leads_somewhere && fresh) {
+                *place = Http2Place::Empty;
+            }
+        }
+        if let Ok(mut place) = self.mesh.try_lock()
+            && !(leads_somewhere && place.is_fresh(generation))
+        {
+            *place = MeshPlace::Empty;
+        }
     }
 
-    pub(super) fn mesh(&self, key: &Key) -> MeshSlot {
-        self.mesh.borrow_mut().entry(key.clone()).or_default().clone()
+    /// How many connections are idle, and how many are shared.
+    fn count(&self) -> (usize, usize) {
+        let http2 = self.http2.try_lock().is_ok_and(|place| matches!(*place, Http2Place::Open(..)));
+        let mesh = self.mesh.try_lock().is_ok_and(|place| matches!(*place, MeshPlace::Open(..)));
+        (self.idle.borrow().len(), usize::from(http2) + usize::from(mesh))
     }
+}
 
-    /// Exchanges under way at a destination.
-    pub(super) fn load(&self, key: &Key) -> Rc<Cell<usize>> {
-        self.loads.borrow_mut().entry(key.clone()).or_default().clone()
+/// One worker's connections.
+#[derive(Debug, Default)]
+pub struct Pool(RefCell<HashMap<Key, Rc<Slot>>>);
+
+impl Pool {
+    /// The slot of a destination. Only the first who asks copies the key.
+    pub(super) fn slot(&self, key: &Key) -> Rc<Slot> {
+        let mut slots = self.0.borrow_mut();
+        if let Some(slot) = slots.get(key) {
+            return slot.clone();
+        }
+        slots.entry(key.clone()).or_insert_with(|| Rc::new(Slot::new(key.clone()))).clone()
     }
 
     /// How many connections are idle, and how many are shared.
     pub fn count(&self) -> (i64, i64) {
         let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        let shared = self.http2.borrow().len() + self.mesh.borrow().len();
-        (signed(self.idle.borrow().values().map(Vec::len).sum()), signed(shared))
+        let counts = self.0.borrow().values().map(|slot| slot.count()).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+        (signed(counts.0), signed(counts.1))
     }
 
     /// Closes what has been idle for long, is of an older generation or does not lead anywhere any more, and forgets
     /// destinations that nobody uses.
     pub fn sweep(&self, generation: u64, leads_somewhere: impl Fn(&Key) -> bool) {
-        self.idle.borrow_mut().retain(|key, clients| {
-            let leads_somewhere = leads_somewhere(key);
-            clients.retain(|idle| {
-                let fresh = idle.generation == generation && idle.since.elapsed() < IDLE_FOR;
-                leads_somewhere && fresh && !idle.client.tenure.is_over()
-            });
-            !clients.is_empty()
+        self.0.borrow_mut().retain(|key, slot| {
+            slot.sweep(generation, leads_somewhere(key));
+            Rc::strong_count(slot) > 1 || slot.load.get() > 0 || slot.count() != (0, 0)
         });
-        self.http2.borrow_mut().retain(|key, slot| {
-            let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
-            let fresh = slot.try_lock().map_or(
-                true,
-                |place| matches!(&*place, Http2Place::Open(client, made) if *made == generation && client.is_usable()),
-            );
-            busy || (fresh && leads_somewhere(key))
-        });
-        self.mesh.borrow_mut().retain(|key, slot| {
-            let busy = self.loads.borrow().get(key).is_some_and(|load| load.get() > 0);
-            busy || (leads_somewhere(key) && slot.try_lock().map_or(true, |place| place.is_fresh(generation)))
-        });
-        self.loads.borrow_mut().retain(|_, load| load.get() > 0 || Rc::strong_count(load) > 1);
     }
 }

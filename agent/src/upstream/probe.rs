@@ -52,7 +52,7 @@ impl Upstreams {
 
     async fn is_well(&self, place: &Chosen, check: &HealthCheck) -> bool {
         let stop = &place.what;
-        let super::pool::Key::Mesh { service, .. } = &stop.key else { return false };
+        let super::pool::Key::Mesh { service, .. } = &stop.slot.key else { return false };
         let head = Rc::new(RequestHead {
             method: http::Method::GET,
             target: check.path.clone(),
@@ -68,7 +68,7 @@ impl Upstreams {
         let mut added = Fields::default();
         added.push(b"x-request-id", head.id.as_bytes());
         let stream = StreamLease::take(&Rc::default(), None);
-        let answered = self.exchange_mesh((&stop.key, &stop.endpoint), &head, &added, Body::Empty, stream).await;
+        let answered = self.exchange_mesh((&stop.slot, &stop.endpoint), &head, &added, Body::Empty, stream).await;
         let Ok(mut response) = answered else { return false };
         for _ in 0..READ {
             if !matches!(response.body.frame().await, Ok(Some(_))) {

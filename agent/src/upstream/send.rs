@@ -14,7 +14,7 @@ use super::{
     fleet::{Chosen, Fleet, Fleets},
     lease::{Lease, StreamLease},
     outlier::Outcome,
-    pool::{Http2Place, Key, Pool},
+    pool::{Http2Place, Key, Pool, Slot},
     retry::{FIELD, FURTHER_DOWN, Failure, Sending},
 };
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
         Body, Fields, Limits, Request, RequestHead, Response, SharedIo, Transport,
         h1::{self, Exchange, Framing, H1Client},
         h2::{self, H2Client},
+        put_number,
     },
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
@@ -83,11 +84,13 @@ impl Upstreams {
         match route.kind() {
             Kind::Local { program, protocol } => {
                 let Request { head, body } = request;
-                let key = Key::Program(*program);
-                let stream = StreamLease::take(&self.pool.load(&key), None);
+                let slot = self.pool.slot(&Key::Program(*program));
+                let stream = StreamLease::take(&slot.load, None);
                 let outcome = match protocol {
-                    Protocol::Http2 | Protocol::Grpc => self.exchange_http2(&key, None, &head, added, body, stream).await,
-                    Protocol::Http | Protocol::Tcp => self.exchange_http1(&key, None, &head, added, body, stream).await,
+                    Protocol::Http2 | Protocol::Grpc => {
+                        Box::pin(self.exchange_http2(&slot, None, &head, added, body, stream)).await
+                    }
+                    Protocol::Http | Protocol::Tcp => self.exchange_http1(&slot, None, &head, added, body, stream).await,
                 };
                 outcome.map_err(|failure| failure.refusal)
             }
@@ -98,7 +101,7 @@ impl Upstreams {
                 self.call(service, *port, &Sending::default(), request, added, trail).await
             }
             Kind::Mesh { service, port, plan: Some(plan), .. } => {
-                self.call_by(plan, (service, *port), request, added, trail).await
+                Box::pin(self.call_by(plan, (service, *port), request, added, trail)).await
             }
             Kind::Answer(answer) => {
                 let (status, fields) = AnswerParts::clone(answer);
@@ -115,7 +118,7 @@ impl Upstreams {
     pub async fn serve(self: &Rc<Self>, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
         let before = self.behind.count();
         let mut response = self.send(route, request, added, &mut Trail::default()).await?;
-        response.fields.retain(|name| name != FIELD.as_bytes());
+        response.fields.remove(FIELD);
         if response.status >= 500 && self.behind.count() != before {
             response.fields.push(FIELD.as_bytes(), FURTHER_DOWN);
         }
@@ -141,7 +144,7 @@ impl Upstreams {
         loop {
             let chosen = fleet.choose(self.now(), &tried, self.bounds.endpoint_requests)?;
             let stop = &chosen.what;
-            let refusal = match self.connect(&stop.key, Some(&stop.endpoint), MeshProtocol::Tcp).await {
+            let refusal = match self.connect(&stop.slot.key, Some(&stop.endpoint), MeshProtocol::Tcp).await {
                 Ok(connected) => return Ok(connected),
                 Err(refusal) => refusal,
             };
@@ -159,7 +162,7 @@ impl Upstreams {
     /// One exchange over HTTP/1.1 with one endpoint, or with the own program when there is none.
     pub(super) async fn exchange_http1(
         &self,
-        key: &Key,
+        slot: &Rc<Slot>,
         endpoint: Option<&Endpoint>,
         head: &Rc<RequestHead>,
         added: &Fields,
@@ -171,15 +174,15 @@ impl Upstreams {
         let mut stream = Some(stream);
         // A connection that was used before may have been closed at the other end in this very moment. Then the next.
         loop {
-            let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
-            let (client, reused) = match self.pool.take(key, generation) {
+            let held = stream.take().unwrap_or_else(|| StreamLease::take(&slot.load, None));
+            let (client, reused) = match slot.take(generation) {
                 Some(client) => (client, true),
-                None => match self.connect(key, endpoint, MeshProtocol::Http1).await {
+                None => match Box::pin(self.connect(&slot.key, endpoint, MeshProtocol::Http1)).await {
                     Ok(connected) => (H1Client::new(connected.io, connected.tenure), false),
                     Err(refusal) => return Err(Failure::unsent(refusal, body)),
                 },
             };
-            let lease = Lease::new(self.pool.clone(), key.clone(), client, generation, reused, held);
+            let lease = Lease::new(slot.clone(), client, generation, reused, held);
             match h1::exchange(lease, head, &wire, body, &self.limits).await.map_err(Failure::sent)? {
                 Exchange::Answered(response) => return Ok(response),
                 Exchange::Stale(unsent) => body = unsent,
@@ -190,7 +193,7 @@ impl Upstreams {
     /// One exchange over HTTP/2 with one endpoint, or with the own program when there is none.
     pub(super) async fn exchange_http2(
         &self,
-        key: &Key,
+        slot: &Rc<Slot>,
         endpoint: Option<&Endpoint>,
         head: &Rc<RequestHead>,
         added: &Fields,
@@ -204,8 +207,8 @@ impl Upstreams {
         let (mut stream, mut attempt) = (Some(stream), 0);
         loop {
             attempt += 1;
-            let held = stream.take().unwrap_or_else(|| StreamLease::take(&self.pool.load(key), None));
-            let (client, fresh) = match self.http2(key, endpoint).await {
+            let held = stream.take().unwrap_or_else(|| StreamLease::take(&slot.load, None));
+            let (client, fresh) = match self.http2(slot, endpoint).await {
                 Ok(opened) => opened,
                 Err(refusal) => return Err(Failure::unsent(refusal, body)),
             };
@@ -222,18 +225,17 @@ impl Upstreams {
     }
 
     /// A shared HTTP/2 connection, and whether it was opened just now.
-    async fn http2(&self, key: &Key, endpoint: Option<&Endpoint>) -> Result<(H2Client, bool), Refusal> {
+    async fn http2(&self, slot: &Slot, endpoint: Option<&Endpoint>) -> Result<(H2Client, bool), Refusal> {
         let generation = self.svids.generation();
         let asked = Instant::now();
-        let slot = self.pool.http2(key);
-        let mut place = slot.lock().await;
+        let mut place = slot.http2.lock().await;
         match &*place {
             Http2Place::Open(client, made) if *made == generation && client.is_usable() => return Ok((client.clone(), false)),
             Http2Place::Failed(at, refusal) if *at >= asked => return Err(refusal.clone()),
             _ => {}
         }
         let opened = async {
-            let connected = self.connect(key, endpoint, MeshProtocol::Http2).await?;
+            let connected = self.connect(&slot.key, endpoint, MeshProtocol::Http2).await?;
             H2Client::open(connected.io, connected.tenure, &self.limits, &self.tasks).await
         };
         match opened.await {
@@ -302,9 +304,7 @@ async fn dial(address: SocketAddr) -> Result<TcpStream, Refusal> {
 /// A request's head as HTTP/1.1 writes it.
 fn request_wire(head: &RequestHead, added: &Fields, body: &Body) -> Vec<u8> {
     let mut wire = Vec::with_capacity(160 + head.target.len() + head.fields.as_wire().len() + added.as_wire().len());
-    for part in [head.method.as_str(), " ", &head.target, " HTTP/1.1\r\nhost: ", &head.authority(), "\r\n"] {
-        wire.extend_from_slice(part.as_bytes());
-    }
+    head.put_start(&mut wire);
     wire.extend_from_slice(head.fields.as_wire());
     wire.extend_from_slice(added.as_wire());
     if let Some(protocol) = &head.upgrade {
@@ -312,7 +312,11 @@ fn request_wire(head: &RequestHead, added: &Fields, body: &Body) -> Vec<u8> {
     }
     match h1::request_framing(body) {
         Framing::Length(0) if !matches!(head.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) => {}
-        Framing::Length(length) => wire.extend_from_slice(format!("content-length: {length}\r\n").as_bytes()),
+        Framing::Length(length) => {
+            wire.extend_from_slice(b"content-length: ");
+            put_number(&mut wire, length);
+            wire.extend_from_slice(b"\r\n");
+        }
         Framing::Chunked | Framing::UntilClose => wire.extend_from_slice(b"transfer-encoding: chunked\r\n"),
     }
     wire.extend_from_slice(b"\r\n");

@@ -89,7 +89,6 @@ pub struct Switched {
 
 /// What came of an exchange.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
 pub enum Exchange {
     /// The upstream answered.
     Answered(Response),
@@ -185,7 +184,7 @@ pub async fn exchange(
     }
     if parsed.switches {
         let already = reader.borrow_mut().take_rest();
-        let switched = Some(Switched { io, already, lease: Some(lease) });
+        let switched = Some(Box::new(Switched { io, already, lease: Some(lease) }));
         let (status, fields) = (parsed.status, parsed.fields);
         return Ok(Exchange::Answered(Response { status, fields, body: Body::Empty, tenure: Some(tenure), switched }));
     }
@@ -194,7 +193,7 @@ pub async fn exchange(
         lease.give_back();
         Body::Empty
     } else {
-        Body::H1(BodyReader::new(reader.clone(), Some(lease)))
+        Body::H1(Box::new(BodyReader::new(reader.clone(), Some(lease))))
     };
     Ok(Exchange::Answered(Response { status: parsed.status, fields: parsed.fields, body, tenure: Some(tenure), switched: None }))
 }

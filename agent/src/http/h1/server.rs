@@ -2,9 +2,6 @@
 
 use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
-use bytes::BytesMut;
-use tokio::time::Instant;
-
 use super::{
     body::Framing,
     client::write_frame,
@@ -16,15 +13,16 @@ use crate::{
     alarm::{self, within},
     http::{
         BodyError, Limits, Meter,
-        fields::put_number,
         io::SharedIo,
         message::{Body, Frame, Request, Response},
+        put_number,
     },
     policy::{Permit, lapsed},
     refusal::{Reason, Refusal},
     tcp::Tunnel,
     telemetry::Record,
 };
+use bytes::BytesMut;
 
 /// What answers requests: the inbound or the outbound page.
 pub trait Service {
@@ -46,9 +44,9 @@ pub struct Reply {
     /// Ends the response's body when it no longer holds.
     pub permit: Option<Permit>,
     /// Written when the body has ended.
-    pub record: Record,
+    pub record: Box<Record>,
     /// After a 200 to CONNECT, or a 101: where the bytes go from then on.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
 }
 
 /// Serves one connection to its end.
@@ -88,7 +86,7 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
                     reply = Box::pin(service.call(request)) => reply,
                     () = gone(&reader) => break,
                 };
-                (reply, flags.keep_alive && !service.is_closing() && Instant::now() < end, to_head, flags.http10)
+                (reply, flags.keep_alive && !service.is_closing() && alarm::instant() < end, to_head, flags.http10)
             }
         };
         if let Some(tunnel) = reply.tunnel {
@@ -147,7 +145,7 @@ fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>, limits: &Lim
     let body = if parsed.framing == Framing::Length(0) {
         Body::Empty
     } else {
-        Body::H1(BodyReader::new(reader.clone(), None).metered(Meter::new(limits, false)))
+        Body::H1(Box::new(BodyReader::new(reader.clone(), None).metered(Meter::new(limits, false))))
     };
     let expects_continue = parsed.expects_continue && !http10 && !body.is_end();
     Ok((Request { head, body }, Flags { keep_alive: parsed.keep_alive, expects_continue, http10 }))

@@ -41,7 +41,6 @@ impl Drop for Pump {
 
 /// What came of an exchange.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once; a box would be an allocation for each request")]
 pub enum Exchange {
     /// The upstream answered.
     Answered(Response),
@@ -177,7 +176,7 @@ pub async fn exchange(
     }
     let status = parts.status.as_u16();
     if let Some(sending) = sending.filter(|_| switches && parts.status.is_success()) {
-        let switched = Some(websocket::switched(&mut fields, &head.fields, (sending, stream), lease));
+        let switched = Some(Box::new(websocket::switched(&mut fields, &head.fields, (sending, stream), lease)));
         return Ok(Exchange::Answered(Response { status: 101, fields, body: Body::Empty, tenure, switched }));
     }
     if (head.method == http::Method::HEAD || status == 304)
@@ -189,7 +188,7 @@ pub async fn exchange(
     let body = if stream.is_end_stream() {
         Body::Empty
     } else {
-        Body::H2(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump })))
+        Body::H2(Box::new(BodyReader::new(stream, length, Some(super::body::Upstream { _lease: lease, _pump: pump }))))
     };
     Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
 }

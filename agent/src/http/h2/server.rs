@@ -216,7 +216,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
     let meter = || Meter::new(limits, is_grpc);
     let body = match stream.filter(|stream| !stream.is_end_stream()) {
         None => Body::Empty,
-        Some(stream) => Body::H2(BodyReader::new(stream, length, None).metered(meter())),
+        Some(stream) => Body::H2(Box::new(BodyReader::new(stream, length, None).metered(meter()))),
     };
     Ok((Request { head, body }, switching))
 }

@@ -48,19 +48,20 @@ impl Caller {
     /// Answers: the stream carries the other protocol if the program has switched. `None` when the caller reset it.
     pub(super) async fn answer(self, reply: Reply, mut respond: SendResponse<Bytes>, limits: &Limits) -> Option<()> {
         let Reply { mut response, permit, mut record, tunnel } = reply;
-        let Some(tunnel) = tunnel else {
+        let accepted = response.fields.single(ACCEPT) == Some(self.accept.as_bytes());
+        let tunnel = match tunnel {
+            Some(tunnel) if accepted => tunnel,
             // 2xx would say that it has switched.
-            if (200..300).contains(&response.status) {
-                let refusal = Refusal::new(Reason::UpstreamFailed, "the program does not switch to WebSocket");
+            None if !(200..300).contains(&response.status) => {
+                let reply = Reply { response, permit, record, tunnel: None };
+                return server::send(reply, respond, false, limits).await;
+            }
+            _ => {
+                let refusal = Refusal::new(Reason::UpstreamFailed, "the program does not switch to WebSocket as asked");
+                record.status(refusal.status());
                 return server::send(crate::http::refused(&refusal, record), respond, false, limits).await;
             }
-            let reply = Reply { response, permit, record, tunnel: None };
-            return server::send(reply, respond, false, limits).await;
         };
-        if response.fields.single(ACCEPT) != Some(self.accept.as_bytes()) {
-            let refusal = Refusal::new(Reason::UpstreamFailed, "the program does not accept the WebSocket key");
-            return server::send(crate::http::refused(&refusal, record), respond, false, limits).await;
-        }
         response.fields.retain(|name| name != ACCEPT.as_bytes());
         let mut head = http::Response::new(());
         *head.headers_mut() = as_map(&response.fields).ok()?;
