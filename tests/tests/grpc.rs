@@ -406,6 +406,20 @@ async fn deadlines_and_refusals_are_told_in_the_words_of_grpc() -> Outcome {
     let answer = call(&channel, "/pkg.Echo/Unary", Request::new(Bytes::from_static(b"quick"))).await?;
     assert_eq!(answer.into_inner(), "quick", "on the same connection");
 
+    let mut endless = client(&channel)
+        .await?
+        .server_streaming(Request::new(Bytes::new()), path("/pkg.Echo/Endless"), Plain)
+        .await?
+        .into_inner();
+    let cut = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            if let Err(cut) = endless.message().await {
+                return cut;
+            }
+        }
+    });
+    assert_eq!(cut.await?.code(), Code::Cancelled, "the time is for the whole response");
+
     scene.echo.process.kill();
     let gone = call(&channel, "/pkg.Echo/Unary", Request::new(Bytes::new())).await.expect_err("nobody is there");
     assert_eq!(gone.code(), Code::Unavailable, "{gone:?}");

@@ -148,7 +148,7 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
 /// Sends a response, for as long as it is permitted and there is somebody to take it.
 async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, limits: &Limits) {
     let Reply { mut response, mut permit, mut record, tunnel } = reply;
-    let (mut body, tenure, late) = (response.body, response.tenure.take(), record.began() + limits.request);
+    let (mut body, tenure, late) = (response.body, response.tenure.take(), record.late(limits.request));
     let no_body = to_head || matches!(response.status, 204 | 304);
     let ends = tunnel.is_none() && (no_body || body.is_end());
     let length = body.length().filter(|_| !no_body && tunnel.is_none());

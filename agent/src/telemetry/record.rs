@@ -116,9 +116,10 @@ impl Record {
         fields
     }
 
-    /// When it began.
-    pub fn began(&self) -> Instant {
-        self.started
+    /// When it has taken too long: `limit` after it began, or when the time of its route or its caller's deadline is over.
+    pub fn late(&self, limit: Duration) -> Instant {
+        let end = self.started + limit;
+        self.trail.until.map_or(end, |until| until.min(end))
     }
 
     /// An id for what has no request.

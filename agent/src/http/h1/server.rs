@@ -169,7 +169,7 @@ enum Written {
 /// Writes a response and its body, for as long as it is permitted and there is somebody to take it.
 async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> Written {
     let Reply { mut response, mut permit, mut record, .. } = reply;
-    let (tenure, late) = (response.tenure.take(), record.began() + style.request);
+    let (tenure, late) = (response.tenure.take(), record.late(style.request));
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {

@@ -224,7 +224,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
 /// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
 pub(super) async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, limits: &Limits) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let (mut body, tenure, late) = (response.body, response.tenure, record.began() + limits.request);
+    let (mut body, tenure, late) = (response.body, response.tenure, record.late(limits.request));
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
         record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
