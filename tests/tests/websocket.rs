@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use outrider_tests::{AgentOptions, AgentProcess, H2Answer, Mesh, MeshOptions, Outcome, allow, free_port, h2_answer, h2_request};
+use outrider_tests::{
+    AgentOptions, AgentProcess, Ends, H2Answer, Mesh, MeshOptions, Outcome, allow, free_port, h2_answer, h2_headers, h2_request,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream},
     net::{TcpListener, TcpStream},
@@ -300,18 +302,21 @@ async fn websockets_over_http2_are_decided_as_over_http1_and_switch_only_if_the_
     assert_eq!(ask("/chat", "connect-udp").await?, H2Answer::Status(405));
 
     let mut stream = TcpStream::connect(scene.port).await?;
-    let opened = h2_request(
-        &[
-            (":method", "CONNECT"),
-            (":scheme", "http"),
-            (":authority", "orders.shop"),
-            (":path", "/chat"),
-            (":protocol", "websocket"),
-        ],
-        &[],
-    );
-    // Not ended: END_STREAM of the head's frame is taken out.
-    let open = opened.iter().enumerate().map(|(at, byte)| if at == 24 + 9 + 4 { 4 } else { *byte }).collect::<Vec<u8>>();
+    let pseudo = [
+        (":method", "CONNECT"),
+        (":scheme", "http"),
+        (":authority", "orders.shop"),
+        (":path", "/chat"),
+        (":protocol", "websocket"),
+    ];
+    // Windows as wide as they get, so that nobody waits for this caller to open them.
+    let open = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(),
+        &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff],
+        &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0],
+        &h2_headers(&pseudo, Ends::No),
+    ];
+    let open = open.concat();
     stream.write_all(&open).await?;
     assert_eq!(h2_answer(&mut stream).await?, H2Answer::Status(200));
     scene.mesh.apply(&allow("chat", "shop/orders", "[shop/nobody]", "[GET]", "[/chat]"));

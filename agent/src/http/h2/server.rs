@@ -57,7 +57,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 continue;
             }
             () = flood.head_stalls(limits.head_read) => return,
-            () = flood.write_stalls(limits.stall) => return near.reset(),
+            // A little later than the streams on it, whose records say why they ended.
+            () = flood.write_stalls(limits.stall + FAREWELL) => return near.reset(),
             () = flood.exhausted() => {
                 drop(service.refuse(Refusal::new(Reason::ControlFlood, "too many frames that carry nothing")));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
