@@ -359,7 +359,7 @@ impl Health {
     }
 
     fn serve(mut self, readiness: &Readiness, drain: &Drain, tasks: &Tasks) -> Result<(), StartError> {
-        let socket = self.bound.take().ok_or_else(|| std::io::Error::other("no health socket"))?;
+        let socket = self.bound.take().ok_or_else(|| std::io::Error::other("no health socket"))?.into_socket();
         let listener = tokio::net::TcpListener::from_std(socket)?;
         tasks.spawn("health", health::serve(listener, readiness.clone(), Arc::new(self.scrape), drain.clone()));
         Ok(())

@@ -1,6 +1,6 @@
 //! Workers: threads with a runtime of their own, which share what is immutable and own the rest.
 
-use std::{cell::Cell, net::TcpListener, ops::ControlFlow, rc::Rc, sync::Arc};
+use std::{cell::Cell, ops::ControlFlow, rc::Rc, sync::Arc};
 
 use outrider_policy::Target;
 use outrider_runtime::{Drain, Tasks};
@@ -13,7 +13,7 @@ use crate::{
     http::Limits,
     identity::{Peer, Svids},
     inbound,
-    listener::{self, Callers, Crowd},
+    listener::{self, Callers, Crowd, Door},
     outbound,
     policy::PolicyBook,
     refusal::{Reason, Refusal},
@@ -27,15 +27,15 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Sockets {
     /// The mesh listener.
-    pub(crate) mesh: TcpListener,
+    pub(crate) mesh: Door,
     /// HTTP proxy for the own program.
-    pub(crate) outbound: TcpListener,
+    pub(crate) outbound: Door,
     /// Listeners that lead to one service each.
-    pub(crate) upstreams: Vec<(ExplicitUpstream, TcpListener)>,
+    pub(crate) upstreams: Vec<(ExplicitUpstream, Door)>,
     /// Listeners for callers in plaintext.
-    pub(crate) plaintext: Vec<(PlaintextPort, TcpListener)>,
+    pub(crate) plaintext: Vec<(PlaintextPort, Door)>,
     /// Listeners for captured connections.
-    pub(crate) captured: Vec<(Direction, TcpListener)>,
+    pub(crate) captured: Vec<(Direction, Door)>,
 }
 
 /// What every worker shares.

@@ -122,17 +122,24 @@ impl ControlPlane {
         let revocations = revocations(&store, &config).await.map_err(OpenError::from)?;
         let (revoking, revoked) = watch::channel(Arc::new(revocations));
         let revoked = Revoked::new(revoked);
-        let issuance =
-            Issuance { authority, tokens, limit: Arc::new(limit), revoked, turns: Turns::new(), store: store.clone(), metrics };
+        let issuance = Issuance {
+            authority,
+            tokens,
+            limit: Arc::new(limit),
+            revoked,
+            turns: Turns::new(config.issuance_rate),
+            store: store.clone(),
+            metrics,
+        };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;
         let running = doors.addresses(&config, readiness);
         let plane = Plane { issuance, jwt_keys, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
         tasks.spawn("publish", publisher.run(drain.clone()));
-        plane.serve(doors, &running, config.warnings, registry)?;
+        plane.serve(doors, &running, config.warnings, registry, gates.store)?;
         gates.listener.open();
-        plane.close_at_end(store, claim, gates);
+        plane.close_at_end(store, claim, (gates.ca, gates.listener));
         Ok(running)
     }
 }
@@ -247,7 +254,14 @@ struct Plane {
 }
 
 impl Plane {
-    fn serve(&self, doors: Doors, running: &Running, warnings: Vec<String>, registry: Registry) -> Result<(), StartError> {
+    fn serve(
+        &self,
+        doors: Doors,
+        running: &Running,
+        warnings: Vec<String>,
+        registry: Registry,
+        ready: Gate,
+    ) -> Result<(), StartError> {
         let Self { issuance, mesh, tasks, drain, .. } = self;
         let (store, metrics) = (&issuance.store, &issuance.metrics);
         let authority = &issuance.authority;
@@ -316,14 +330,14 @@ impl Plane {
             tasks.spawn("tell", tell(store.clone(), mesh.sessions.clone(), drain.clone()));
             tasks.spawn("learn", learn(store.clone(), mesh.clone(), drain.clone()));
         }
-        let live = upkeep::live(store.clone(), metrics.clone(), running.advertise.clone(), drain.clone());
+        let live = upkeep::live(store.clone(), metrics.clone(), running.advertise.clone(), ready, drain.clone());
         tasks.spawn("live", live);
         tasks.spawn("prune", upkeep::prune(issuance.clone(), drain.clone()));
         Ok(())
     }
 
     /// Closes the store when drain has let everybody finish, and only then gives the state directory back.
-    fn close_at_end(self, store: Store, claim: Claim, gates: Gates) {
+    fn close_at_end(self, store: Store, claim: Claim, gates: (Gate, Gate)) {
         let drain = self.drain.clone();
         // Taken now: a drain that begins later waits for the end of this.
         let hold = drain.hold();

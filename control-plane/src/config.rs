@@ -34,6 +34,10 @@ const CA_TTL_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 const JWT_KEY_LIFE_MIN: Duration = Duration::from_secs(8);
 /// Longest life of a key for tokens.
 const JWT_KEY_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Certificates that are issued in a second at most.
+const ISSUANCE_RATE: u32 = 2000;
+/// The most that can be set.
+const ISSUANCE_RATE_MAX: u32 = 1_000_000;
 /// Below this a short outage of the control plane ends the mesh.
 const LEAF_TTL_ADVISED: Duration = Duration::from_secs(300);
 
@@ -84,6 +88,10 @@ pub struct Raw {
     /// How long a key signs tokens (JWT-SVIDs) before the next one does, 8s to 30d [default: 1d]
     #[arg(long, value_name = "TIME")]
     pub jwt_key_life: Option<String>,
+    /// Certificates that are issued in a second at most; who comes too many waits for a moment, and is sent elsewhere after
+    /// that, 1 to 1000000 [default: 2000]
+    #[arg(long, value_name = "NUMBER")]
+    pub issuance_rate: Option<u32>,
     /// File with the key that encrypts CA keys, made at the first start; the environment variable OUTRIDER_KEY (32 bytes in
     /// base64) takes its place [default: key in the state directory]
     #[arg(long, value_name = "FILE")]
@@ -188,6 +196,8 @@ pub struct Config {
     pub ca_files: Option<CaFiles>,
     /// How long a key signs tokens.
     pub jwt_key_life: Duration,
+    /// Certificates that are issued in a second at most.
+    pub issuance_rate: u32,
     /// The key that encrypts CA keys.
     pub key: KeySource,
     /// Which database the store is in.
@@ -243,6 +253,10 @@ impl Raw {
         if !(JWT_KEY_LIFE_MIN..=JWT_KEY_LIFE_MAX).contains(&jwt_key_life) {
             wrong.say("`--jwt-key-life` must be from 8s to 30d".to_owned());
         }
+        let issuance_rate = self.issuance_rate.unwrap_or(ISSUANCE_RATE);
+        if !(1..=ISSUANCE_RATE_MAX).contains(&issuance_rate) {
+            wrong.say(format!("`--issuance-rate` must be from 1 to {ISSUANCE_RATE_MAX}"));
+        }
         let name = self.trust_domain.as_deref().unwrap_or("mesh.internal");
         let trust_domain = TrustDomain::new(name).map_err(|error| wrong.say(format!("`--trust-domain`: {error}")));
         let log_format = wrong.checked("log-format", self.log_format.as_deref().unwrap_or("text").parse(), Format::Text);
@@ -269,6 +283,7 @@ impl Raw {
             root_ttl,
             ca_files,
             jwt_key_life,
+            issuance_rate,
             key,
             store,
             replica: self.replica,

@@ -18,7 +18,7 @@ use crate::{
     peer::Peer,
     registry::Revoked,
     store::{CertificateRow, Redeem, Store, StoreError},
-    turns::Turns,
+    turns::{NoTurn, Turns},
 };
 
 /// Issues leaves.
@@ -52,6 +52,9 @@ pub(crate) enum IssueError {
     /// The evidence is not acceptable.
     #[error(transparent)]
     Attest(#[from] AttestError),
+    /// It is nobody's turn.
+    #[error(transparent)]
+    Turn(#[from] NoTurn),
     /// We cannot sign.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -81,7 +84,7 @@ impl Issuance {
             None => return Err(IssueError::NoEvidence),
         };
         self.revoked.admit(peer, &attested.identity)?;
-        let _turn = self.turns.take(&attested.identity).await.ok_or_else(|| AttestError::TooOften(attested.identity.clone()))?;
+        let _turn = self.turns.take(&attested.identity).await?;
         let signing_request = SigningRequest::read(&request.csr)?;
         signing_request.asks_only_for(&attested.identity)?;
         let leaf = self.authority.sign(&signing_request, &attested.identity, now)?;
@@ -129,6 +132,7 @@ impl IssueError {
         match self {
             Self::NoEvidence | Self::Csr(_) => Status::invalid_argument(self.to_string()),
             Self::Attest(error) => error.outward(),
+            Self::Turn(error) => error.outward(),
             Self::Ca(_) => Status::unavailable("the control plane cannot sign now"),
         }
     }
@@ -138,6 +142,7 @@ impl IssueError {
             Self::NoEvidence => "no_evidence",
             Self::Csr(_) => "bad_request",
             Self::Attest(error) => error.reason(),
+            Self::Turn(error) => error.reason(),
             Self::Ca(_) => "ca",
         }
     }

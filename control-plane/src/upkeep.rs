@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use outrider_runtime::Drain;
+use outrider_runtime::{Drain, Gate};
 use tokio::time::{Instant, interval};
 
 use crate::{
@@ -20,6 +20,8 @@ use crate::{
 const RENEWAL: Duration = Duration::from_millis(250);
 /// How often a replica says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A store that has not answered for this long is not there.
+const SILENCE: Duration = Duration::from_secs(3);
 /// How often a lease is prolonged.
 const HOLD: Duration = Duration::from_secs(2);
 /// How long a lease outlives its holder.
@@ -104,9 +106,16 @@ pub(crate) async fn look_at_operators(roster: Roster, drain: Drain) -> Result<()
     }
 }
 
-/// Says that this replica lives, and looks after the way to the store.
-pub(crate) async fn live(store: Store, metrics: Metrics, address: String, drain: Drain) -> Result<(), std::convert::Infallible> {
-    let mut tick = interval(HEARTBEAT);
+/// Says that this replica lives, and looks after the way to the store: without one it is not ready, whatever it still serves.
+pub(crate) async fn live(
+    store: Store,
+    metrics: Metrics,
+    address: String,
+    gate: Gate,
+    drain: Drain,
+) -> Result<(), std::convert::Infallible> {
+    // Where nobody else counts on it, the disk is spared.
+    let mut tick = interval(if store.is_shared() { HEARTBEAT } else { HEARTBEAT * 2 });
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut failing = false;
     loop {
@@ -114,7 +123,12 @@ pub(crate) async fn live(store: Store, metrics: Metrics, address: String, drain:
             _ = tick.tick() => {}
             () = drain.stopping() => return Ok(()),
         }
-        let said = live_once(&store, &metrics, &address).await;
+        let said = heard(live_once(&store, &metrics, &address), &gate).await;
+        match &said {
+            Ok(()) => gate.open(),
+            Err(StoreError::Gone) => gate.close_because("its file is gone"),
+            Err(_) => gate.close_because("it does not take what is to be stored"),
+        }
         if let Err(error) = &said {
             if !failing {
                 tracing::error!(error = outrider_runtime::tasks::chain(error), "the store does not answer, trying again");
@@ -127,11 +141,20 @@ pub(crate) async fn live(store: Store, metrics: Metrics, address: String, drain:
     }
 }
 
-async fn live_once(store: &Store, metrics: &Metrics, address: &str) -> Result<(), StoreError> {
-    if !store.is_shared() {
-        metrics.replicas.set(1);
-        return Ok(());
+/// What the store says in the end. When that takes long, it is said meanwhile.
+async fn heard<T>(asked: impl Future<Output = T>, gate: &Gate) -> T {
+    let mut asked = std::pin::pin!(asked);
+    match tokio::time::timeout(SILENCE, &mut asked).await {
+        Ok(said) => said,
+        Err(_) => {
+            gate.close_because("it does not answer");
+            asked.await
+        }
     }
+}
+
+async fn live_once(store: &Store, metrics: &Metrics, address: &str) -> Result<(), StoreError> {
+    store.is_there()?;
     if !store.heartbeat(address).await? {
         tracing::error!(replica = store.replica(), "another control plane runs under the name of this replica");
     }

@@ -126,7 +126,7 @@ impl Health {
     }
 
     fn ready(&self) -> (StatusCode, &'static str, String) {
-        let missing = self.readiness.missing();
+        let missing = self.readiness.waiting();
         if self.drain.is_stopping() {
             (StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n".to_owned())
         } else if missing.is_empty() {

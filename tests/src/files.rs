@@ -15,8 +15,9 @@ const PORTS: u32 = 12_000;
 /// When it is not built.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    // target/debug/deps/test-123 → target/debug
-    let dir = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/PROFILE/deps");
+    // Tests lie in target/PROFILE/deps, programs of the tests' own beside the others.
+    let dir = test.parent().expect("a directory");
+    let dir = if dir.ends_with("deps") { dir.parent().expect("target/PROFILE") } else { dir };
     let path = dir.join(name);
     assert!(path.exists(), "`{}` is not built: run `cargo xtask test`, or `cargo build --workspace` first", path.display());
     path

@@ -4,15 +4,23 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use hyper_util::rt::TokioIo;
+use outrider_agent::tls::server_name;
 use outrider_proto::v1::{CreateTokenRequest, admin_client::AdminClient};
+use rustls::pki_types::ServerName;
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Process, Space, free_port, program};
+use crate::{Identity, Process, Space, careless_client, free_port, program};
 
 /// How a mesh is started.
 #[derive(Clone, Debug, Default)]
@@ -394,6 +402,23 @@ impl AgentProcess {
             assert!(Instant::now() < deadline, "the agent is not ready:\n{}", self.process.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Whether its mesh port serves somebody with this certificate, at a port of a service.
+    ///
+    /// # Panics
+    /// When nothing listens there.
+    pub async fn lets_in(&self, service: &str, port: u16, identity: Identity) -> bool {
+        let name = server_name(&service.parse().expect("a name"), port);
+        let name = ServerName::try_from(name).expect("a name");
+        let stream = TcpStream::connect(self.mesh).await.expect("the mesh port");
+        let Ok(mut stream) = TlsConnector::from(Arc::new(careless_client(Some(identity)))).connect(name, stream).await else {
+            return false;
+        };
+        // In TLS 1.3 a client learns only afterwards that it was refused.
+        let sent = stream.write_all(b"GET /x HTTP/1.1\r\nhost: anything\r\n\r\n").await;
+        let mut answer = [0; 12];
+        sent.is_ok() && stream.read_exact(&mut answer).await.is_ok() && answer.starts_with(b"HTTP/1.1 ")
     }
 
     /// What `/readyz` says; status 0 when nobody answers.

@@ -55,11 +55,42 @@ impl Cluster {
     pub fn start(disk: Disk, port: Option<u16>) -> Self {
         let cluster = Self::empty(port);
         let data = cluster.dir.join("data");
-        let mut made = cluster.command("initdb");
-        made.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
-        succeed(made.args(["--locale=C", "--no-sync", "--no-instructions"]));
+        cluster.init(&data);
         cluster.configure(disk);
         cluster.kept()
+    }
+
+    /// A new one that shows this certificate (both PEM), and takes nothing over TCP but TLS.
+    ///
+    /// # Panics
+    /// When PostgreSQL is not installed or does not start.
+    pub fn secured(port: u16, certificate: &str, key: &str) -> Self {
+        let cluster = Self::empty(Some(port));
+        let data = cluster.dir.join("data");
+        cluster.init(&data);
+        cluster.configure(Disk::Fast);
+        cluster.write("server.crt", certificate);
+        cluster.write("server.key", key);
+        cluster.write("pg_hba.conf", "local all all trust\nhostssl all all 127.0.0.1/32 trust\n");
+        let settings = std::fs::read_to_string(data.join("postgresql.conf")).expect("postgresql.conf");
+        cluster.write("postgresql.conf", &format!("{settings}ssl = on\n"));
+        cluster.kept()
+    }
+
+    /// Writes a file of the server.
+    fn write(&self, name: &str, text: &str) {
+        let file = self.dir.join("data").join(name);
+        std::fs::write(&file, text).expect("a file of PostgreSQL");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        if let Some((uid, gid)) = servant() {
+            chown(&file, Some(uid), Some(gid)).expect("chown");
+        }
+    }
+
+    fn init(&self, data: &Path) {
+        let mut made = self.command("initdb");
+        made.arg("-D").arg(data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8"]);
+        succeed(made.args(["--locale=C", "--no-sync", "--no-instructions"]));
     }
 
     /// A standby that follows another cluster.

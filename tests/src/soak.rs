@@ -10,10 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrider_proto::v1::StatusRequest;
+use outrider_proto::v1::{RotateCertificatesRequest, StatusRequest};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
-use crate::{AgentOptions, AgentProcess, Backend, Cluster, Disk, Mesh, MeshOptions, allow, read_answer};
+use crate::{AgentOptions, AgentProcess, Backend, Cluster, Disk, Identity, Mesh, MeshOptions, allow, join, read_answer};
+
+/// Between two renewals that are asked for.
+const ASKED: Duration = Duration::from_secs(2);
+
+/// A replica is killed again each time that this part of the requests was made.
+const KILLS: u64 = 20;
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +32,8 @@ pub struct RotationPlan {
     pub connections: usize,
     /// Control planes; more than one share a PostgreSQL.
     pub replicas: usize,
+    /// Requests a second in all at most; as many as pass when none.
+    pub rate: Option<u32>,
     /// `--leaf-ttl`.
     pub leaf_ttl: &'static str,
     /// `--issuing-ttl`.
@@ -51,6 +59,10 @@ pub struct RotationSeen {
     pub kills: u64,
     /// Whether the trust anchor is another one, and the old one is nobody's any more.
     pub anchor_changed: bool,
+    /// Whether an agent lets in a leaf of the old trust anchor before the change and refuses it afterwards, though it is valid.
+    pub old_root_refused: bool,
+    /// The longest that one request took.
+    pub slowest_ms: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -95,6 +107,16 @@ impl Planes {
         self.meshes.first().expect("a control plane")
     }
 
+    /// kill -9. Others take over; alone, it must be back before the certificates end.
+    async fn kill_and_restart(&mut self, number: usize, agents: [&AgentProcess; 2]) {
+        let mesh = self.meshes.get_mut(number).expect("a replica");
+        mesh.control_plane.kill();
+        mesh.restart_control_plane().await;
+        for agent in agents {
+            agent.connected().await;
+        }
+    }
+
     /// The common names of all roots, and of the issuing CA of the first replica.
     async fn authorities(&self) -> (Vec<String>, Vec<String>) {
         let status = self.first().admin().await.status(StatusRequest {}).await.expect("the status").into_inner();
@@ -110,17 +132,22 @@ impl Planes {
 struct Load {
     stop: Arc<AtomicBool>,
     made: Arc<AtomicU64>,
+    /// Milliseconds.
+    slowest: Arc<AtomicU64>,
     calls: JoinSet<(u64, Option<String>)>,
 }
 
 impl Load {
-    fn start(proxy: SocketAddr, connections: usize) -> Self {
+    fn start(proxy: SocketAddr, connections: usize, rate: Option<u32>) -> Self {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let slowest = Arc::new(AtomicU64::new(0));
         let mut running = JoinSet::new();
+        let each = u32::try_from(connections).unwrap_or(1);
+        let pause = rate.map(|rate| Duration::from_secs(1) * each / rate.max(1));
         for _ in 0..connections {
-            running.spawn(calls(proxy, stop.clone(), made.clone()));
+            running.spawn(calls(proxy, pause, stop.clone(), (made.clone(), slowest.clone())));
         }
-        Self { stop, made, calls: running }
+        Self { stop, made, slowest, calls: running }
     }
 
     fn made(&self) -> u64 {
@@ -140,11 +167,23 @@ impl Load {
     }
 }
 
-async fn calls(proxy: SocketAddr, stop: Arc<AtomicBool>, made: Arc<AtomicU64>) -> (u64, Option<String>) {
+async fn calls(
+    proxy: SocketAddr,
+    pause: Option<Duration>,
+    stop: Arc<AtomicBool>,
+    (made, slowest): (Arc<AtomicU64>, Arc<AtomicU64>),
+) -> (u64, Option<String>) {
     let (mut failed, mut first, mut stream, mut buf) = (0, None, None, Vec::new());
+    let mut tick = pause.map(tokio::time::interval);
     while !stop.load(Ordering::Relaxed) {
+        if let Some(tick) = &mut tick {
+            tick.tick().await;
+        }
         let number = made.fetch_add(1, Ordering::Relaxed);
-        let how = match call(proxy, &mut stream, &mut buf).await {
+        let begun = Instant::now();
+        let answer = call(proxy, &mut stream, &mut buf).await;
+        slowest.fetch_max(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let how = match answer {
             Ok(200) => continue,
             Ok(status) => format!("request {number}: status {status}"),
             Err(error) => format!("request {number}: {error}"),
@@ -185,26 +224,28 @@ pub async fn rotation(plan: RotationPlan, mut tell: impl FnMut(&str, u64)) -> Ro
     }
     let agents = [&orders, &web];
     let mut seen = RotationSeen::default();
-    let load = Load::start(web.outbound, plan.connections);
+    let load = Load::start(web.outbound, plan.connections, plan.rate);
 
     let (old_roots, mut issuing) = planes.authorities().await;
     for number in 0..planes.meshes.len() {
         tell(&format!("replica {number} is killed"), load.made());
-        planes.meshes.get_mut(number).expect("a replica").control_plane.kill();
+        planes.kill_and_restart(number, agents).await;
         seen.kills += 1;
-        // Others take over; alone, it must be back before the certificates end.
-        planes.meshes.get_mut(number).expect("a replica").restart_control_plane().await;
-        for agent in agents {
-            agent.connected().await;
-        }
     }
 
     tell("the trust anchor is changed", load.made());
-    let rotated = tokio::task::block_in_place(|| planes.first().outrider(&["ca", "rotate", "--timeout", "5m"]));
+    // Somebody who got a leaf of the old one, and is not heard of again.
+    let stranger = join(planes.first().address, &planes.first().token("shop/web", &[]).await).await.expect("a leaf");
+    let until = leaf_end(&stranger);
+    assert!(orders.lets_in("shop/orders", 80, stranger.clone()).await, "before the change");
+    let rotated = tokio::task::block_in_place(|| planes.first().outrider(&["ca", "rotate", "--skip-away", "--timeout", "5m"]));
     assert!(rotated.status.success(), "{}{}", String::from_utf8_lossy(&rotated.stdout), String::from_utf8_lossy(&rotated.stderr));
     let (new_roots, _) = planes.authorities().await;
+    seen.old_root_refused = !orders.lets_in("shop/orders", 80, stranger).await && now() < until;
     seen.anchor_changed = new_roots.len() == 1 && new_roots.iter().all(|root| !old_roots.contains(root));
 
+    let part = (plan.requests / KILLS).max(5_000);
+    let mut next = part;
     loop {
         let (_, now) = planes.authorities().await;
         if now != issuing {
@@ -217,12 +258,36 @@ pub async fn rotation(plan: RotationPlan, mut tell: impl FnMut(&str, u64)) -> Ro
             break;
         }
         assert!(begun.elapsed() < plan.patience, "not done in time: {} requests, {seen:?}", load.made());
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        if load.made() >= next {
+            let number = usize::try_from(seen.kills).unwrap_or(0) % planes.meshes.len();
+            tell(&format!("replica {number} is killed again"), load.made());
+            planes.kill_and_restart(number, agents).await;
+            seen.kills += 1;
+            next += part;
+        }
+        // Beside those that are due, so that there are many in little time.
+        for identity in ["shop/orders", "shop/web"] {
+            let request = RotateCertificatesRequest { identity: identity.to_owned() };
+            // A replica that has just come back may not know yet where the agents are.
+            drop(planes.first().admin().await.rotate_certificates(request).await);
+        }
+        tokio::time::sleep(ASKED).await;
     }
     seen.requests = load.made();
+    seen.slowest_ms = load.slowest.load(Ordering::Relaxed);
     (seen.failed, seen.first_failure) = load.end().await;
     seen.seconds = begun.elapsed().as_secs_f64();
     seen
+}
+
+fn now() -> i64 {
+    time::OffsetDateTime::now_utc().unix_timestamp()
+}
+
+/// Unix seconds.
+fn leaf_end(identity: &Identity) -> i64 {
+    let leaf = identity.chain.first().expect("a leaf");
+    x509_parser::parse_x509_certificate(leaf).expect("X.509").1.validity().not_after.timestamp()
 }
 
 async fn renewals(agents: [&AgentProcess; 2]) -> u64 {

@@ -131,3 +131,34 @@ async fn what_an_audit_rule_holds_for_is_recorded_whatever_share_of_calls_is() -
     assert!(text.contains("note: audited by shop/all/writes"), "{text}");
     Ok(())
 }
+
+/// Connections that somebody has to this port of loopback.
+fn connections(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
+    // Its own address, port in hex, and 01 for an established one.
+    let here = format!(":{port:04X}");
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    fields.filter(|row| matches!(row.as_slice(), [_, own, _, "01", ..] if own.ends_with(&here))).count()
+}
+
+#[tokio::test]
+async fn an_agent_reports_on_the_connection_of_its_configuration_also_after_a_renewal_and_a_restart() -> Outcome {
+    let mut mesh = Mesh::start(MeshOptions::default()).await;
+    let web = mesh.agent("shop/web", AgentOptions::default()).await;
+    for when in ["at first", "after a renewal", "after a restart of the control plane"] {
+        match when {
+            "after a renewal" => assert!(mesh.outrider(&["certs", "rotate", "shop/web"]).status.success()),
+            "after a restart of the control plane" => {
+                mesh.control_plane.kill();
+                mesh.restart_control_plane().await;
+                web.connected().await;
+            }
+            _ => {}
+        }
+        let refused = through_proxy(web.outbound, "GET", "http://nowhere.shop/", "").await?;
+        let id = refused.field("x-request-id").expect("a request id").to_owned();
+        recorded(&mesh, when, |record| record.request_id == id).await;
+        outrider_tests::until(when, || connections(mesh.address.port()) == 1).await;
+    }
+    Ok(())
+}

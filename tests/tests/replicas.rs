@@ -216,6 +216,43 @@ async fn while_postgres_is_away_calls_pass_and_changes_fail_and_afterwards_both_
     Ok(())
 }
 
+/// What `/readyz` of a control plane says.
+async fn readiness(mesh: &Mesh) -> (u16, String) {
+    match get(mesh.health(), "/readyz").await {
+        Ok(answer) => (answer.status, answer.body_text()),
+        Err(_) => (0, String::new()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_its_store_is_not_ready_and_who_joins_goes_to_another() -> Outcome {
+    let port = free_port();
+    let cluster = Cluster::start(Disk::Fast, Some(port));
+    let url = cluster.database();
+    let shared = Shared::on(url.clone());
+    let two = shared.replica("two").await;
+    // The way of this one to the database can be closed.
+    let silencer = Silencer::before(SocketAddr::from(([127, 0, 0, 1], port))).await;
+    let cut = Shared { url: url.replace(&format!(":{port}/"), &format!(":{}/", silencer.address.port())), dir: shared.dir };
+    let one = cut.replica("one").await;
+    until("both are ready", async || readiness(&one).await.0 == 200 && readiness(&two).await.0 == 200).await;
+    silencer.stop();
+    until("it says that it is not ready, and why", async || {
+        let (status, text) = readiness(&one).await;
+        status == 503 && text.starts_with("waiting for store (it does not ")
+    })
+    .await;
+    assert_eq!(readiness(&two).await.0, 200, "the other one is");
+    // The first to be asked is chosen at random: two of three names are those of the one that cannot issue.
+    let away = one.address.port();
+    let names = format!("127.0.0.1:{away},localhost:{away},{}", two.address);
+    for number in 0..3 {
+        let options = AgentOptions { more: vec!["--control-plane".to_owned(), names.clone()], ..AgentOptions::default() };
+        two.agent(&format!("shop/late-{number}"), options).await;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn when_postgres_fails_over_to_a_standby_nothing_acknowledged_is_lost_and_the_mesh_goes_on() -> Outcome {
     let (first, second) = (free_port(), free_port());
@@ -259,10 +296,14 @@ async fn when_postgres_fails_over_to_a_standby_nothing_acknowledged_is_lost_and_
     Ok(())
 }
 
+/// Said instead of a count when connections end.
+const ENDED: u64 = u64::MAX;
+
 /// Passes connections on, until those that there are fall silent without an end, as behind a router that lost its state.
 struct Silencer {
     address: SocketAddr,
     silent: tokio::sync::watch::Sender<u64>,
+    accepting: tokio::task::AbortHandle,
 }
 
 impl Silencer {
@@ -272,7 +313,7 @@ impl Silencer {
         let address = listener.local_addr().expect("an address");
         let silent = tokio::sync::watch::Sender::new(0);
         let told = silent.subscribe();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut told = told.clone();
                 told.mark_unchanged();
@@ -281,6 +322,7 @@ impl Silencer {
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                         _ = told.changed() => {
+                            if *told.borrow() == ENDED { return }
                             // Neither side hears anything any more, not even an end.
                             std::future::pending::<()>().await;
                         }
@@ -288,7 +330,13 @@ impl Silencer {
                 });
             }
         });
-        Self { address, silent }
+        Self { address, silent, accepting: accepting.abort_handle() }
+    }
+
+    /// Ends all connections, and takes none any more.
+    fn stop(&self) {
+        self.accepting.abort();
+        self.silent.send_replace(ENDED);
     }
 }
 

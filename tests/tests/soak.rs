@@ -14,13 +14,17 @@ async fn leaves_issuing_cas_and_the_trust_anchor_change_while_replicas_are_kille
         renewals: 10,
         connections: 2,
         replicas: 2,
-        leaf_ttl: "10s",
+        rate: None,
+        leaf_ttl: "20s",
         issuing_ttl: "40s",
         patience: Duration::from_secs(180),
     };
     let seen = rotation(plan, |_, _| {}).await;
     println!("{seen:?}");
     assert_eq!((seen.failed, seen.first_failure.as_deref()), (0, None));
-    assert!(seen.anchor_changed && seen.kills == 2 && seen.renewals >= 10 && seen.issuing_cas > 0, "{seen:?}");
+    assert!(
+        seen.anchor_changed && seen.old_root_refused && seen.kills >= 2 && seen.renewals >= 10 && seen.issuing_cas > 0,
+        "{seen:?}"
+    );
     Ok(())
 }

@@ -26,6 +26,9 @@ pub(crate) struct Soak {
     /// Also write the rows to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// `rotation`: requests a second at most [default: as many as pass]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// Cargo profile of the binaries
     #[arg(long, default_value = "release")]
     profile: String,
@@ -52,6 +55,8 @@ struct Rotation {
     issuing_cas: f64,
     kills: f64,
     anchor_changed: bool,
+    old_root_refused: bool,
+    slowest_ms: f64,
     seconds: f64,
 }
 
@@ -80,6 +85,9 @@ impl Soak {
         if self.quick {
             soak.args(["--requests", "20000", "--renewals", "20"]);
         }
+        if let Some(rate) = self.rate {
+            soak.args(["--rate", &rate.to_string()]);
+        }
         // Its progress goes to the terminal as it comes.
         let ended = soak.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot run outrider-soak")?;
         let seen: Rotation =
@@ -92,12 +100,15 @@ impl Soak {
             ("issuing CAs renewed", "", seen.issuing_cas),
             ("control planes killed", "", seen.kills),
             ("trust anchors changed", "", f64::from(u8::from(seen.anchor_changed))),
+            ("old trust anchor refused", "", f64::from(u8::from(seen.old_root_refused))),
+            ("slowest request", "ms", seen.slowest_ms),
             ("time", "s", seen.seconds),
         ] {
             report.add("mesh", metric, unit, value);
         }
         report.target("mesh", "failed", "", 0.0);
         report.at_least("mesh", "trust anchors changed", "", 1.0);
+        report.at_least("mesh", "old trust anchor refused", "", 1.0);
         report.print()?;
         if let Some(path) = self.json {
             report.write(&path)?;

@@ -63,6 +63,11 @@ impl Addresses {
         order.into_iter().filter_map(|index| self.all.get(index).cloned()).collect()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.all.len()
+    }
+
     /// Takes note that one failed.
     pub(crate) fn failed(&self, address: &str, now: Instant) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);

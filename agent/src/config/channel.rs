@@ -23,6 +23,9 @@ const ALIVE: Duration = Duration::from_secs(6);
 /// Time for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How long reports wait for the connection of the configuration. An agent whose stream is refused reports nevertheless.
+const SHARED: Duration = Duration::from_secs(30);
+
 /// Server name of every control plane.
 const HOST: &str = "control-plane.outrider-system";
 
@@ -53,23 +56,31 @@ pub struct ControlPlane {
     last: ArcSwap<String>,
     trust: Arc<Trust>,
     svids: Arc<Svids>,
+    /// The connection that the stream of the configuration is on, and which certificate of ours it proves.
+    shared: watch::Sender<Option<(u64, Channel)>>,
 }
 
 impl Clone for ControlPlane {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.addresses), Arc::clone(&self.trust), Arc::clone(&self.svids))
+        let shared = self.shared.clone();
+        Self { shared, ..Self::new(Arc::clone(&self.addresses), Arc::clone(&self.trust), Arc::clone(&self.svids)) }
     }
 }
 
 impl ControlPlane {
     /// The control plane at these addresses.
     pub fn new(addresses: Arc<Addresses>, trust: Arc<Trust>, svids: Arc<Svids>) -> Self {
-        Self { addresses, last: ArcSwap::default(), trust, svids }
+        Self { addresses, last: ArcSwap::default(), trust, svids, shared: watch::Sender::new(None) }
     }
 
     /// Takes note that the last connection did not do: the next one goes to another replica, if there is one.
     pub fn turn_away(&self) {
         self.addresses.failed(&self.last.load(), Instant::now());
+    }
+
+    /// How many replicas there are to ask.
+    pub(crate) fn replicas(&self) -> usize {
+        self.addresses.count()
     }
 
     /// Told when our certificate is replaced: a connection proves only what its certificate proved.
@@ -84,6 +95,39 @@ impl ControlPlane {
     pub async fn connect(&self) -> Result<Channel, ControlPlaneError> {
         let config = control_plane_config(ControlPlaneTrust::Bundle(self.trust.clone()), Some(self.svids.clone()))?;
         self.open(config, self.trust.pin()).await
+    }
+
+    /// Connects as who we are, and lets others use the connection too; until the next one, or [`ControlPlane::unshare`].
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(crate) async fn connect_and_share(&self) -> Result<Channel, ControlPlaneError> {
+        let generation = self.svids.generation();
+        let channel = self.connect().await?;
+        self.shared.send_replace(Some((generation, channel.clone())));
+        Ok(channel)
+    }
+
+    /// The shared connection is not to be used any more.
+    pub(crate) fn unshare(&self) {
+        self.shared.send_replace(None);
+    }
+
+    /// The shared connection that proves our present certificate: a second one would cost the control plane as much as an agent
+    /// does. One of our own when there is none in time.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(crate) async fn shared(&self) -> Result<Channel, ControlPlaneError> {
+        let wanted = self.svids.generation();
+        let mut shared = self.shared.subscribe();
+        let found = shared.wait_for(|shared| shared.as_ref().is_some_and(|(generation, _)| *generation >= wanted));
+        if let Ok(Ok(found)) = tokio::time::timeout(SHARED, found).await
+            && let Some((_, channel)) = &*found
+        {
+            return Ok(channel.clone());
+        }
+        self.connect().await
     }
 
     /// Connects as nobody, to a control plane that shows the root the token names.

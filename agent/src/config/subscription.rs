@@ -114,6 +114,7 @@ impl Subscription {
             };
             let Err(error) = outcome else { continue };
             before = None;
+            self.control_plane.unshare();
             self.control_plane.turn_away();
             failures += 1;
             let pause = retry_after(failures, fastrand::f64());
@@ -127,7 +128,7 @@ impl Subscription {
     }
 
     async fn open(&self) -> Result<Stream, SubscriptionError> {
-        let channel = self.control_plane.connect().await?;
+        let channel = self.control_plane.connect_and_share().await?;
         let (out, requests) = mpsc::channel(16);
         let stream = Stream { out: out.clone(), updates: self.subscribe(channel, out, requests).await? };
         Ok(stream)

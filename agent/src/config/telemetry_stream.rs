@@ -130,7 +130,7 @@ impl Reporter {
     async fn stream(&mut self, once: bool) -> Result<End, Broken> {
         let mut renewals = self.control_plane.renewals();
         renewals.mark_unchanged();
-        let channel = self.control_plane.connect().await.map_err(|error| Broken::Connection(error.to_string()))?;
+        let channel = self.control_plane.shared().await.map_err(|error| Broken::Connection(error.to_string()))?;
         let (out, requests) = mpsc::channel(1);
         let call = TelemetryClient::new(channel).report(ReceiverStream::new(requests)).await;
         let mut answers = call.map_err(Broken::Refused)?.into_inner();

@@ -54,7 +54,7 @@ pub(crate) fn listen(port: u16, sockets: &mut Sockets) -> Result<Vec<Listener>, 
         let flag = "--capture-dns-port";
         let bound = sockets.bind(address, 1, flag).and_then(|mut tcp| {
             let failed = |reason| ListenError::Failed { address, flag, reason };
-            let tcp = tcp.take().ok_or_else(|| failed(io::Error::other("no socket")))?;
+            let tcp = tcp.take().ok_or_else(|| failed(io::Error::other("no socket")))?.into_socket();
             Ok(Listener { udp: sockets.bind_udp(address, flag)?, tcp })
         });
         match bound {

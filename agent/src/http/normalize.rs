@@ -1,5 +1,7 @@
 //! Parse once: what a codec read becomes the one canonical request, or is refused. Nothing after this looks at raw bytes.
 
+use std::borrow::Cow;
+
 use outrider_policy::{host, path};
 
 use super::{
@@ -95,11 +97,19 @@ impl RequestParts {
             path => path::canonical(path).map_err(|problem| Refusal::new(Reason::AmbiguousPath, problem.to_string()))?,
         };
         let path_len = path.len();
-        let mut target = path.into_owned();
-        if let Some(query) = query {
-            target.push('?');
-            target.push_str(canonical_query(query)?);
-        }
+        let query = query.map(canonical_query).transpose()?;
+        let is_whole = matches!(path, Cow::Borrowed(_)) && path_and_query.len() == target.len();
+        let target = if is_whole {
+            // Canonical as it came, which is nearly always so.
+            String::from_utf8(target).map_err(|_| malformed("request target is not ASCII"))?
+        } else {
+            let mut canonical = path.into_owned();
+            if let Some(query) = query {
+                canonical.push('?');
+                canonical.push_str(query);
+            }
+            canonical
+        };
         let (id, trace) = (request_id(&mut fields), TraceContext::take(&mut fields));
         let (host, host_port) = (named.name, named.port);
         Ok(RequestHead { method, target, path_len, host, host_port, fields, version, id, trace, upgrade: None })

@@ -12,7 +12,7 @@ use outrider_proto::v1::{
 use outrider_runtime::{Drain, Gate};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 use zeroize::Zeroizing;
 
 use super::{JoinToken, SigningRequest, Svid, SvidError, Svids, renew_at, retry_after};
@@ -39,6 +39,9 @@ pub enum IdentityError {
     /// The control plane says no.
     #[error("the control plane refused: {0}")]
     Refused(String),
+    /// The control plane cannot say now; another replica may.
+    #[error("the control plane cannot issue now: {0}")]
+    Unavailable(String),
     /// The answer is no certificate for our key.
     #[error("unusable certificate: {0}")]
     Svid(#[from] SvidError),
@@ -105,10 +108,25 @@ impl Renewal {
         }
         let token = token.ok_or(IdentityError::NoToken)?;
         let request = SigningRequest::new()?;
-        let channel = self.control_plane.join(token).await?;
-        let evidence = Evidence::JoinToken(WireToken { token: token.as_str().to_owned() });
-        let answer = self.issue(channel, &request, evidence).await?;
+        let answer = self.join(token, &request).await?;
         self.take(request, answer)
+    }
+
+    /// Asks one replica after the other, as long as each says that it cannot issue now.
+    async fn join(&self, token: &JoinToken, request: &SigningRequest) -> Result<IssueResponse, IdentityError> {
+        let mut left = self.control_plane.replicas();
+        loop {
+            let channel = self.control_plane.join(token).await?;
+            let evidence = Evidence::JoinToken(WireToken { token: token.as_str().to_owned() });
+            left = left.saturating_sub(1);
+            match self.issue(channel, request, evidence).await {
+                Err(IdentityError::Unavailable(reason)) if left > 0 => {
+                    tracing::warn!(reason, "this replica of the control plane cannot issue now, asking another");
+                    self.control_plane.turn_away();
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Puts the certificate on disk to use. `false` when there is none that is valid.
@@ -147,10 +165,11 @@ impl Renewal {
         let call = IssueRequest { csr: request.csr.clone(), evidence: Some(evidence), expected_identity };
         let mut client = IdentityClient::new(channel);
         let answer = tokio::time::timeout(ANSWER, client.issue(call)).await;
-        let answer = answer.map_err(|_| IdentityError::Refused("no answer in time".to_owned()))?;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| IdentityError::Refused(format!("{} ({:?})", status.message(), status.code())))
+        let answer = answer.map_err(|_| IdentityError::Unavailable("no answer in time".to_owned()))?;
+        answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
+            Code::Unavailable => IdentityError::Unavailable(status.message().to_owned()),
+            code => IdentityError::Refused(format!("{} ({code:?})", status.message())),
+        })
     }
 
     fn take(&self, request: SigningRequest, answer: IssueResponse) -> Result<(), IdentityError> {

@@ -1,12 +1,15 @@
 //! Listening sockets: one for each worker on the same port, and an accept loop that survives whatever accept says.
 
 mod crowd;
+mod share;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 pub use crowd::{Callers, Crowd, Place};
+pub use share::Door;
 
 use outrider_runtime::{Drain, drain::Hold};
+use share::{Share, Taken};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -54,6 +57,7 @@ pub struct Bound {
     /// The address, with the port that was chosen.
     pub address: SocketAddr,
     sockets: Vec<std::net::TcpListener>,
+    shares: Vec<Share>,
 }
 
 /// Opens `address` once for each worker.
@@ -78,7 +82,7 @@ pub fn bind(address: SocketAddr, workers: usize, flag: &'static str) -> Result<B
         })
         .collect::<Result<_, _>>()
         .map_err(failed)?;
-    Ok(Bound { address, sockets })
+    Ok(Bound::new(address, sockets))
 }
 
 fn open(address: SocketAddr, share: bool) -> std::io::Result<Socket> {
@@ -108,18 +112,22 @@ pub fn adopt(mut sockets: Vec<std::net::TcpListener>, workers: usize) -> std::io
         socket.listen(BACKLOG)?;
         sockets.push(socket.into());
     }
-    Ok(Bound { address, sockets })
+    Ok(Bound::new(address, sockets))
 }
 
 impl Bound {
+    fn new(address: SocketAddr, sockets: Vec<std::net::TcpListener>) -> Self {
+        Self { address, shares: Share::among(sockets.len()), sockets }
+    }
+
     /// The sockets that are still here.
     pub fn sockets(&self) -> &[std::net::TcpListener] {
         &self.sockets
     }
 
     /// Takes one worker's socket.
-    pub fn take(&mut self) -> Option<std::net::TcpListener> {
-        self.sockets.pop()
+    pub fn take(&mut self) -> Option<Door> {
+        Some(Door { socket: self.sockets.pop()?, share: self.shares.pop()? })
     }
 }
 
@@ -134,6 +142,8 @@ pub struct Accepted {
     _hold: Hold,
     /// Its place among all connections.
     _place: Place,
+    /// Its place among this worker's.
+    _taken: Taken,
 }
 
 /// Kept by a connection as long as it lives.
@@ -141,33 +151,44 @@ pub struct Accepted {
 pub struct Held {
     _hold: Hold,
     _place: Place,
+    _taken: Taken,
 }
 
 impl Accepted {
     /// The stream, and what must live as long as it is served.
     pub fn split(self) -> (TcpStream, SocketAddr, Held) {
-        (self.stream, self.address, Held { _hold: self._hold, _place: self._place })
+        (self.stream, self.address, Held { _hold: self._hold, _place: self._place, _taken: self._taken })
     }
 }
 
-/// Accepts until drain and hands every connection to `serve`. Those that the crowd has no
+/// Accepts until drain and hands every connection to `serve`, here or at the worker that has fewer of them. Those that the crowd has no
 /// place for are closed at once; `turned_away` hears of them.
 ///
 /// # Errors
 /// When the socket cannot be used at all.
 pub async fn accept(
-    socket: std::net::TcpListener,
+    door: Door,
     (crowd, callers): (Arc<Crowd>, Callers),
     drain: Drain,
     serve: impl Fn(Accepted),
     turned_away: impl Fn(SocketAddr),
 ) -> std::io::Result<()> {
+    let Door { socket, mut share } = door;
     let listener = TcpListener::from_std(socket)?;
+    // A connection that broke meanwhile is nobody's loss.
+    let take = |given: share::Given| given.take().map(&serve).unwrap_or_default();
     let mut pause = Duration::from_millis(5);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = drain.stopping() => return Ok(()),
+            given = share.given() => {
+                take(given);
+                continue;
+            }
+            () = drain.stopping() => {
+                share.close().for_each(take);
+                return Ok(());
+            }
         };
         match accepted {
             Ok((stream, address)) => {
@@ -177,7 +198,9 @@ pub async fn accept(
                     continue;
                 };
                 let _ = stream.set_nodelay(true);
-                serve(Accepted { stream, address, _hold: drain.hold(), _place: place });
+                if let Ok(Some(accepted)) = share.out(stream, address, drain.hold(), place) {
+                    serve(accepted);
+                }
             }
             // The connection is gone already; the next one may be fine.
             Err(error) if matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset) => {
@@ -193,7 +216,42 @@ pub async fn accept(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_accepts_them_connections_are_shared_out_evenly() {
+        let mut bound = bind("127.0.0.1:0".parse().unwrap(), 3, "--mesh").unwrap();
+        let (drain, crowd) = (Drain::new(), Crowd::new(100, 100));
+        let (doors, counts): (Vec<Door>, [Cell<usize>; 3]) =
+            ((0..3).map(|_| bound.take().unwrap()).collect(), Default::default());
+        let (served, mut each) = tokio::sync::mpsc::unbounded_channel();
+        let mut accepting: futures_util::stream::FuturesUnordered<_> = (doors.into_iter().zip(&counts))
+            .map(|(door, count)| {
+                let (served, crowd) = (served.clone(), (crowd.clone(), Callers::Program));
+                let serve = move |accepted| {
+                    count.set(count.get() + 1);
+                    served.send(accepted).unwrap();
+                };
+                accept(door, crowd, drain.clone(), serve, |_| {})
+            })
+            .collect();
+        let connecting = async {
+            let (mut near, mut far) = (Vec::new(), Vec::new());
+            for _ in 0..30 {
+                near.push(TcpStream::connect(bound.address).await.unwrap());
+                far.push(each.recv().await.unwrap());
+            }
+            (near, far)
+        };
+        let held = tokio::select! {
+            held = connecting => held,
+            _ = futures_util::StreamExt::next(&mut accepting) => panic!("nothing stops"),
+        };
+        assert_eq!(counts.each_ref().map(Cell::get), [10; 3]);
+        drop(held);
+    }
 
     #[test]
     fn a_taken_port_is_named_with_its_flag() {

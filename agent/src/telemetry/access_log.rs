@@ -16,9 +16,9 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
 /// Blocks that may wait for the writer.
-const BLOCKS: usize = 256;
-/// Size at which a worker hands a block over.
-const BLOCK: usize = 16 << 10;
+const BLOCKS: usize = 64;
+/// Size at which a worker hands a block over. Waking the writer costs as much as writing hundreds of lines.
+const BLOCK: usize = 64 << 10;
 
 /// Where lines go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,11 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{TrustError, check_chain, provider};
+use super::{
+    TrustError, check_chain,
+    issuers::{Issuers, Use},
+    provider,
+};
 
 /// SHA-256 over an anchor's name and key: a certificate that was made anew for the same key is the same anchor.
 pub type AnchorId = [u8; 32];
@@ -26,6 +30,7 @@ pub(super) struct Anchor {
     subject: Vec<u8>,
     roots: Arc<RootCertStore>,
     clients: Arc<dyn ClientCertVerifier>,
+    pub(super) issuers: Issuers,
 }
 
 impl Anchor {
@@ -48,7 +53,14 @@ impl Anchor {
             hash
         };
         let pin = hash(aws_lc_rs::digest::digest(&SHA256, key));
-        Ok(Self { id: hash(named.finish()), pin, subject, roots, clients })
+        Ok(Self {
+            id: hash(named.finish()),
+            pin,
+            subject,
+            roots,
+            clients,
+            issuers: Issuers::new(provider().signature_verification_algorithms),
+        })
     }
 
     /// Whether a certificate of the chain says that this anchor signed it.
@@ -65,9 +77,14 @@ impl Anchor {
         now: UnixTime,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Result<(), Error> {
+        if self.issuers.vouch(Use::Server, leaf, intermediates, now) {
+            return Ok(());
+        }
         let parsed = ParsedCertificate::try_from(leaf)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms.all)?;
-        Ok(check_chain(intermediates)?)
+        check_chain(intermediates)?;
+        self.issuers.learn(&self.roots, Use::Server, leaf, intermediates, now);
+        Ok(())
     }
 
     pub(super) fn verify_client(
@@ -76,7 +93,12 @@ impl Anchor {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
+        if self.issuers.vouch(Use::Client, leaf, intermediates, now) {
+            return Ok(());
+        }
         self.clients.verify_client_cert(leaf, intermediates, now)?;
-        Ok(check_chain(intermediates)?)
+        check_chain(intermediates)?;
+        self.issuers.learn(&self.roots, Use::Client, leaf, intermediates, now);
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 mod anchor;
 mod control;
+mod issuers;
 mod leaf;
 mod revoked;
 mod tenure;

@@ -36,6 +36,11 @@ const ISSUE_LIMIT: usize = 16 * 1024;
 const SUBSCRIBE_LIMIT: usize = 8 * 1024 * 1024;
 /// Most bytes of a batch of records.
 const REPORT_LIMIT: usize = 4 * 1024 * 1024;
+/// Bytes that a stream of an agent may have under way. One connection carries its configuration and its reports: what is reported
+/// and waits for the store must not keep acknowledgements from coming.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of a connection.
+const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 /// Most bytes of an operator's call: several files.
 const ADMIN_LIMIT: usize = 32 * 1024 * 1024;
 
@@ -50,6 +55,8 @@ pub(crate) fn agents_router(
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .http2_max_header_list_size(16 * 1024)
         .http2_max_pending_accept_reset_streams(Some(20))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(32)
         .concurrency_limit_per_connection(32)
         .add_service(IdentityServer::new(identities).max_decoding_message_size(ISSUE_LIMIT))

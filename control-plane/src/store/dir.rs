@@ -3,7 +3,7 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -104,6 +104,30 @@ impl Claim {
         let set = made.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
         set.map_err(|reason| DirError::Unusable { path: self.path.clone(), reason })?;
         Ok(file)
+    }
+}
+
+/// A file that was opened by its name, and must still be there under it.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: Option<(u64, u64)>,
+}
+
+impl OpenFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        let id = Self::identify(&path);
+        Self { path, id }
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        let now = Self::identify(&self.path);
+        now.is_some() && now == self.id
+    }
+
+    fn identify(path: &Path) -> Option<(u64, u64)> {
+        std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
     }
 }
 

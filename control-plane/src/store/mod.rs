@@ -30,6 +30,7 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
+use dir::OpenFile;
 use hints::Hints;
 use issuing::Pending;
 use sql::{Change, Health, Pool, sql};
@@ -65,6 +66,8 @@ pub(crate) struct Store {
     replica: Arc<Replica>,
     /// Where it is, when it is a PostgreSQL database.
     url: Option<PostgresUrl>,
+    /// The file, when it is one.
+    file: Option<Arc<OpenFile>>,
     /// What other replicas changed.
     pub(crate) hints: Hints,
     /// Whether this replica has not left.
@@ -108,6 +111,9 @@ pub(crate) enum StoreError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+    /// Its file was removed, or another one took its place.
+    #[error("the store's file is gone: put it back from a backup and start again")]
+    Gone,
     /// Another replica changed policies in the meantime.
     #[error("another replica changed policies at the same time: try again")]
     Overtaken,
@@ -176,6 +182,17 @@ impl Store {
     #[cfg(test)]
     pub(crate) async fn count(&self, text: &'static str) -> i64 {
         sql(text).one::<(i64,)>(&self.writer).await.unwrap().0
+    }
+
+    /// Whether what is written has a place: a file that was removed takes every write, and keeps none.
+    ///
+    /// # Errors
+    /// [`StoreError::Gone`].
+    pub(crate) fn is_there(&self) -> Result<(), StoreError> {
+        match &self.file {
+            Some(file) if !file.is_there() => Err(StoreError::Gone),
+            _ => Ok(()),
+        }
     }
 
     /// Lets go of the database, in a state that the next one finds whole.

@@ -4,7 +4,7 @@ use outrider_policy::identity::TrustDomain;
 
 use super::{
     DirError, Replica, Store, StoreError,
-    dir::Claim,
+    dir::{Claim, OpenFile},
     hints::Hints,
     issuing,
     keys::{Kek, KeyError},
@@ -101,11 +101,12 @@ impl Store {
         trust_domain: &TrustDomain,
         key: &KeySource,
     ) -> Result<(Self, Kek), OpenError> {
-        let mut at = None;
+        let (mut at, mut opened) = (None, None);
         let (place, writer, readers) = match backend {
             Backend::Sqlite => {
                 let file = claim.touch(FILE)?;
                 let (writer, readers) = sqlite::open(&file).await?;
+                opened = Some(OpenFile::new(file.clone()).into());
                 (file.display().to_string(), writer, readers)
             }
             Backend::Postgres(url) => {
@@ -121,6 +122,7 @@ impl Store {
             readers,
             replica: replica.into(),
             url: at,
+            file: opened,
             hints: Hints::default(),
             here: std::sync::Arc::new(tokio::sync::Mutex::new(true)),
         };

@@ -1,6 +1,8 @@
 //! The control plane over real sockets and files: what agents, operators and strangers get from it.
 
 #[cfg(test)]
+mod database;
+#[cfg(test)]
 mod durability;
 #[cfg(test)]
 mod flood;

@@ -30,19 +30,23 @@ enum What {
         /// Control planes; more than one share a PostgreSQL
         #[arg(long, default_value_t = 2)]
         replicas: usize,
+        /// Requests a second at most; as many as pass when not set
+        #[arg(long)]
+        rate: Option<u32>,
     },
 }
 
 fn main() -> ExitCode {
-    let What::Rotation { requests, renewals, replicas } = Args::parse().what;
+    let What::Rotation { requests, renewals, replicas, rate } = Args::parse().what;
     let plan = RotationPlan {
         requests,
         renewals,
         connections: 8,
         replicas,
-        leaf_ttl: "6s",
-        issuing_ttl: "60s",
-        patience: Duration::from_secs(3600),
+        rate,
+        leaf_ttl: "60s",
+        issuing_ttl: "120s",
+        patience: Duration::from_secs(2 * 3600),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "{requests} requests: {what}");
         }
     }));
-    let is_good = seen.failed == 0 && seen.anchor_changed;
+    let is_good = seen.failed == 0 && seen.anchor_changed && seen.old_root_refused;
     let line = serde_json::to_string(&seen).unwrap_or_default();
     match writeln!(std::io::stdout(), "{line}") {
         Ok(()) if is_good => ExitCode::SUCCESS,

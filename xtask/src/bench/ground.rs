@@ -25,12 +25,17 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Builds the binaries and makes an empty directory.
+    /// Builds all binaries and makes an empty directory.
     pub(super) fn prepare(name: &str, plan: &Plan) -> anyhow::Result<Self> {
+        Self::with(name, plan, &["--bins"])
+    }
+
+    /// The same with only what these words choose.
+    pub(super) fn with(name: &str, plan: &Plan, binaries: &[&str]) -> anyhow::Result<Self> {
         let packages = ["outrider", "outrider-agent", "outrider-control-plane", "outrider-tests"];
         let mut build = command::cargo();
-        build.args(["build", "--bins", "--profile", &plan.profile]).args(packages.iter().flat_map(|package| ["-p", *package]));
-        command::run(&mut build)?;
+        build.args(["build", "--profile", &plan.profile]).args(binaries);
+        command::run(build.args(packages.iter().flat_map(|package| ["-p", *package])))?;
         let target = target_directory()?;
         let directory = target.join("bench").join(format!("{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;

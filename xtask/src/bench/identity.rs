@@ -18,6 +18,8 @@ use super::{
 };
 use crate::command;
 
+/// Agents that are there before memory is counted.
+const WARM: usize = 10;
 /// Numbers of agents.
 const AGENTS: &[usize] = &[100, 500, 2000];
 /// Numbers of agents of a smoke run.
@@ -38,6 +40,15 @@ struct Issued {
     p99_us: f64,
 }
 
+/// What a flood cost somebody else.
+#[derive(Debug, Deserialize)]
+struct Flood {
+    asked: u64,
+    issued: u64,
+    alone_p99_us: f64,
+    beside_p99_us: f64,
+}
+
 /// How long a change took.
 #[derive(Debug, Deserialize)]
 struct Change {
@@ -49,10 +60,10 @@ struct Change {
 
 /// Runs all of it.
 pub(super) fn run(plan: &Plan) -> anyhow::Result<Report> {
-    let ground = Ground::prepare("identity", plan)?;
+    let ground = Ground::with("identity", plan, &["--bin", "outrider-control-plane", "--bin", "outrider-swarm"])?;
     let mut report = Report::new("identity");
     let sizes = if plan.quick { QUICK } else { AGENTS };
-    let bar = progress(u64::from(plan.rounds) * 2 + sizes.len() as u64 * 2);
+    let bar = progress(u64::from(plan.rounds) * 2 + 1 + sizes.len() as u64 * 2);
     for _ in 0..plan.rounds {
         bar.set_message("signing");
         signing(plan, &mut report)?;
@@ -63,6 +74,9 @@ pub(super) fn run(plan: &Plan) -> anyhow::Result<Report> {
         issuing(&ground, plan, round, &mut report)?;
         bar.inc(1);
     }
+    bar.set_message("a flood from one identity");
+    flood(&ground, plan, &mut report)?;
+    bar.inc(1);
     agents(&ground, sizes, &mut report, &bar)?;
     bar.finish_and_clear();
     Ok(report)
@@ -103,15 +117,35 @@ fn issuing(ground: &Ground, plan: &Plan, round: u32, report: &mut Report) -> any
     Ok(())
 }
 
+/// What another identity waits while one asks for twenty times what it may.
+fn flood(ground: &Ground, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let plane = Plane::start(ground, "flood")?;
+    let seconds = plan.seconds.saturating_mul(8).min(60).to_string();
+    let mut load = plane.swarm(ground);
+    load.args(["flood", "--seconds", &seconds]);
+    let seen: Flood = serde_json::from_str(&command::output(&mut load)?).context("the swarm wrote what is not understood")?;
+    report.add("a calm identity", "p99 of a renewal, alone", "µs", seen.alone_p99_us);
+    report.add("a calm identity", "p99 of a renewal, beside a flood", "µs", seen.beside_p99_us);
+    report.add("a calm identity", "p99 beside a flood / alone", "", seen.beside_p99_us / seen.alone_p99_us.max(1.0));
+    report.target("a calm identity", "p99 beside a flood / alone", "", 2.0);
+    report.add("a loud identity", "asked for", "", seen.asked as f64);
+    report.add("a loud identity", "issued", "", seen.issued as f64);
+    Ok(())
+}
+
 /// One change at many agents, their memory, and their return after a restart.
 fn agents(ground: &Ground, sizes: &[usize], report: &mut Report, bar: &indicatif::ProgressBar) -> anyhow::Result<()> {
     let mut plane = Plane::start(ground, "agents")?;
-    let empty = plane.process.resident()?;
     let mut swarm = Swarm::start(ground, &plane)?;
+    // What it needs for the first of everything is not what another agent costs.
+    swarm.ask(&format!("grow {WARM}"))?;
+    swarm.ask("change")?;
+    let warm = plane.process.resident()?;
     for size in sizes {
         let contender = format!("{size} agents");
         bar.set_message(format!("{contender}: changes"));
         swarm.ask(&format!("grow {size}"))?;
+        let busy = plane.process.cpu()?;
         for _ in 0..CHANGES {
             let change: Change = serde_json::from_value(swarm.ask("change")?)?;
             report.add(&contender, "change stored", "ms", change.stored_us / 1e3);
@@ -120,7 +154,9 @@ fn agents(ground: &Ground, sizes: &[usize], report: &mut Report, bar: &indicatif
             report.target(&contender, "change in force, p99 of agents", "ms", 1000.0);
             report.add(&contender, "known to be in force at all", "ms", change.known_us / 1e3);
         }
-        let memory = plane.process.resident()?.saturating_sub(empty) as f64 / *size as f64 / 1024.0;
+        let each = plane.process.cpu()?.saturating_sub(busy).as_secs_f64() / f64::from(CHANGES) / *size as f64;
+        report.add(&contender, "CPU of a change for an agent", "µs", each * 1e6);
+        let memory = plane.process.resident()?.saturating_sub(warm) as f64 / size.saturating_sub(WARM) as f64 / 1024.0;
         report.add(&contender, "memory of an agent", "KiB", memory);
         report.target(&contender, "memory of an agent", "KiB", 100.0);
         bar.inc(1);
@@ -129,6 +165,8 @@ fn agents(ground: &Ground, sizes: &[usize], report: &mut Report, bar: &indicatif
         let back = swarm.ask("current")?;
         let seconds = back.get("seconds").and_then(serde_json::Value::as_f64).context("no time")?;
         report.add(&contender, "all current after a restart", "s", seconds);
+        let spent = plane.process.cpu()?.as_secs_f64();
+        report.add(&contender, "CPU of the restart for an agent", "µs", spent / *size as f64 * 1e6);
         bar.inc(1);
     }
     Ok(())
@@ -153,6 +191,8 @@ impl Plane {
         let mut start = ground.binary("outrider-control-plane");
         start.arg("--state-dir").arg(ground.directory().join(name)).args(["--log", "warn"]);
         start.args(["--listen", &listen.to_string(), "--health-listen", &health.to_string()]);
+        // What it can do is asked here, not what it is allowed to.
+        start.args(["--issuance-rate", "1000000"]);
         let mut process = Process::start("control-plane", &mut start, ground.directory())?;
         process.wait_until("ready", || status(health, "/readyz") == Some(200))?;
         Ok(process)

@@ -35,7 +35,7 @@ pub(crate) struct Bench {
     /// Rounds [default: 5; with --quick 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Measure only these: workloads (c16, c64, rate, close, big, grpc, handshakes, idle) and contenders (outrider, envoy, …);
+    /// Measure only these: workloads (c16, c64, rate, close, big, grpc, handshakes, idle, workers) and contenders (outrider, envoy, …);
     /// `direct` and `tunnel` are always there
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
@@ -70,7 +70,7 @@ struct Plan {
 }
 
 /// Names that choose workloads; the others choose contenders.
-const WORKLOADS: [&str; 8] = ["c16", "c64", "rate", "close", "big", "grpc", "handshakes", "idle"];
+const WORKLOADS: [&str; 9] = ["c16", "c64", "rate", "close", "big", "grpc", "handshakes", "idle", "workers"];
 
 impl Plan {
     /// Whether a workload is wanted.

@@ -1,6 +1,8 @@
 //! A process under measurement: started with its log in a file, ended when dropped, asked for its own CPU time and memory.
 
 use std::{
+    collections::HashMap,
+    ffi::OsString,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -48,13 +50,26 @@ impl Process {
 
     /// CPU time of all its living threads, as the scheduler counts it.
     pub(super) fn cpu(&self) -> anyhow::Result<Duration> {
-        let mut nanoseconds = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id())).with_context(|| format!("{} is gone", self.name))? {
-            let text = fs::read_to_string(thread?.path().join("schedstat")).context("this kernel keeps no schedstat")?;
-            let spent = text.split_whitespace().next().and_then(|field| field.parse::<u64>().ok());
-            nanoseconds += spent.context("schedstat is not understood")?;
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        Ok(self.threads()?.values().sum())
+    }
+
+    /// CPU time of each living thread, by its number.
+    pub(super) fn threads(&self) -> anyhow::Result<HashMap<OsString, Duration>> {
+        let threads =
+            fs::read_dir(format!("/proc/{}/task", self.child.id())).with_context(|| format!("{} is gone", self.name))?;
+        threads
+            .map(|thread| {
+                let thread = thread?;
+                let text = fs::read_to_string(thread.path().join("schedstat")).context("this kernel keeps no schedstat")?;
+                let spent = text.split_whitespace().next().and_then(|field| field.parse().ok());
+                Ok((thread.file_name(), Duration::from_nanos(spent.context("schedstat is not understood")?)))
+            })
+            .collect()
+    }
+
+    /// Open descriptors: a little more than its connections.
+    pub(super) fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id())).with_context(|| format!("{} is gone", self.name))?.count())
     }
 
     /// Resident memory, bytes.

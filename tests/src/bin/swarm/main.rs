@@ -2,6 +2,7 @@
 //! and a certificate of its own. It reads commands from standard input and answers each with one line of JSON.
 
 mod door;
+mod flood;
 mod issuance;
 mod member;
 mod swarm;
@@ -48,6 +49,12 @@ enum What {
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,
     },
+    /// Time the renewals of one identity, alone and beside a flood from another
+    Flood {
+        /// How long
+        #[arg(long, default_value_t = 8.0)]
+        seconds: f64,
+    },
     /// Hold streams. Commands: `grow N`, `change`, `lost`, `current`, `quit`
     Hold,
 }
@@ -74,6 +81,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         What::Issue { identities, depth, seconds } => {
             say(&issuance::run(&door, identities, depth, Duration::from_secs_f64(seconds)).await?)
         }
+        What::Flood { seconds } => say(&flood::run(&door, Duration::from_secs_f64(seconds)).await?),
         What::Hold => hold(door).await,
     }
 }

@@ -9,6 +9,7 @@ use outrider_agent::identity::retry_after;
 use outrider_proto::v1::{
     Ack, Hello, KnownResource, Protocol, ResourceKind, ServiceBacking, ServicePort, SubscribeRequest, Update,
     config_client::ConfigClient, subscribe_request::Message as Out, subscribe_response::Message as In,
+    telemetry_client::TelemetryClient,
 };
 use outrider_tests::Identity;
 use tokio::sync::mpsc;
@@ -57,7 +58,10 @@ impl Member {
         let channel = self.door.connect(Some(self.identity.clone())).await?;
         let (send, receive) = mpsc::channel(4);
         send.send(SubscribeRequest { message: Some(Out::Hello(self.hello())) }).await?;
-        let mut updates = ConfigClient::new(channel).subscribe(ReceiverStream::new(receive)).await?.into_inner();
+        let mut updates = ConfigClient::new(channel.clone()).subscribe(ReceiverStream::new(receive)).await?.into_inner();
+        // Agents report on the same connection, on a stream that stays open.
+        let (_reports, reported) = mpsc::channel(1);
+        let _answers = TelemetryClient::new(channel).report(ReceiverStream::new(reported)).await?;
         let mut acknowledged = false;
         // An error is the end of the stream.
         while let Ok(Some(message)) = updates.message().await {

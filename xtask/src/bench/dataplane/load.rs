@@ -226,7 +226,11 @@ pub(super) fn idle_plain(ground: &Ground, plan: &Plan, contender: &Contender) ->
     load.args([&format!("http://{address}/1k"), "--connections", &count.to_string(), "--rate", &rate.to_string()]);
     let seconds = f64::from(count) / rate;
     load.args(["--warm-up", "0", "--seconds", &(seconds + 0.2).to_string(), "--hold"]);
-    let grown = while_held(load, |_| Ok((caller.resident()?, callee.resident()?)))?;
+    let grown = while_held(load, |_| {
+        let held = caller.descriptors()?;
+        ensure!(held > count as usize, "{held} descriptors are open at the caller's proxy: it does not hold {count} connections");
+        Ok((caller.resident()?, callee.resident()?))
+    })?;
     let each = |before: u64, after: u64| (after as f64 - before as f64) / 1024.0 / f64::from(count);
     Ok(Some((each(before.0, grown.0), each(before.1, grown.1))))
 }

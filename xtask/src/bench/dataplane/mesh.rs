@@ -17,20 +17,23 @@ use crate::command;
 const RULES: usize = 10;
 
 /// Starts the control plane and both agents, with so many workers each.
-pub(super) fn start(ground: &Ground, backend: &Backend, workers: u32) -> anyhow::Result<Contender> {
-    let (control_plane, join, socket) = control_plane(ground)?;
+///
+/// `suffix` tells several meshes on the same ground apart.
+pub(super) fn start(ground: &Ground, backend: &Backend, suffix: &str, workers: u32) -> anyhow::Result<Contender> {
+    let called = |name: &str| format!("{name}{suffix}");
+    let (control_plane, join, socket) = control_plane(ground, &called("control-plane"))?;
     // It lives as long as the bench; its own CPU is not a request's.
     ground.keep(control_plane);
     let (mesh, front, grpc) = (free_address()?, free_address()?, free_address()?);
-    let mut start = agent(ground, "callee", join, &token(ground, &socket, "bench/files")?, workers)?;
+    let mut start = agent(ground, &called("callee"), join, &token(ground, &socket, "bench/files")?, workers)?;
     start.args(["--mesh", &mesh.to_string(), "--outbound", &free_address()?.to_string()]);
     start.args(["--service", &format!("bench/files:80/http={}", backend.http1)]);
     start.args(["--service", &format!("bench/files:90/grpc={}", backend.http2)]);
-    let callee = ready(Process::start("callee", &mut start, ground.directory())?, ground, "callee")?;
-    let mut start = agent(ground, "caller", join, &token(ground, &socket, "bench/web")?, workers)?;
+    let callee = ready(Process::start(&called("callee"), &mut start, ground.directory())?, ground, &called("callee"))?;
+    let mut start = agent(ground, &called("caller"), join, &token(ground, &socket, "bench/web")?, workers)?;
     start.args(["--mesh", &free_address()?.to_string(), "--outbound", &free_address()?.to_string()]);
     start.args(["--upstream", &format!("{front}=bench/files:80"), "--upstream", &format!("{grpc}=bench/files:90")]);
-    let caller = ready(Process::start("caller", &mut start, ground.directory())?, ground, "caller")?;
+    let caller = ready(Process::start(&called("caller"), &mut start, ground.directory())?, ground, &called("caller"))?;
     let file = ground.directory().join("policy.yaml");
     fs::write(&file, policy())?;
     command::output(operator(ground, &socket).args(["apply", "--wait", "-f"]).arg(&file))?;
@@ -39,14 +42,14 @@ pub(super) fn start(ground: &Ground, backend: &Backend, workers: u32) -> anyhow:
 }
 
 /// Starts a control plane; returns where agents connect and its admin socket.
-fn control_plane(ground: &Ground) -> anyhow::Result<(Process, SocketAddr, String)> {
+fn control_plane(ground: &Ground, name: &str) -> anyhow::Result<(Process, SocketAddr, String)> {
     let (listen, health) = (free_address()?, free_address()?);
-    let state = ground.directory().join("control-plane");
+    let state = ground.directory().join(name);
     let socket = state.join("admin.sock").display().to_string();
     let mut start = ground.binary("outrider-control-plane");
     start.arg("--state-dir").arg(&state).args(["--admin-socket", &socket]);
     start.args(["--listen", &listen.to_string(), "--health-listen", &health.to_string()]);
-    let mut process = Process::start("control-plane", &mut start, ground.directory())?;
+    let mut process = Process::start(name, &mut start, ground.directory())?;
     process.wait_until("ready", || status(health, "/readyz") == Some(200))?;
     Ok((process, listen, socket))
 }

@@ -5,6 +5,7 @@ mod load;
 mod mesh;
 mod pairs;
 mod soak;
+mod workers;
 
 pub(crate) use soak::soak;
 
@@ -52,6 +53,9 @@ pub(super) fn run(plan: &Plan) -> anyhow::Result<Report> {
         }
     }
     bar.finish_and_clear();
+    if plan.wants("workers") && plan.measures("outrider") {
+        workers::measure(&ground, &backend, plan, &mut report)?;
+    }
     shares(&workloads, &contenders, &mut report);
     Ok(report)
 }

@@ -27,7 +27,7 @@ pub(super) fn start(ground: &Ground, backend: &Backend, plan: &Plan) -> anyhow::
         ("tunnel", Box::new(|| floor(ground, "tunnel", &["tunnel"], backend.http1, false).map(Some))),
         ("hyper h1", Box::new(|| floor(ground, "hyper h1", &["hyper"], backend.http1, false).map(Some))),
         ("hyper h2", Box::new(|| floor(ground, "hyper h2", &["hyper", "--http2"], backend.http1, false).map(Some))),
-        ("outrider", Box::new(|| mesh::start(ground, backend, 1).map(Some))),
+        ("outrider", Box::new(|| mesh::start(ground, backend, "", 1).map(Some))),
         (
             "haproxy h1",
             Box::new(|| other(ground, backend, &haproxy("haproxy h1", "http/1.1", "haproxy-client.cfg", "haproxy-server.cfg"))),
@@ -64,7 +64,7 @@ pub(super) fn start(ground: &Ground, backend: &Backend, plan: &Plan) -> anyhow::
         }
     }
     if !plan.wants_http1() && plan.measures("outrider") {
-        contenders.push(mesh::start(ground, backend, 1)?);
+        contenders.push(mesh::start(ground, backend, "", 1)?);
     }
     Ok(contenders)
 }

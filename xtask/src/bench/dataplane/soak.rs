@@ -1,6 +1,6 @@
 //! What only shows after long: memory that grows with requests, requests that fail once in a million, very many connections.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::ensure;
 
@@ -12,7 +12,7 @@ use super::{
     },
     load, mesh,
 };
-use crate::setup;
+use crate::{command, setup};
 
 /// Measurements of memory over the run.
 const SLICES: u64 = 50;
@@ -23,10 +23,11 @@ const SLICES: u64 = 50;
 /// When a request failed, memory grew with the requests, or a connection was not held.
 pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Result<Report> {
     setup::run()?;
+    allow_descriptors(connections);
     let plan = Plan { profile: profile.to_owned(), seconds: 1, rounds: 1, only: Vec::new(), idle: connections, quick: false };
     let ground = Ground::prepare("soak", &plan)?;
     let backend = ground.nginx()?;
-    let pair = mesh::start(&ground, &backend, 1)?;
+    let pair = mesh::start(&ground, &backend, "", 1)?;
     let address = pair.http1.ok_or_else(|| anyhow::anyhow!("the pair takes no HTTP/1.1"))?;
     let mut report = Report::new("soak dataplane");
     let (mut done, mut failed, mut points) = (0.0, 0.0, Vec::new());
@@ -71,6 +72,16 @@ pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Re
     ensure!(failed == 0.0, "{failed} requests failed");
     ensure!(settled.len() < 5 || grown <= 64.0, "memory grows with requests: {grown:.0} KiB for each million");
     Ok(report)
+}
+
+/// Lets this process, and all that it starts, open enough descriptors. Without the right to do so the limit stays what it is, and
+/// the run says how many connections were held.
+fn allow_descriptors(connections: u32) {
+    let limit = u64::from(connections) + 4096;
+    let pid = std::process::id().to_string();
+    let mut prlimit = Command::new("prlimit");
+    // A limit that is high enough may be one that nobody may change.
+    let _ = command::output(prlimit.args(["--pid", &pid, &format!("--nofile={limit}:{limit}")]));
 }
 
 /// Least squares: bytes for each request.
