@@ -97,7 +97,7 @@ async fn http1_program(listener: TcpListener, heard: UnboundedSender<Vec<u8>>) {
                 }
             }
             let head = String::from_utf8_lossy(&head).into_owned();
-            let key = head.lines().find_map(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:").then_some(line));
+            let key = head.lines().find(|line| line.to_ascii_lowercase().starts_with("sec-websocket-key:"));
             let Some(key) = key.filter(|_| !head.contains("/plain")) else {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
                 return;
