@@ -85,7 +85,7 @@ impl Store {
     ///
     /// # Errors
     /// When it is damaged, foreign, of another trust domain, or its key is missing or wrong.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "bench"))]
     pub(crate) async fn open(claim: &Claim, trust_domain: &TrustDomain, key: &KeySource) -> Result<(Self, Kek), OpenError> {
         Self::open_as(claim, &Backend::Sqlite, Replica::starting("solo", "home"), trust_domain, key).await
     }
