@@ -38,7 +38,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, fixed: Option<
             Err(refusal) => return outbound.record().refused(&refusal),
         }
     }
-    let http2 = tokio::time::timeout(worker.limits.idle, preface::is_http2(&mut io)).await;
+    // Boxed: what comes afterwards lives longer, and need not hold its room.
+    let http2 = Box::pin(tokio::time::timeout(worker.limits.idle, preface::is_http2(&mut io))).await;
     match http2 {
         Ok(Ok(true)) => Box::pin(h2::serve(io, Rc::new(outbound), &worker.limits, &worker.tasks)).await,
         Ok(Ok(false)) => Box::pin(h1::serve(io, BytesMut::new(), &outbound, &worker.limits)).await,

@@ -268,6 +268,8 @@ impl Worker {
     /// Runs a connection on this worker. It ends by force with the worker: at drain's deadline.
     fn spawn(self: &Rc<Self>, side: Side, connection: impl Future<Output = ()> + 'static) {
         let open = self.observer.metrics.connections(side).clone();
+        // In a box: a future that is moved into another takes its room twice.
+        let connection = Box::pin(connection);
         self.tasks.spawn_scoped_local(async move {
             open.inc();
             connection.await;

@@ -38,8 +38,9 @@ impl Config for Subscriptions {
         let publication = self.publication.clone();
         // The response's head must not wait for the hello: a client may wait for it before it sends anything.
         self.tasks.spawn_scoped(async move {
-            match hello(&publication, &mut inbound, &peer).await {
-                Ok(hello) => match Stream::open(publication, hello, out.clone()).await {
+            // On the heap while it lasts: the stream rests for hours afterwards, and need not keep the room.
+            match Box::pin(hello(&publication, &mut inbound, &peer)).await {
+                Ok(hello) => match Box::pin(Stream::open(publication, hello, out.clone())).await {
                     Ok(stream) => stream.run(inbound, &peer).await,
                     Err(status) => refuse(&out, &peer, status),
                 },

@@ -114,7 +114,8 @@ impl Reports {
             if peer.not_after <= clock::now() {
                 return Err(Status::unauthenticated("the certificate of the connection has expired"));
             }
-            let answer = self.take(batch, peer).await?;
+            // On the heap while it lasts: what waits for the store is large, and most streams rest most of the time.
+            let answer = Box::pin(self.take(batch, peer)).await?;
             if out.send(Ok(answer)).await.is_err() {
                 return Ok(());
             }

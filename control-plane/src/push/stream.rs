@@ -226,7 +226,8 @@ impl Stream {
                 }
                 Err(reason) => Some(invalid(reason)),
             },
-            Message::Identity(status) => self.certificate(status).await,
+            // On the heap while it lasts: it waits for the store, and is rare.
+            Message::Identity(status) => Box::pin(self.certificate(status)).await,
             Message::Ack(ack) => match self.ledger.ack(ack.nonce) {
                 Ok(whole) => {
                     self.publication.metrics.acks.inc();

@@ -2,6 +2,9 @@
 
 use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
+use bytes::BytesMut;
+use tokio::time::Instant;
+
 use super::{
     body::Framing,
     client::write_frame,
@@ -22,7 +25,6 @@ use crate::{
     tcp::Tunnel,
     telemetry::Record,
 };
-use bytes::BytesMut;
 
 /// What answers requests: the inbound or the outbound page.
 pub trait Service {
@@ -53,60 +55,99 @@ pub struct Reply {
 pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limits: &Limits) {
     let reader = Rc::new(RefCell::new(Reader::new(io.clone(), already)));
     let mut writer = Writer::new(io);
-    let (mut open, mut answered_last) = (true, false);
     let end = limits.connection_end();
-    while open {
-        answered_last = false;
+    let answered_last = loop {
         reader.borrow_mut().release();
         let arrived = tokio::select! {
             biased;
             arrived = within(limits.idle, wait_for_bytes(&reader)) => arrived,
-            () = service.closing() => break,
-            () = alarm::at(end) => break,
+            () = service.closing() => break false,
+            () = alarm::at(end) => break false,
         };
         if !matches!(arrived, Ok(Ok(true))) {
-            break;
+            break false;
         }
-        let parsed = within(limits.head_read, read_head(&reader, limits))
-            .await
-            .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
-            .and_then(|bytes| head::request(&bytes, limits));
-        let mut upgrade = None;
-        let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, &reader, limits)) {
-            Err(refusal) => (service.refuse(refusal), false, false, false),
-            Ok((request, flags)) => {
-                let to_head = request.head.method == http::Method::HEAD;
-                upgrade.clone_from(&request.head.upgrade);
-                if flags.expects_continue && write_now(&mut writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
-                    break;
-                }
-                // In a box: an idle connection need not hold the room that an answer takes.
-                let reply = tokio::select! {
-                    biased;
-                    reply = Box::pin(service.call(request)) => reply,
-                    () = gone(&reader) => break,
-                };
-                (reply, flags.keep_alive && !service.is_closing() && alarm::instant() < end, to_head, flags.http10)
-            }
-        };
-        if let Some(tunnel) = reply.tunnel {
-            let head = switching_head(&reply.response, upgrade.as_deref());
-            if write_now(&mut writer, &head).await.is_ok() {
+        // In a box: an idle connection need not hold the room that an exchange takes.
+        match Box::pin(exchange(service, &reader, &mut writer, limits, end)).await {
+            Next::Another => {}
+            Next::Last => break true,
+            Next::Gone => break false,
+            Next::Stalled => return writer.reset(),
+            Next::Switched(tunnel, record) => {
                 let rest = reader.borrow_mut().take_rest();
-                Box::pin(tunnel.relay(writer.into_io(), rest, reply.record)).await;
+                return Box::pin(tunnel.relay(writer.into_io(), rest, record)).await;
             }
-            return;
         }
-        // A request body that nobody read to its end stands before the next head: such a connection ends.
-        let reusable = keep_alive && reader.borrow().body_is_end();
-        let style = Style { reusable, to_head, http10, stall: limits.stall, request: limits.request };
-        open = write_reply(&mut writer, &reader, reply, &style).await && reader.borrow().body_is_end();
-        answered_last = true;
+    };
+    Box::pin(leave(&reader, &mut writer, limits, answered_last)).await;
+}
+
+/// What follows an exchange.
+enum Next {
+    /// Another request may come.
+    Another,
+    /// Nothing: the connection ends with this answer.
+    Last,
+    /// Nothing: nobody waits for an answer.
+    Gone,
+    /// Nothing: the caller takes no answer, and would take no last words either.
+    Stalled,
+    /// Another protocol.
+    Switched(Box<Tunnel>, Box<Record>),
+}
+
+/// One request, whose first byte is there, and its answer.
+async fn exchange(
+    service: &impl Service,
+    reader: &Rc<RefCell<Reader>>,
+    writer: &mut Writer,
+    limits: &Limits,
+    end: Instant,
+) -> Next {
+    let parsed = within(limits.head_read, read_head(reader, limits))
+        .await
+        .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
+        .and_then(|bytes| head::request(&bytes, limits));
+    let mut upgrade = None;
+    let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, reader, limits)) {
+        Err(refusal) => (service.refuse(refusal), false, false, false),
+        Ok((request, flags)) => {
+            let to_head = request.head.method == http::Method::HEAD;
+            upgrade.clone_from(&request.head.upgrade);
+            if flags.expects_continue && write_now(writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+                return Next::Gone;
+            }
+            let reply = tokio::select! {
+                biased;
+                reply = service.call(request) => reply,
+                () = gone(reader) => return Next::Gone,
+            };
+            (reply, flags.keep_alive && !service.is_closing() && alarm::instant() < end, to_head, flags.http10)
+        }
+    };
+    if let Some(tunnel) = reply.tunnel {
+        let head = switching_head(&reply.response, upgrade.as_deref());
+        return match write_now(writer, &head).await {
+            Ok(()) => Next::Switched(tunnel, reply.record),
+            Err(_) => Next::Gone,
+        };
     }
+    // A request body that nobody read to its end stands before the next head: such a connection ends.
+    let reusable = keep_alive && reader.borrow().body_is_end();
+    let style = Style { reusable, to_head, http10, stall: limits.stall, request: limits.request };
+    match write_reply(writer, reader, reply, &style).await {
+        Written::Whole(true) if reader.borrow().body_is_end() => Next::Another,
+        Written::Whole(_) | Written::Cut => Next::Last,
+        Written::Stalled => Next::Stalled,
+    }
+}
+
+/// Ends a connection.
+async fn leave(reader: &RefCell<Reader>, writer: &mut Writer, limits: &Limits, answered_last: bool) {
     let _ = tokio::time::timeout(limits.stall, writer.shutdown()).await;
     // Closing while the caller still writes would reset the connection, and the answer might be lost with it.
     if answered_last {
-        let _ = tokio::time::timeout(LINGER, discard(&reader)).await;
+        let _ = tokio::time::timeout(LINGER, discard(reader)).await;
     }
 }
 
@@ -152,29 +193,35 @@ async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
     writer.flush().await
 }
 
-/// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
-/// request may follow.
-async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
+/// What became of a response.
+enum Written {
+    /// It was sent whole. `true` when another request may follow.
+    Whole(bool),
+    /// It broke off.
+    Cut,
+    /// The caller does not take it, and would take no last words either.
+    Stalled,
+}
+
+/// Writes a response and its body, for as long as it is permitted and there is somebody to take it.
+async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> Written {
     let Reply { mut response, mut permit, mut record, .. } = reply;
-    let (tenure, late) = (response.tenure.take(), record.began() + style.request);
+    let (tenure, late) = (response.tenure.take(), record.late(style.request));
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
-            Ok(keep_alive) => keep_alive,
+            Ok(keep_alive) => return Written::Whole(keep_alive),
             Err((reason, detail)) => {
                 record.broke(reason, detail);
-                false
+                if reason == Reason::SlowCaller {
+                    return Written::Stalled;
+                }
             }
         },
-        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => {
-            record.refused(&refusal);
-            false
-        }
-        () = gone(reader) => {
-            record.broke(Reason::CallerGone, "the caller went away");
-            false
-        }
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => record.refused(&refusal),
+        () = gone(reader) => record.broke(Reason::CallerGone, "the caller went away"),
     }
+    Written::Cut
 }
 
 async fn write_response(
@@ -259,4 +306,39 @@ fn response_head(head: &mut Vec<u8>, status: u16, fields: &[u8], length: Option<
         head.extend_from_slice(b"connection: close\r\n");
     }
     head.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::io::Transport;
+
+    struct Nobody;
+
+    impl Service for Nobody {
+        async fn call(&self, _: Request) -> Reply {
+            std::future::pending().await
+        }
+
+        fn refuse(&self, refusal: Refusal) -> Reply {
+            panic!("nothing is refused: {refusal:?}")
+        }
+
+        async fn closing(&self) {
+            std::future::pending().await
+        }
+
+        fn is_closing(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waits_takes_less_than_a_kilobyte() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (io, limits) = (SharedIo::new(Transport::Plain(stream)), Limits::default());
+        let size = std::mem::size_of_val(&serve(io, BytesMut::new(), &Nobody, &limits));
+        assert!(size < 1024, "{size} bytes");
+    }
 }
