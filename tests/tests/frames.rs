@@ -154,8 +154,16 @@ async fn connect_over_http2_reaches_no_program() -> Outcome {
     let whole = [connect[0], (":scheme", "http"), connect[1], (":path", "/x")];
     scene.refuses("CONNECT", &h2_request(&connect, &[]), Status(405)).await;
     scene.refuses("CONNECT with scheme and path", &h2_request(&whole, &[]), Reset(PROTOCOL_ERROR)).await;
-    let extended = [&whole[..], &[(":protocol", "websocket")]].concat();
-    scene.refuses("extended CONNECT", &h2_request(&extended, &[]), Reset(PROTOCOL_ERROR)).await;
+    let extended = |protocol: &'static str| h2_request(&[&whole[..], &[(":protocol", protocol)]].concat(), &[]);
+    scene.refuses("extended CONNECT to anything else than WebSocket", &extended("connect-udp"), Status(405)).await;
+    scene.refuses("the same in capitals", &extended("WebSocket"), Status(405)).await;
+    scene
+        .refuses(
+            "another method with :protocol",
+            &h2_request(&[&pseudo("/x")[..], &[(":protocol", "websocket")]].concat(), &[]),
+            Reset(PROTOCOL_ERROR),
+        )
+        .await;
     scene.works().await;
     Ok(())
 }

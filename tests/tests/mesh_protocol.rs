@@ -244,7 +244,7 @@ async fn each_broken_rule_of_the_protocol_ends_the_connection_and_is_recorded() 
     let lines = scene.orders.access_log().await;
     for (what, _) in &cases {
         let told = lines.iter().any(|line| {
-            line["reason"] == "malformed"
+            line["reason"] == if *what == "too many frames" { "control_flood" } else { "malformed" }
                 && line["detail"].as_str().is_some_and(|detail| detail.starts_with("mesh protocol") && detail.contains(what))
         });
         assert!(told, "{what} is in no record");

@@ -8,7 +8,8 @@ use std::{
 };
 
 use outrider_tests::{
-    AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, Outcome, exchange, free_port, h2_opening, through_proxy,
+    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, Outcome, exchange, free_port, h2_headers, h2_opening,
+    through_proxy,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -68,11 +69,16 @@ async fn large(listener: TcpListener) {
     }
 }
 
-/// One attacker: how it begins; it goes on by a byte now and then.
-async fn attack(address: SocketAddr, begin: &'static [u8]) -> std::io::Result<Duration> {
+/// A connection that takes in no more than it must.
+async fn narrow(address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4 << 10)?;
-    let mut stream = socket.connect(address).await?;
+    socket.connect(address).await
+}
+
+/// One attacker: how it begins; it goes on by a byte now and then.
+async fn attack(address: SocketAddr, begin: &'static [u8]) -> std::io::Result<Duration> {
+    let mut stream = narrow(address).await?;
     let began = Instant::now();
     stream.write_all(begin).await?;
     loop {
@@ -121,6 +127,89 @@ async fn a_thousand_slow_heads_and_bodies_are_gone_in_30_s_and_a_neighbour_is_se
         (scene.orders.metric(&reasons("head_timeout")).await, scene.orders.metric(&reasons("slow_caller")).await);
     // Some bodies end with their program's time-out instead.
     assert!(heads > 400.0 && others > 100.0, "{heads} heads, {others} others");
+    Ok(())
+}
+
+/// Asks for more than any buffer holds, and reads a byte now and then, or none, until the connection is reset.
+async fn read_slowly(address: SocketAddr, reads: bool) -> std::io::Result<()> {
+    let mut stream = narrow(address).await?;
+    stream.write_all(b"GET /large HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+    while stream.take_error()?.is_none() {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        if reads && !matches!(stream.read(&mut [0; 1]).await, Ok(1)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_asks_for_much_and_reads_a_byte_now_and_then_or_none_is_let_go() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    let scene = Scene::set(address, &["stall-time=4s"]).await;
+    let mut attackers = JoinSet::new();
+    for number in 0..100 {
+        attackers.spawn(read_slowly(scene.plain, number % 2 == 0));
+    }
+    let slow = "outrider_agent_requests_total{side=\"inbound\",outcome=\"slow_caller\"";
+    let (mut most, began) = (0.0, Instant::now());
+    loop {
+        let asked = Instant::now();
+        assert_eq!(through_proxy(scene.web.outbound, "GET", "http://orders.shop/small", "").await?.status, 200);
+        assert!(asked.elapsed() < Duration::from_secs(3), "a neighbour waits: {:?}", asked.elapsed());
+        let open = scene.orders.metric("outrider_agent_connections{side=\"inbound\"}").await;
+        most = open.max(most);
+        let let_go = scene.orders.metric(slow).await;
+        if let_go >= 100.0 && open < 10.0 {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{open} of {most} are there, {let_go} were let go");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The system keeps nothing for them either: they see a reset, and not what is left.
+    let all = tokio::time::timeout(Duration::from_secs(10), attackers.join_all()).await?;
+    all.into_iter().collect::<Result<Vec<()>, _>>()?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_never_opens_the_window_of_http2_or_takes_nothing_at_all_is_let_go() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    let scene = Scene::set(address, &["stall-time=4s"]).await;
+    let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/large")];
+    // SETTINGS_INITIAL_WINDOW_SIZE 0: not a byte of the body.
+    let closed = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]].concat();
+    let mut stream = TcpStream::connect(scene.plain).await?;
+    stream.write_all(&[closed, h2_headers(&pseudo, Ends::Yes)].concat()).await?;
+    let began = Instant::now();
+    let mut heard = Vec::new();
+    // RST_STREAM of stream 1.
+    while !heard.windows(9).any(|head| head == [0, 0, 4, 3, 0, 0, 0, 0, 1]) {
+        assert_ne!(tokio::time::timeout(Duration::from_secs(30), stream.read_buf(&mut heard)).await??, 0);
+    }
+    assert!(began.elapsed() > Duration::from_secs(3), "it had its time");
+
+    // Windows as wide as they get, and nobody reads: the connection itself is stuck.
+    let wide = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(),
+        &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff],
+        &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0],
+    ];
+    let mut stuck = narrow(scene.plain).await?;
+    stuck.write_all(&[wide.concat(), h2_headers(&pseudo, Ends::Yes)].concat()).await?;
+    let began = Instant::now();
+    while stuck.take_error()?.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(30), "it is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let log = scene.orders.access_log().await;
+    assert_eq!(log.iter().filter(|line| line["reason"] == "slow_caller").count(), 2, "{log:#?}");
     Ok(())
 }
 

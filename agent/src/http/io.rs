@@ -25,6 +25,8 @@ pub enum Transport {
     Connected(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// A stream of the mesh protocol that has left HTTP.
     Stream(Box<crate::mesh::Duplex>),
+    /// A stream of HTTP/2 that carries WebSocket.
+    Http2(Box<super::h2::Duplex>),
 }
 
 /// A handle to a transport. Clones are handles to the same one: one may read while another writes.
@@ -50,6 +52,22 @@ impl SharedIo {
         shared.unread.is_empty().then_some(shared.transport)
     }
 
+    /// Has the connection reset when it is dropped: what the peer has not taken would else be kept for it by the system, for as
+    /// long as it answers probes.
+    pub fn reset(&self) {
+        let Ok(shared) = self.0.try_borrow() else { return };
+        let stream = match &shared.transport {
+            Transport::Plain(stream) => stream,
+            Transport::Accepted(stream) => stream.get_ref().0,
+            Transport::Connected(stream) => stream.get_ref().0,
+            // Its own end tells the peer.
+            Transport::Stream(_) | Transport::Http2(_) => return,
+        };
+        if let Err(error) = stream.set_zero_linger() {
+            tracing::debug!(%error, "a connection cannot be reset");
+        }
+    }
+
     /// Puts bytes back: the next read gets them first.
     pub fn unread(&self, bytes: BytesMut) {
         self.0.borrow_mut().unread = bytes;
@@ -71,6 +89,7 @@ macro_rules! each {
             Transport::Accepted($io) => $call,
             Transport::Connected($io) => $call,
             Transport::Stream($io) => $call,
+            Transport::Http2($io) => $call,
         }
     };
 }

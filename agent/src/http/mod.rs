@@ -1,6 +1,7 @@
 //! HTTP as the agent understands it: strict codecs at the edges, one canonical request between them.
 
 pub(crate) mod fields;
+pub(crate) mod grpc;
 pub mod h1;
 pub mod h2;
 pub mod io;

@@ -2,7 +2,7 @@
 
 use outrider_policy::ServiceName;
 
-use super::{Reply, RequestHead, Response, h1::Switched};
+use super::{Reply, RequestHead, Response, grpc, h1::Switched};
 use crate::{
     policy::Permit,
     refusal::{Reason, Refusal},
@@ -15,6 +15,10 @@ use crate::{
 pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Box<Record>) -> Reply {
     response.fields.set("x-request-id", record.id().as_bytes());
     record.status(response.status);
+    // What the other agent refused; a program of gRPC never answers so.
+    if response.status != 200 && record.is_for_grpc() {
+        response = grpc::translate(response, record.id());
+    }
     let tenure = response.tenure.clone();
     let Some(switched) = response.switched.take() else {
         return Reply { response, permit, record, tunnel: None };
@@ -31,6 +35,9 @@ pub fn refused(refusal: &Refusal, mut record: Box<Record>) -> Reply {
     let unsent = matches!(refusal.reason(), Reason::ConnectFailed | Reason::Overloaded | Reason::Draining);
     if unsent && record.is_for_an_agent() {
         response.fields.push(upstream::FIELD.as_bytes(), upstream::UNSENT);
+    }
+    if record.is_for_grpc() {
+        response = grpc::translate(response, record.id());
     }
     Reply { response, permit: None, record, tunnel: None }
 }

@@ -81,7 +81,7 @@ impl MeshClient {
     /// When `io` is not a TLS connection of which this is the only handle.
     pub fn open(io: SharedIo, tenure: Tenure, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
         let sealed = Sealed::new(io).ok_or_else(|| Refusal::new(Reason::ConnectFailed, "not a connection of our own"))?;
-        let link = Rc::new(Link::default());
+        let link = Rc::new(Link::new(limits));
         tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), tenure.clone(), limits.clone()));
         Ok(Self { shared: Rc::new(Shared { link, tenure }) })
     }

@@ -23,7 +23,8 @@ use crate::http::Limits;
 /// # Panics
 /// When more is held than there may be: that is what it is for.
 pub fn digest(bytes: &[u8], step: usize, callee: bool) -> Result<usize, Violation> {
-    let (link, limits) = (Rc::new(Link::default()), Limits::default());
+    let limits = Limits::default();
+    let link = Rc::new(Link::new(&limits));
     let mut places: Vec<Place> = Vec::new();
     if !callee {
         for upgrade in [None, None, Some("websocket".into())] {

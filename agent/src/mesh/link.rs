@@ -17,7 +17,7 @@ use super::{
     stream::{Asked, Stream, Waiter},
     violation::Violation,
 };
-use crate::spare;
+use crate::{http::Limits, spare};
 
 /// Highest number of a stream: afterwards a connection is replaced.
 const LAST_STREAM: u32 = u32::MAX >> 1;
@@ -80,8 +80,9 @@ pub(super) struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone(pub(super) Code);
 
-impl Default for Link {
-    fn default() -> Self {
+impl Link {
+    /// A connection that has just begun.
+    pub(super) fn new(limits: &Limits) -> Self {
         let state = State {
             out: Vec::new(),
             driver: None,
@@ -91,7 +92,7 @@ impl Default for Link {
             window: CONNECTION_WINDOW,
             allowed: CONNECTION_WINDOW,
             owed: 0,
-            budget: Budget::default(),
+            budget: Budget::new(limits),
             leaving: false,
             closed: false,
             pinged: None,

@@ -16,6 +16,7 @@ use super::{
     link::{Gone, Link, Place},
     stream::Waiter,
     transport::Sealed,
+    violation::Violation,
 };
 use crate::{
     alarm::{self, within},
@@ -32,7 +33,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
     let Some(sealed) = Sealed::new(io) else { return };
-    let link = Rc::new(Link::default());
+    let link = Rc::new(Link::new(limits));
     let mut driver = Driver::new(link.clone(), sealed);
     let (end, bounds) = (limits.connection_end(), Rc::new(limits.clone()));
     let mut open = |opened: Opened| {
@@ -76,7 +77,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     if let Some(violation) = violation {
         tracing::warn!(%violation, "another agent broke the mesh protocol");
         // Its record says what the peer did.
-        drop(service.refuse(Refusal::new(Reason::Malformed, format!("mesh protocol: {violation}"))));
+        let reason = if violation == Violation::Flood { Reason::ControlFlood } else { Reason::Malformed };
+        drop(service.refuse(Refusal::new(reason, format!("mesh protocol: {violation}"))));
         driver.leave(Code::Protocol);
     }
     let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| driver.poll_end(cx))).await;
@@ -146,7 +148,7 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
 /// Sends a response, for as long as it is permitted and there is somebody to take it.
 async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, limits: &Limits) {
     let Reply { mut response, mut permit, mut record, tunnel } = reply;
-    let (mut body, tenure, late) = (response.body, response.tenure.take(), record.began() + limits.request);
+    let (mut body, tenure, late) = (response.body, response.tenure.take(), record.late(limits.request));
     let no_body = to_head || matches!(response.status, 204 | 304);
     let ends = tunnel.is_none() && (no_body || body.is_end());
     let length = body.length().filter(|_| !no_body && tunnel.is_none());

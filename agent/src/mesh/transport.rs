@@ -46,7 +46,7 @@ impl Sealed {
                 let (socket, session) = stream.into_inner();
                 (socket, Connection::from(session))
             }
-            Transport::Plain(_) | Transport::Stream(_) => return None,
+            Transport::Plain(_) | Transport::Stream(_) | Transport::Http2(_) => return None,
         };
         session.set_buffer_limit(None);
         Some(Self { socket, session: Box::new(session), ended: false })

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Destination, Observer, Traced, Weight};
 use crate::{
-    http::{Fields, RequestHead},
+    http::{Fields, RequestHead, grpc},
     identity::Peer,
     policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
@@ -116,9 +116,10 @@ impl Record {
         fields
     }
 
-    /// When it began.
-    pub fn began(&self) -> Instant {
-        self.started
+    /// When it has taken too long: `limit` after it began, or when the time of its route or its caller's deadline is over.
+    pub fn late(&self, limit: Duration) -> Instant {
+        let end = self.started + limit;
+        self.trail.until.map_or(end, |until| until.min(end))
     }
 
     /// An id for what has no request.
@@ -168,6 +169,11 @@ impl Record {
     /// Whether the answer goes to another agent of the mesh.
     pub fn is_for_an_agent(&self) -> bool {
         self.side == Side::Inbound && self.peer.as_ref().is_some_and(|peer| peer.id().is_some())
+    }
+
+    /// Whether the answer goes to a program that speaks gRPC. Agents tell each other the status of HTTP.
+    pub fn is_for_grpc(&self) -> bool {
+        !self.is_for_an_agent() && self.head.as_ref().is_some_and(|head| grpc::is_spoken(head))
     }
 
     /// Where to note how a call goes.

@@ -31,6 +31,8 @@ pub struct Trail {
     pub tries: u32,
     /// The last endpoint, `host:port`.
     pub endpoint: Option<Rc<str>>,
+    /// When the time for the whole call is over, where a route or the caller gave it one.
+    pub until: Option<Instant>,
 }
 
 /// Counts a call as failed if it is dropped before its end: whoever waited for it has given up.
@@ -99,6 +101,7 @@ impl Upstreams {
         let outcome = match timeout {
             None => self.tries(&fleet, &held, sending, request, added, trail).await,
             Some(timeout) => {
+                trail.until = Some(Instant::now() + timeout);
                 let tries = self.tries(&fleet, &held, sending, request, added, trail);
                 Box::pin(tokio::time::timeout(timeout, tries)).await.unwrap_or_else(|_| {
                     let whose = if given == Some(timeout) { "the caller's deadline" } else { "the route" };

@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
+mod h2;
 mod raw;
 
 use std::{
@@ -136,13 +137,22 @@ async fn say(address: SocketAddr, raw: Raw, turns: Arc<Semaphore>) {
     let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
     assert!(ended.is_ok(), "left open after {}", raw.what);
     let text = String::from_utf8_lossy(&answer);
-    assert!(answer.is_empty() || text.starts_with("HTTP/1.1 "), "{}: {text}", raw.what);
+    let http2 = raw.bytes.starts_with(b"PRI * ");
+    assert!(answer.is_empty() || http2 || text.starts_with("HTTP/1.1 "), "{}: {text}", raw.what);
 }
 
 #[tokio::test]
 async fn what_a_program_sees_is_what_the_log_says_for_every_request_of_the_corpus() -> Outcome {
-    let corpus = raw::all();
-    assert!(corpus.len() >= 500, "{}", corpus.len());
+    is_what_the_log_says(raw::all()).await
+}
+
+#[tokio::test]
+async fn what_a_program_sees_is_what_the_log_says_for_every_request_of_the_corpus_over_http2() -> Outcome {
+    is_what_the_log_says(h2::all()).await
+}
+
+async fn is_what_the_log_says(corpus: Vec<Raw>) -> Outcome {
+    assert!(corpus.len() >= 400, "{}", corpus.len());
     let backend = Backend::start().await;
     let scene = Scene::set(backend.address).await;
     scene.say(corpus).await;

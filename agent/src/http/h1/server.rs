@@ -72,6 +72,7 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
             Next::Another => {}
             Next::Last => break true,
             Next::Gone => break false,
+            Next::Stalled => return writer.reset(),
             Next::Switched(tunnel, record) => {
                 let rest = reader.borrow_mut().take_rest();
                 return Box::pin(tunnel.relay(writer.into_io(), rest, record)).await;
@@ -89,6 +90,8 @@ enum Next {
     Last,
     /// Nothing: nobody waits for an answer.
     Gone,
+    /// Nothing: the caller takes no answer, and would take no last words either.
+    Stalled,
     /// Another protocol.
     Switched(Box<Tunnel>, Box<Record>),
 }
@@ -132,8 +135,11 @@ async fn exchange(
     // A request body that nobody read to its end stands before the next head: such a connection ends.
     let reusable = keep_alive && reader.borrow().body_is_end();
     let style = Style { reusable, to_head, http10, stall: limits.stall, request: limits.request };
-    let open = write_reply(writer, reader, reply, &style).await && reader.borrow().body_is_end();
-    if open { Next::Another } else { Next::Last }
+    match write_reply(writer, reader, reply, &style).await {
+        Written::Whole(true) if reader.borrow().body_is_end() => Next::Another,
+        Written::Whole(_) | Written::Cut => Next::Last,
+        Written::Stalled => Next::Stalled,
+    }
 }
 
 /// Ends a connection.
@@ -187,29 +193,35 @@ async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
     writer.flush().await
 }
 
-/// Writes a response and its body, for as long as it is permitted and there is somebody to take it. `true` when another
-/// request may follow.
-async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> bool {
+/// What became of a response.
+enum Written {
+    /// It was sent whole. `true` when another request may follow.
+    Whole(bool),
+    /// It broke off.
+    Cut,
+    /// The caller does not take it, and would take no last words either.
+    Stalled,
+}
+
+/// Writes a response and its body, for as long as it is permitted and there is somebody to take it.
+async fn write_reply(writer: &mut Writer, reader: &RefCell<Reader>, reply: Reply, style: &Style) -> Written {
     let Reply { mut response, mut permit, mut record, .. } = reply;
-    let (tenure, late) = (response.tenure.take(), record.began() + style.request);
+    let (tenure, late) = (response.tenure.take(), record.late(style.request));
     tokio::select! {
         biased;
         outcome = write_response(writer, response, style, &mut record) => match outcome {
-            Ok(keep_alive) => keep_alive,
+            Ok(keep_alive) => return Written::Whole(keep_alive),
             Err((reason, detail)) => {
                 record.broke(reason, detail);
-                false
+                if reason == Reason::SlowCaller {
+                    return Written::Stalled;
+                }
             }
         },
-        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => {
-            record.refused(&refusal);
-            false
-        }
-        () = gone(reader) => {
-            record.broke(Reason::CallerGone, "the caller went away");
-            false
-        }
+        refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => record.refused(&refusal),
+        () = gone(reader) => record.broke(Reason::CallerGone, "the caller went away"),
     }
+    Written::Cut
 }
 
 async fn write_response(

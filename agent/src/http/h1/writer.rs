@@ -95,6 +95,11 @@ impl Writer {
         self.io.shutdown().await
     }
 
+    /// Has the connection reset at its end, with what the peer has not taken.
+    pub(super) fn reset(&self) {
+        self.io.reset();
+    }
+
     /// The connection itself; nothing must be gathered.
     pub(super) fn into_io(self) -> SharedIo {
         self.io

@@ -1,19 +1,23 @@
 //! The client's side of an HTTP/2 connection: many exchanges at a time.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use outrider_runtime::Tasks;
 use tokio::task::JoinHandle;
 
-use super::{BodyReader, WINDOW, as_map, server::send_data};
+use super::{BodyReader, WINDOW, as_map, server::send_data, websocket};
 use crate::{
     http::{Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo},
     refusal::{Reason, Refusal},
     tls::Tenure,
     upstream::StreamLease,
 };
+
+/// How often, and after how long, a connection is asked again whether its peer's settings have come.
+const FIRST_FRAME_TRIES: u32 = 50;
+const FIRST_FRAME_PAUSE: Duration = Duration::from_millis(10);
 
 /// An HTTP/2 connection to an upstream. Clones are the same connection.
 #[derive(Clone, Debug)]
@@ -76,6 +80,17 @@ impl H2Client {
         !self.closed.get() && !self.tenure.is_over()
     }
 
+    /// Whether the peer takes extended CONNECT. It says so with its first frame, which may be under way.
+    async fn takes_websockets(&self) -> bool {
+        for _ in 0..FIRST_FRAME_TRIES {
+            if self.send.is_extended_connect_protocol_enabled() {
+                return true;
+            }
+            tokio::time::sleep(FIRST_FRAME_PAUSE).await;
+        }
+        false
+    }
+
     /// Waits for room for a stream and opens it. An error means that the connection takes no more of them.
     async fn begin(
         &self,
@@ -105,11 +120,19 @@ pub async fn exchange(
 ) -> Result<Exchange, Refusal> {
     let failed = |error: &h2::Error| Refusal::caused(Reason::UpstreamFailed, error);
     let without_body = body.is_end();
-    let (response, stream) = match client.begin(wire_head(head, fields, &body)?, without_body).await {
+    let mut request = wire_head(head, fields, &body)?;
+    let switches = head.upgrade.as_deref() == Some(websocket::PROTOCOL) && without_body && client.takes_websockets().await;
+    if switches {
+        websocket::extend(&mut request);
+    }
+    let (response, stream) = match client.begin(request, without_body && !switches).await {
         Ok(begun) => begun,
         Err(error) => return Ok(Exchange::Unsent(body, failed(&error))),
     };
-    let mut pump = (!without_body).then(|| Pump(tasks.spawn_scoped_local(send_body(body, stream))));
+    let (mut sending, mut pump) = (Some(stream), None);
+    if !without_body {
+        pump = sending.take().map(|stream| Pump(tasks.spawn_scoped_local(send_body(body, stream))));
+    }
     let mut response = std::pin::pin!(response);
     // The time for an answer begins when the upstream has the whole request.
     let early = match &mut pump {
@@ -152,6 +175,10 @@ pub async fn exchange(
         }
     }
     let status = parts.status.as_u16();
+    if let Some(sending) = sending.filter(|_| switches && parts.status.is_success()) {
+        let switched = Some(Box::new(websocket::switched(&mut fields, &head.fields, (sending, stream), lease)));
+        return Ok(Exchange::Answered(Response { status: 101, fields, body: Body::Empty, tenure, switched }));
+    }
     if (head.method == http::Method::HEAD || status == 304)
         && let Some(length) = length
     {

@@ -49,6 +49,8 @@ struct Budget {
     since: Cell<Instant>,
     /// Since when a head is under way.
     head: Cell<Option<Instant>>,
+    /// Since when the peer takes nothing of what we say.
+    stuck: Cell<Option<Instant>>,
     written: Cell<usize>,
 }
 
@@ -82,15 +84,12 @@ impl Flood {
 
     /// Ends when a head has been under way for `limit`. Polled whenever the connection is.
     pub(super) async fn head_stalls(&self, limit: Duration) {
-        let mut timer = std::pin::pin!(tokio::time::sleep(limit));
-        std::future::poll_fn(|cx| {
-            let Some(since) = self.0.head.get() else { return Poll::Pending };
-            if timer.deadline() != since + limit {
-                timer.as_mut().reset(since + limit);
-            }
-            timer.as_mut().poll(cx)
-        })
-        .await;
+        lasts(&self.0.head, limit).await;
+    }
+
+    /// Ends when the peer has taken nothing for `limit`. Polled whenever the connection is.
+    pub(super) async fn write_stalls(&self, limit: Duration) {
+        lasts(&self.0.stuck, limit).await;
     }
 
     /// Ends when the budget is used up; from then on nothing is read.
@@ -102,6 +101,29 @@ impl Flood {
     pub(super) fn answered(&self) {
         self.earn(ANSWER_EARNS);
     }
+
+    /// Notes whether the peer takes what we say.
+    fn takes(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let stuck = &self.0.stuck;
+        stuck.set(if written.is_pending() { stuck.get().or_else(|| Some(Instant::now())) } else { None });
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.wrote(bytes);
+        }
+        written
+    }
+}
+
+/// Ends when what began then has lasted for `limit`.
+async fn lasts(began: &Cell<Option<Instant>>, limit: Duration) {
+    let mut timer = std::pin::pin!(tokio::time::sleep(limit));
+    std::future::poll_fn(|cx| {
+        let Some(since) = began.get() else { return Poll::Pending };
+        if timer.deadline() != since + limit {
+            timer.as_mut().reset(since + limit);
+        }
+        timer.as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// A transport that says nothing more once its peer has used up the budget.
@@ -131,6 +153,7 @@ impl<I> Guarded<I> {
             exhausted: Notify::new(),
             since: Cell::new(Instant::now()),
             head: Cell::default(),
+            stuck: Cell::default(),
             written: Cell::new(0),
         };
         let flood = Flood(Rc::new(budget));
@@ -207,9 +230,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.flood.wrote(written);
-        Poll::Ready(Ok(written))
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.flood.takes(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -221,9 +243,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
-        self.flood.wrote(written);
-        Poll::Ready(Ok(written))
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.flood.takes(written)
     }
 
     fn is_write_vectored(&self) -> bool {

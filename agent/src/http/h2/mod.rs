@@ -4,10 +4,12 @@ mod body;
 mod client;
 mod flood;
 mod server;
+mod websocket;
 
 pub use body::BodyReader;
 pub use client::{Exchange, H2Client, exchange};
 pub use server::serve;
+pub use websocket::Duplex;
 
 use super::{Fields, normalize::hop_by_hop};
 use crate::refusal::{Reason, Refusal};

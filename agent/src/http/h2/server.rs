@@ -7,7 +7,7 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use outrider_runtime::Tasks;
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
-use super::{BodyReader, WINDOW, as_map, flood::Guarded, is_connection_field};
+use super::{BodyReader, WINDOW, as_map, flood::Guarded, is_connection_field, websocket};
 use crate::{
     alarm,
     http::{
@@ -31,6 +31,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let near = io.clone();
     let (io, flood) = Guarded::new(io, limits);
     let handshake = h2::server::Builder::new()
+        .enable_connect_protocol()
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(20)
@@ -56,6 +57,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 continue;
             }
             () = flood.head_stalls(limits.head_read) => return,
+            // A little later than the streams on it, whose records say why they ended.
+            () = flood.write_stalls(limits.stall + FAREWELL) => return near.reset(),
             () = flood.exhausted() => {
                 drop(service.refuse(Refusal::new(Reason::ControlFlood, "too many frames that carry nothing")));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
@@ -121,24 +124,30 @@ async fn stream(
     limits: &Limits,
 ) -> Option<()> {
     let to_head = request.method() == http::Method::HEAD;
-    let reply = match admit(request, limits) {
-        Ok(request) => tokio::select! {
-            biased;
-            reply = service.call(request) => reply,
-            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
-        },
-        Err(refusal) => service.refuse(refusal),
+    let (request, switching) = match admit(request, limits) {
+        Ok(admitted) => admitted,
+        Err(refusal) => return send(service.refuse(refusal), respond, to_head, limits).await,
     };
-    send(reply, respond, to_head, limits).await
+    let reply = tokio::select! {
+        biased;
+        reply = service.call(request) => reply,
+        _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
+    };
+    match switching {
+        Some(caller) => caller.answer(reply, respond, limits).await,
+        None => send(reply, respond, to_head, limits).await,
+    }
 }
 
-fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<Request, Refusal> {
+fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request, Option<websocket::Caller>), Refusal> {
     let malformed = |detail: &str| Refusal::new(Reason::Malformed, detail);
     let (head, stream) = request.into_parts();
     if head.headers.len() > limits.fields {
         return Err(Refusal::new(Reason::HeadTooLarge, "too many header fields"));
     }
-    if head.method == http::Method::CONNECT {
+    let protocol = head.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
+    let switches = head.method == http::Method::CONNECT && protocol == Some(websocket::PROTOCOL);
+    if head.method == http::Method::CONNECT && !switches {
         return Err(Refusal::new(Reason::MethodNotServed, "connect over HTTP/2"));
     }
     // The h2 crate has no scheme for us where there is no `:authority`.
@@ -193,24 +202,30 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<Request,
     let host =
         Host::Authority { pseudo: head.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec()), field: host };
     let is_grpc = fields.single("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
-    let parts = RequestParts::new(head.method.as_str(), target.as_bytes(), host, fields, Version::Http2)?;
-    let head = Rc::new(parts.normalize()?);
+    let (mut switching, mut stream) = (None, Some(stream));
+    if switches {
+        switching = stream.take().map(|stream| websocket::Caller::new(stream, &mut fields));
+    }
+    let method = if switches { "GET" } else { head.method.as_str() };
+    let parts = RequestParts::new(method, target.as_bytes(), host, fields, Version::Http2)?;
+    let mut head = parts.normalize()?;
+    head.upgrade = switches.then(|| websocket::PROTOCOL.into());
+    let head = Rc::new(head);
     if length.is_some_and(|length| length > limits.body_bytes as u64) {
         return Err(BodyError::TooLarge.refusal());
     }
     let meter = || Meter::new(limits, is_grpc);
-    let body = if stream.is_end_stream() {
-        Body::Empty
-    } else {
-        Body::H2(Box::new(BodyReader::new(stream, length, None).metered(meter())))
+    let body = match stream.filter(|stream| !stream.is_end_stream()) {
+        None => Body::Empty,
+        Some(stream) => Body::H2(Box::new(BodyReader::new(stream, length, None).metered(meter()))),
     };
-    Ok(Request { head, body })
+    Ok((Request { head, body }, switching))
 }
 
 /// Sends a response, for as long as it is permitted and there is somebody to take it. `None` when the caller reset the stream.
-async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, limits: &Limits) -> Option<()> {
+pub(super) async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, limits: &Limits) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
-    let (mut body, tenure, late) = (response.body, response.tenure, record.began() + limits.request);
+    let (mut body, tenure, late) = (response.body, response.tenure, record.late(limits.request));
     let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
         record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
