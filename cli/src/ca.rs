@@ -47,7 +47,8 @@ enum Verb {
         /// Take it back; possible until leaves are issued from the new root
         #[arg(long, conflicts_with_all = ["step", "skip_away"])]
         abort: bool,
-        /// Do not wait for holders of valid certificates that are not connected; they need a new join token when they come back
+        /// Do not wait for holders of valid certificates that are not connected, nor for unused join tokens that name the old root:
+        /// whoever comes back after the end needs a new token
         #[arg(long)]
         skip_away: bool,
         /// How long to follow; exit code 4 names whoever is waited for, and the rotation goes on
@@ -110,6 +111,10 @@ fn tell(rotation: &Rotation, console: &Console) -> Result<(), Failure> {
     }
     if !rotation.laggards.is_empty() {
         console.table(&rotation.laggards)?;
+    }
+    if !rotation.skipped.is_empty() {
+        console.line(&console.paint(Tone::Warn, "not waited for (--skip-away):"))?;
+        console.table(&rotation.skipped)?;
     }
     Ok(())
 }

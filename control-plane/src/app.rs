@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     api::{self, Entrance, Identities, Operators, Reports, Subscriptions},
-    attest::{Attested, JoinTokens},
+    attest::{Attested, Attestors, Connections, JoinTokens},
     ca::{Authority, Lifetimes, ServerLeaf},
     clock,
     config::Config,
@@ -118,24 +118,19 @@ impl ControlPlane {
         let authority = authority.await;
         let authority = Arc::new(authority.map_err(ca_failed)?);
         let tokens = JoinTokens::new(store.clone());
-        let limit = Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND);
         let revocations = revocations(&store, &config).await.map_err(OpenError::from)?;
         let (revoking, revoked) = watch::channel(Arc::new(revocations));
         let revoked = Revoked::new(revoked);
-        let issuance = Issuance {
-            authority,
-            tokens,
-            limit: Arc::new(limit),
-            revoked,
-            turns: Turns::new(config.issuance_rate),
-            store: store.clone(),
-            metrics,
-        };
+        let limit = Arc::new(Limit::new(RENEWALS_AT_ONCE, RENEWALS_A_SECOND));
+        let connections = Connections { store: store.clone(), revoked: revoked.clone(), limit };
+        let attestors = Attestors::new(vec![Box::new(tokens.clone()), Box::new(connections.clone())]);
+        let turns = Turns::new(config.issuance_rate);
+        let issuance = Issuance { authority, attestors, connections, revoked, turns, store: store.clone(), metrics };
         let leaf = own_leaf(&issuance, now).await?;
         gates.ca.open();
         let (publisher, mesh) = publisher(&issuance, revoking, config.endpoint_grace).await?;
         let running = doors.addresses(&config, readiness);
-        let plane = Plane { issuance, jwt_keys, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
+        let plane = Plane { issuance, tokens, jwt_keys, mesh, leaf, tasks: tasks.clone(), drain: drain.clone() };
         tasks.spawn("publish", publisher.run(drain.clone()));
         plane.serve(doors, &running, config.warnings, registry, gates.store)?;
         gates.listener.open();
@@ -246,6 +241,7 @@ async fn publisher(
 /// What runs.
 struct Plane {
     issuance: Issuance,
+    tokens: JoinTokens,
     jwt_keys: Arc<JwtKeys>,
     mesh: Mesh,
     leaf: Arc<ServerLeaf>,
@@ -269,8 +265,7 @@ impl Plane {
             let config = api::server_config(Arc::clone(&self.leaf), authority, names, issuance.revoked.clone());
             config.map(|config| TlsAcceptor::from(Arc::new(config))).map_err(ca_failed)
         };
-        let domain = authority.trust_domain();
-        let whom = (Entrance::Agents, domain.clone());
+        let whom = (Entrance::Agents, Arc::clone(authority));
         let secured = api::accept(doors.agents, tls(Peer::read)?, whom, metrics.clone(), tasks, drain.clone());
         let publication = Publication {
             mesh: mesh.clone(),
@@ -298,7 +293,7 @@ impl Plane {
             rotation,
             mesh: mesh.clone(),
             store: store.clone(),
-            tokens: issuance.tokens.clone(),
+            tokens: self.tokens.clone(),
             logins: Logins::new(issuance.clone(), roster.clone()),
             door: running.operators.map(|address| address.to_string()).unwrap_or_default(),
             authority: Arc::clone(authority),
@@ -309,7 +304,7 @@ impl Plane {
             drain: drain.clone(),
         };
         if let Some((listener, _)) = doors.remote {
-            let whom = (Entrance::Operators(roster), domain.clone());
+            let whom = (Entrance::Operators(roster, issuance.revoked.clone()), Arc::clone(authority));
             let secured = api::accept(listener, tls(Peer::read_operator)?, whom, metrics.clone(), tasks, drain.clone());
             let (router, stop) = (api::operators_router(operators.clone(), gate.clone()), drain.clone());
             tasks.spawn("serve remote operators", async move {

@@ -4,20 +4,19 @@
 //! for anything else than what was proved is refused. The leaf leaves the house only after it is on record and its evidence
 //! is used up, both in one transaction.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use outrider_policy::SpiffeId;
-use outrider_proto::v1::{IssueRequest, issue_request::Evidence};
+use outrider_proto::v1::IssueRequest;
 use tonic::Status;
 
 use crate::{
-    attest::{AttestError, Attested, JoinTokens, expect},
+    attest::{AttestError, Attested, Attestors, Connections, Presented},
     ca::{Authority, CaError, CsrError, Leaf, SigningRequest},
-    limit::Limit,
     metrics::Metrics,
     peer::Peer,
     registry::Revoked,
-    store::{CertificateRow, Redeem, Store, StoreError},
+    store::Store,
     turns::{NoTurn, Turns},
 };
 
@@ -25,8 +24,10 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Issuance {
     pub(crate) authority: Arc<Authority>,
-    pub(crate) tokens: JoinTokens,
-    pub(crate) limit: Arc<Limit>,
+    /// Every kind of evidence that is taken.
+    pub(crate) attestors: Attestors,
+    /// One of them, which other calls ask too.
+    pub(crate) connections: Connections,
     pub(crate) revoked: Revoked,
     pub(crate) turns: Turns,
     pub(crate) store: Store,
@@ -44,7 +45,7 @@ pub(crate) struct Issued {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IssueError {
     /// The request carries no evidence.
-    #[error("the request carries no evidence: send a join token, or ask for renewal")]
+    #[error("the request carries no evidence that is taken here: send a join token, or ask for renewal")]
     NoEvidence,
     /// The signing request is not acceptable.
     #[error(transparent)]
@@ -63,66 +64,32 @@ pub(crate) enum IssueError {
 impl Issuance {
     /// Issues a leaf to whoever the evidence proves; `peer` is who the connection's certificate names, if there is one.
     pub(crate) async fn issue(&self, request: &IssueRequest, peer: Option<&Peer>, now: i64) -> Result<Issued, IssueError> {
-        let evidence = match &request.evidence {
-            Some(Evidence::JoinToken(_)) => "join-token",
-            Some(Evidence::Renewal(_)) => "renewal",
-            None => "none",
+        let attestor = request.evidence.as_ref().and_then(|evidence| Some((evidence, self.attestors.of(evidence)?)));
+        let word = attestor.map_or("none", |(_, attestor)| attestor.word());
+        let issued = async {
+            let (evidence, attestor) = attestor.ok_or(IssueError::NoEvidence)?;
+            let presented = Presented { evidence, peer, expected: &request.expected_identity, now };
+            self.sign_for(attestor.attest(&presented).await?, &request.csr, peer, now).await
         };
-        let issued = self.attest_and_sign(request, peer, now).await;
-        self.metrics.issued(evidence, issued.as_ref().map_or_else(IssueError::reason, |_| "issued"));
+        let issued = issued.await;
+        self.metrics.issued(word, issued.as_ref().map_or_else(IssueError::reason, |_| "issued"));
         match &issued {
-            Ok(Issued { leaf, identity }) => tracing::info!(%identity, evidence, serial = leaf.serial, "certificate issued"),
-            Err(error) => tracing::warn!(evidence, error = outrider_runtime::tasks::chain(error), "certificate refused"),
+            Ok(Issued { leaf, identity }) => {
+                tracing::info!(%identity, evidence = word, serial = leaf.serial, "certificate issued")
+            }
+            Err(error) => tracing::warn!(evidence = word, error = outrider_runtime::tasks::chain(error), "certificate refused"),
         }
         issued
     }
 
-    async fn attest_and_sign(&self, request: &IssueRequest, peer: Option<&Peer>, now: i64) -> Result<Issued, IssueError> {
-        let attested = match &request.evidence {
-            Some(Evidence::JoinToken(token)) => self.tokens.attest(&token.token, &request.expected_identity, now).await?,
-            Some(Evidence::Renewal(_)) => self.attest_renewal(peer, &request.expected_identity, now).await?,
-            None => return Err(IssueError::NoEvidence),
-        };
-        self.revoked.admit(peer, &attested.identity)?;
-        let _turn = self.turns.take(&attested.identity).await?;
-        let signing_request = SigningRequest::read(&request.csr)?;
-        signing_request.asks_only_for(&attested.identity)?;
-        let leaf = self.authority.sign(&signing_request, &attested.identity, now)?;
-        self.record(&leaf, &attested, now).await?;
-        Ok(Issued { leaf, identity: attested.identity })
-    }
-
-    /// The evidence of a renewal is the certificate of the connection: one that we issued and that has not ended.
-    async fn attest_renewal(&self, peer: Option<&Peer>, expected: &str, now: i64) -> Result<Attested, AttestError> {
-        let peer = peer.ok_or(AttestError::NoCertificate)?;
-        expect(&peer.identity, expected)?;
-        if !self.limit.admit(&peer.identity, Instant::now()) {
-            return Err(AttestError::TooOften(peer.identity.clone()));
-        }
-        self.attest_peer(peer, now).await?;
-        let redeem = Redeem::Certificate(peer.serial.clone());
-        Ok(Attested { identity: peer.identity.clone(), evidence: "renewal", redeem })
-    }
-
-    /// Puts a leaf on record and uses its evidence up.
-    pub(crate) async fn record(&self, leaf: &Leaf, attested: &Attested, now: i64) -> Result<(), AttestError> {
-        let row = CertificateRow {
-            serial: leaf.serial.clone(),
-            identity: attested.identity.to_string(),
-            not_before: leaf.not_before,
-            not_after: leaf.not_after,
-            evidence: attested.evidence.to_owned(),
-            issuer: leaf.issuer.clone(),
-            agent_id: String::new(),
-            replaced_by: None,
-            replica: self.store.replica().to_owned(),
-            root: leaf.root.clone(),
-        };
-        let recorded = self.store.issued(&row, &attested.redeem, now).await;
-        if matches!(&recorded, Err(error) if !matches!(error, StoreError::TokenUsed)) {
-            self.metrics.store_errors.inc();
-        }
-        Ok(recorded?)
+    async fn sign_for(&self, attested: Attested, csr: &[u8], peer: Option<&Peer>, now: i64) -> Result<Issued, IssueError> {
+        let identity = attested.identity.clone();
+        self.revoked.admit(peer, &identity)?;
+        let _turn = self.turns.take(&identity).await?;
+        let request = SigningRequest::read(csr)?;
+        request.asks_only_for(&identity)?;
+        let leaf = self.sign_and_record(&attested, now, |authority| authority.sign(&request, &identity, now)).await?;
+        Ok(Issued { leaf, identity })
     }
 }
 

@@ -19,6 +19,7 @@ mod operators;
 mod peer;
 mod publish;
 mod push;
+mod record;
 mod registry;
 mod rotate;
 mod store;

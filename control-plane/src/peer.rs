@@ -1,14 +1,12 @@
 //! Who is at the other end of a connection, by its certificate.
 
-use outrider_policy::{SpiffeId, TrustDomain};
-use rustls_pki_types::CertificateDer;
-use x509_parser::{
-    certificate::X509Certificate,
-    extensions::{GeneralName, ParsedExtension},
-    parse_x509_certificate,
+use outrider_policy::{
+    SpiffeId, TrustDomain,
+    svid::{Svid, SvidProblem},
 };
+use rustls_pki_types::CertificateDer;
 
-use crate::{ca::hex, operators::OperatorName};
+use crate::operators::OperatorName;
 
 /// A peer whose certificate chains to our roots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +21,9 @@ pub(crate) struct Peer {
 /// Why a certificate names nobody of our mesh.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PeerError {
-    /// Not X.509.
-    #[error("the certificate does not parse")]
-    Malformed,
-    /// It can sign.
-    #[error("the certificate is a CA's")]
-    Ca,
-    /// X509-SVID: exactly one URI.
-    #[error("the certificate has {0} URI names, exactly one is accepted")]
-    UriNames(usize),
+    /// Not an X509-SVID.
+    #[error("the certificate is not acceptable: {0}")]
+    Svid(#[from] SvidProblem),
     /// The name is not a SPIFFE ID of a workload.
     #[error("the certificate does not name a workload: {0}")]
     NotAWorkload(String),
@@ -69,41 +61,12 @@ impl Peer {
     }
 
     fn read_any(leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Self, PeerError> {
-        let (rest, certificate) = parse_x509_certificate(leaf).map_err(|_| PeerError::Malformed)?;
-        if !rest.is_empty() {
-            return Err(PeerError::Malformed);
-        }
-        let uris = read_extensions(&certificate)?;
-        let [uri] = uris.as_slice() else { return Err(PeerError::UriNames(uris.len())) };
-        let identity = SpiffeId::new(uri).map_err(|error| PeerError::NotAWorkload(error.to_string()))?;
+        let Svid { id: identity, serial, not_after, .. } = Svid::parse(leaf)?;
         if !identity.belongs_to(trust_domain) {
             return Err(PeerError::OtherTrustDomain(identity.trust_domain().to_owned()));
         }
-        Ok(Self { identity, serial: hex(certificate.raw_serial()), not_after: certificate.validity().not_after.timestamp() })
+        Ok(Self { identity, serial, not_after })
     }
-}
-
-/// The URI names; refuses what can sign.
-fn read_extensions<'a>(certificate: &X509Certificate<'a>) -> Result<Vec<&'a str>, PeerError> {
-    let mut uris = Vec::new();
-    for extension in certificate.extensions() {
-        match extension.parsed_extension() {
-            ParsedExtension::BasicConstraints(constraints) if constraints.ca => return Err(PeerError::Ca),
-            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() || usage.crl_sign() => return Err(PeerError::Ca),
-            ParsedExtension::SubjectAlternativeName(names) => {
-                for name in &names.general_names {
-                    match name {
-                        GeneralName::URI(uri) => uris.push(*uri),
-                        GeneralName::Invalid(..) => return Err(PeerError::Malformed),
-                        _ => {}
-                    }
-                }
-            }
-            ParsedExtension::ParseError { .. } => return Err(PeerError::Malformed),
-            _ => {}
-        }
-    }
-    Ok(uris)
 }
 
 #[cfg(test)]
@@ -117,6 +80,7 @@ mod tests {
     fn read(tweak: impl FnOnce(&mut CertificateParams)) -> Result<Peer, PeerError> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![uri(GOOD)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         tweak(&mut params);
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         Peer::read(certificate.der(), &TrustDomain::new("mesh.internal").unwrap())
@@ -131,7 +95,7 @@ mod tests {
         assert_eq!(read(|_| {}).unwrap().identity.as_str(), GOOD);
         for names in [vec![], vec![uri(GOOD), uri(GOOD)], vec![uri(GOOD), uri("https://example.com")]] {
             let count = names.len();
-            assert_eq!(read(|params| params.subject_alt_names = names), Err(PeerError::UriNames(count)));
+            assert_eq!(read(|params| params.subject_alt_names = names), Err(PeerError::Svid(SvidProblem::UriNames(count))));
         }
         for name in [
             "spiffe://other.example/ns/shop/sa/web",
@@ -152,8 +116,15 @@ mod tests {
 
     #[test]
     fn what_can_sign_is_no_workload() {
-        assert_eq!(read(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), Err(PeerError::Ca));
-        assert_eq!(read(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]), Err(PeerError::Ca));
-        assert_eq!(read(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]), Err(PeerError::Ca));
+        assert_eq!(
+            read(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+            Err(PeerError::Svid(SvidProblem::Signs))
+        );
+        assert_eq!(
+            read(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]),
+            Err(PeerError::Svid(SvidProblem::Signs))
+        );
+        assert_eq!(read(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign]), Err(PeerError::Svid(SvidProblem::Signs)));
+        assert_eq!(read(|params| params.key_usages = vec![]), Err(PeerError::Svid(SvidProblem::KeyUsage)));
     }
 }

@@ -4,7 +4,7 @@
 //! is and asks its own agents to renew; the one that holds the lease takes the phase on, through the queue of changes, so that
 //! no revision is shown without the bundle that belongs to it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outrider_runtime::Drain;
 use tokio::{
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    ca::{Facts, Present, Progress, progress},
+    ca::{self, CaError, Facts, Phase, Present, Progress},
     clock,
     issue::Issuance,
     publish::Mesh,
@@ -46,6 +46,8 @@ enum RotateError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Change(#[from] ChangeError),
+    #[error(transparent)]
+    Ca(#[from] CaError),
 }
 
 /// Looks after the rotation.
@@ -80,6 +82,9 @@ impl Keeper {
     }
 
     async fn look(&mut self) -> Result<(), RotateError> {
+        if self.issuance.authority.is_mounted() {
+            return self.look_at_mounted().await;
+        }
         let store = &self.issuance.store;
         let Some(row) = store.rotation().await? else { return Ok(()) };
         let now = clock::now();
@@ -91,12 +96,7 @@ impl Keeper {
             self.asked.clear();
         }
         let goes_on = progress.is_clear() && row.phase < row.goal && !row.phase.is_over();
-        let state = Some(Rotation { row: row.clone(), progress });
-        self.told.send_if_modified(|told| {
-            let changed = *told != state;
-            *told = state;
-            changed
-        });
+        self.tell(Rotation { row: row.clone(), progress });
         if goes_on && let Some(lease) = self.issuance.store.take_lease("ca-rotation", LEASE).await? {
             self.issuance.metrics.lease_held("ca-rotation", true);
             let from = row.phase;
@@ -108,12 +108,44 @@ impl Keeper {
         Ok(())
     }
 
+    /// The change from one mounted CA to the next is this replica's own.
+    async fn look_at_mounted(&mut self) -> Result<(), RotateError> {
+        let authority = Arc::clone(&self.issuance.authority);
+        let Some(row) = authority.handover() else { return Ok(()) };
+        let now = clock::now();
+        let mut progress = Progress::default();
+        if row.phase == Phase::Distributing && row.revision == 0 {
+            progress.others.push("the trust bundle with its root is not shown yet".to_owned());
+        } else if !row.phase.is_over() {
+            let held = self.issuance.store.held(now).await?;
+            let present: Vec<Present> = self.mesh.sessions.list().into_iter().map(present).collect();
+            let facts = Facts { row: &row, held: &held, present: &present, tokens: &[], without_issuer: &[], now };
+            progress = ca::progress(&facts);
+            self.ask_to_renew(&progress.to_renew);
+        }
+        let goes_on = !row.phase.is_over() && (progress.is_clear() || authority.handover_presses(now));
+        self.tell(Rotation { row, progress });
+        if goes_on {
+            authority.advance_handover(now)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, rotation: Rotation) {
+        let state = Some(rotation);
+        self.told.send_if_modified(|told| {
+            let changed = *told != state;
+            *told = state;
+            changed
+        });
+    }
+
     async fn progress(&self, row: &RotationRow, held: &[HeldRow], now: i64) -> Result<Progress, StoreError> {
         let store = &self.issuance.store;
         let present: Vec<Present> = self.mesh.sessions.list().into_iter().map(present).collect();
-        let tokens = store.open_tokens(row.phase_started - 1, now).await?;
+        let tokens = store.open_tokens(&row.old_root, now).await?;
         let without_issuer = store.replicas_without(&row.new_root).await?;
-        Ok(progress(&Facts { row, held, present: &present, tokens, without_issuer: &without_issuer, now }))
+        Ok(ca::progress(&Facts { row, held, present: &present, tokens: &tokens, without_issuer: &without_issuer, now }))
     }
 
     /// Asks some of these agents for a new certificate: not all at once, and none again and again.

@@ -25,6 +25,7 @@ pub mod protocol;
 pub mod resource;
 pub mod route;
 pub mod rule;
+pub mod svid;
 pub mod target;
 pub mod testcase;
 pub mod when;

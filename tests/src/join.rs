@@ -8,7 +8,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{Identity, careless_client};
 
@@ -20,6 +20,14 @@ use crate::{Identity, careless_client};
 /// # Panics
 /// When there is nobody.
 pub async fn join(control_plane: SocketAddr, token: &str) -> Result<Identity, tonic::Status> {
+    join_over(to_control_plane(control_plane).await, token).await
+}
+
+/// A connection to the control plane that listens there, of somebody without a certificate.
+///
+/// # Panics
+/// When there is nobody.
+pub async fn to_control_plane(address: SocketAddr) -> Channel {
     let mut config = careless_client(None);
     config.alpn_protocols = vec![b"h2".to_vec()];
     let tls = TlsConnector::from(Arc::new(config));
@@ -27,10 +35,20 @@ pub async fn join(control_plane: SocketAddr, token: &str) -> Result<Identity, to
         let tls = tls.clone();
         async move {
             let name = ServerName::try_from("control-plane.invalid").map_err(std::io::Error::other)?;
-            tls.connect(name, TcpStream::connect(control_plane).await?).await.map(TokioIo::new)
+            tls.connect(name, TcpStream::connect(address).await?).await.map(TokioIo::new)
         }
     });
-    let channel = Endpoint::from_static("http://control-plane").connect_with_connector(connect).await.expect("a control plane");
+    Endpoint::from_static("http://control-plane").connect_with_connector(connect).await.expect("a control plane")
+}
+
+/// Redeems a token over a connection.
+///
+/// # Errors
+/// When the control plane does not issue.
+///
+/// # Panics
+/// When no request can be made.
+pub async fn join_over(channel: Channel, token: &str) -> Result<Identity, tonic::Status> {
     let key = KeyPair::generate().expect("a key");
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name = DistinguishedName::new();

@@ -23,6 +23,7 @@ mod raw;
 mod relay;
 pub mod soak;
 mod space;
+mod tmpfs;
 
 pub use backend::{Backend, Seen};
 pub use certificates::{Authority, Identity, careless_client, careless_server, good_leaf, tls12_hello};
@@ -30,7 +31,7 @@ pub use collector::{CollectedSpan, Collector};
 pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
 pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_headers, h2_opening, h2_request};
-pub use join::join;
+pub use join::{join, join_over, to_control_plane};
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};
 pub use postgres::{Cluster, Disk};
 pub use process::Process;
@@ -38,6 +39,7 @@ pub use python::{interpreter, python, script_path};
 pub use raw::{Answer, MeshPeer, exchange, get, read_answer, through_proxy};
 pub use relay::Relay;
 pub use space::{Space, Spaces};
+pub use tmpfs::Tmpfs;
 
 /// Waits until something holds.
 ///

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Identity, Process, Space, careless_client, free_port, program};
+use crate::{Identity, Process, Space, Tmpfs, careless_client, free_port, program};
 
 /// How a mesh is started.
 #[derive(Clone, Debug, Default)]
@@ -128,8 +128,25 @@ impl Mesh {
         Self::begin(MeshOptions::default(), Vec::new(), address, Some(space.name.clone())).await
     }
 
+    /// Starts a control plane whose state directory is on a file system of its own, of this size.
+    pub async fn start_on_disk_of(size: &str) -> (Self, Tmpfs) {
+        let dir = directory();
+        let disk = Tmpfs::mount(&dir.path().join("control-plane"), size);
+        (Self::begin_in(dir, MeshOptions::default(), Vec::new(), loopback(free_port()), None).await, disk)
+    }
+
     async fn begin(options: MeshOptions, flags: Vec<String>, address: SocketAddr, space: Option<String>) -> Self {
-        let (dir, health) = (directory(), free_port());
+        Self::begin_in(directory(), options, flags, address, space).await
+    }
+
+    async fn begin_in(
+        dir: TempDir,
+        options: MeshOptions,
+        flags: Vec<String>,
+        address: SocketAddr,
+        space: Option<String>,
+    ) -> Self {
+        let health = free_port();
         let control_plane = Self::spawn(dir.path(), address, health, (&options, &flags), space.as_deref());
         let mesh = Self { dir, control_plane, address, others: Vec::new(), options, flags, health, space };
         mesh.ready().await;
@@ -183,9 +200,14 @@ impl Mesh {
 
     /// Starts the control plane again, on the same address and directory.
     pub async fn restart_control_plane(&mut self) {
+        self.start_control_plane();
+        self.ready().await;
+    }
+
+    /// As [`Mesh::restart_control_plane`], without waiting.
+    pub fn start_control_plane(&mut self) {
         let settings = (&self.options, self.flags.as_slice());
         self.control_plane = Self::spawn(self.dir.path(), self.address, self.health, settings, self.space.as_deref());
-        self.ready().await;
     }
 
     async fn ready(&self) {

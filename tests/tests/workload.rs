@@ -281,3 +281,53 @@ async fn without_a_control_plane_kept_tokens_are_served_and_checked_also_after_a
     assert_eq!(none, Some(Code::Unavailable), "tokens are not kept on disk");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_revoked_agent_hands_its_identity_to_no_program_until_that_is_undone() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let agent = mesh.agent("shop/web", AgentOptions::default()).await;
+    let mut client = client(socket(&agent)).await;
+    let mut stream = client.fetch_x509svid(marked(api::X509svidRequest {})).await?.into_inner();
+    assert_eq!(soon("the first", stream.message()).await?.expect("a message").svids.len(), 1);
+    assert!(mesh.outrider(&["certs", "revoke", "shop/web", "--reason", "stolen"]).status.success());
+    let end = soon("the end of the identity", stream.message()).await.err().map(|status| status.code());
+    assert_eq!(end, Some(Code::PermissionDenied));
+    let late = client.fetch_x509svid(marked(api::X509svidRequest {})).await.err().map(|status| status.code());
+    assert_eq!(late, Some(Code::PermissionDenied));
+    let token = api::JwtsvidRequest { audience: vec!["a".to_owned()], ..Default::default() };
+    assert_eq!(client.fetch_jwtsvid(marked(token)).await.err().map(|status| status.code()), Some(Code::PermissionDenied));
+    assert!(mesh.outrider(&["certs", "unrevoke", "shop/web"]).status.success());
+    soon("its identity again", async { while client.fetch_x509svid(marked(api::X509svidRequest {})).await.is_err() {} }).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn programs_get_both_roots_while_the_trust_anchor_changes_and_the_new_one_alone_afterwards() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let agent = mesh.agent("shop/web", AgentOptions::default()).await;
+    let client = WorkloadApiClient::connect_to(named(&socket(&agent))).await?;
+    let mut contexts = client.stream_x509_contexts().await?;
+    let rotate = |words: &[&str]| {
+        let output = mesh.outrider(&[&["ca", "rotate", "--skip-away", "--timeout", "60s"], words].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let mut next = async || -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
+        let context = soon("another context", contexts.next()).await.expect("the stream goes on")?;
+        let bundle = context.bundle_set().get(&"mesh.internal".try_into()?).expect("our trust domain");
+        let roots: BTreeSet<Vec<u8>> = bundle.authorities().iter().map(|root| root.as_bytes().to_vec()).collect();
+        Ok((roots, context.default_svid().expect("an SVID").leaf().as_bytes().to_vec()))
+    };
+    let (before, first) = next().await?;
+    rotate(&["--step"]);
+    rotate(&["--step"]);
+    let (both, same) = next().await?;
+    assert!(both.len() == 2 && before.is_subset(&both) && same == first, "the bundle comes before any certificate of it");
+    rotate(&[]);
+    let (mut after, mut leaf) = next().await?;
+    while after.len() > 1 {
+        assert_eq!(after, both);
+        (after, leaf) = next().await?;
+    }
+    assert!(after.is_disjoint(&before) && after.is_subset(&both) && leaf != first);
+    Ok(())
+}

@@ -16,6 +16,7 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need { program: "nginx", package: "nginx", why: "the service behind an agent" },
     Need { program: "curl", package: "curl", why: "a client that nobody here wrote" },
+    Need { program: "openssl", package: "openssl", why: "certificates with weak keys and signatures" },
     Need { program: "faketime", package: "faketime", why: "a clock that is wrong" },
     Need { program: "wrk", package: "wrk", why: "HTTP/1.1 load" },
     Need { program: "apache2", package: "apache2-bin", why: "a server that reads requests its own way" },

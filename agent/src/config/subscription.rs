@@ -140,7 +140,7 @@ impl Subscription {
         out: mpsc::Sender<SubscribeRequest>,
         requests: mpsc::Receiver<SubscribeRequest>,
     ) -> Result<Streaming<SubscribeResponse>, SubscriptionError> {
-        let ended = |status: tonic::Status| SubscriptionError::Ended(format!("{:?}: {}", status.code(), status.message()));
+        let ended = |status: tonic::Status| self.ended(&status);
         let hello = Hello {
             agent_id: self.agent_id.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -167,6 +167,17 @@ impl Subscription {
         Ok(answer.into_inner())
     }
 
+    /// Takes note of why a stream ended: one whose identity was revoked hears it from nobody but the control plane, in the
+    /// stream or in the handshake.
+    fn ended(&self, status: &tonic::Status) -> SubscriptionError {
+        let said = status.code() == tonic::Code::PermissionDenied && status.message() == "revoked";
+        if said || outrider_runtime::tasks::chain(status).contains("CertificateRevoked") {
+            tracing::error!("our identity was revoked: it is given to no program any more");
+            self.trust.disown(true);
+        }
+        SubscriptionError::Ended(format!("{:?}: {}", status.code(), status.message()))
+    }
+
     /// Follows one stream. `Ok` when it should be opened again at once, or the agent leaves.
     async fn follow(&mut self, stream: &mut Stream, renewed: &mut watch::Receiver<u64>) -> Result<(), SubscriptionError> {
         let drain = self.drain.clone();
@@ -178,7 +189,7 @@ impl Subscription {
                     Ok(Some(SubscribeResponse { message: Some(message) })) => self.obey(message, stream).await?,
                     Ok(Some(SubscribeResponse { message: None })) => {}
                     Ok(None) => return Err(SubscriptionError::Ended("closed".to_owned())),
-                    Err(status) => return Err(SubscriptionError::Ended(format!("{:?}: {}", status.code(), status.message()))),
+                    Err(status) => return Err(self.ended(&status)),
                 },
                 Ok(()) = wanted.changed() => {
                     let names = want(&wanted.borrow_and_update());
@@ -239,6 +250,8 @@ impl Subscription {
             removed = update.removals.len(),
             "view in force"
         );
+        // Who is revoked gets no updates.
+        self.trust.disown(false);
         self.metrics.revision.set(i64::try_from(next.revision()).unwrap_or(i64::MAX));
         self.view = next;
         if update.complete {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outrider_policy::SpiffeId;
+use outrider_policy::{SpiffeId, svid::SvidProblem};
 use rustls::CommonState;
 use tokio::time::Instant;
 
@@ -41,7 +41,7 @@ impl Peer {
     /// When there is no certificate, it is not a workload's, or its trust anchor has left the bundle meanwhile.
     pub fn of(session: &CommonState, address: SocketAddr, trust: &Trust) -> Result<Self, LeafError> {
         let chain = session.peer_certificates().unwrap_or_default();
-        let leaf = chain.first().ok_or(LeafError::Encoding)?;
+        let leaf = chain.first().ok_or(LeafError::Svid(SvidProblem::Encoding))?;
         let Leaf { id, serial, not_after, .. } = Leaf::parse(leaf)?;
         let proof = Some(Proof { serial: serial.into(), anchor: trust.anchor_of(chain).ok_or(LeafError::Anchor)? });
         let suite = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();

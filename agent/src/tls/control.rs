@@ -15,7 +15,7 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Leaf, LeafError, Trust, provider};
+use super::{Leaf, LeafError, Trust, check_chain, provider};
 use crate::identity::Svids;
 
 /// Namespace and service account of every control plane.
@@ -84,6 +84,7 @@ impl ServerCertVerifier for ControlPlaneVerifier {
                 let roots = Self::pinned_root(pin, intermediates).ok_or(CertificateError::UnknownIssuer)?;
                 let parsed = ParsedCertificate::try_from(leaf)?;
                 verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, self.algorithms.all)?;
+                check_chain(intermediates)?;
             }
         }
         let id = Leaf::parse(leaf)?.id;

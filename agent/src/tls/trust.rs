@@ -4,8 +4,8 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Release},
+            AtomicBool, AtomicU64,
+            Ordering::{AcqRel, Acquire, Release},
         },
     },
     time::Duration,
@@ -38,6 +38,8 @@ const LEAVE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Trust {
     state: ArcSwap<State>,
+    /// The control plane said that our own certificate or identity is revoked.
+    disowned: AtomicBool,
     /// Counts the states: moved on after the new one is in place.
     version: AtomicU64,
     changed: Arc<watch::Sender<u64>>,
@@ -93,7 +95,8 @@ pub enum Standing {
 impl Default for Trust {
     fn default() -> Self {
         let algorithms = provider().signature_verification_algorithms;
-        Self { state: ArcSwap::default(), version: AtomicU64::new(0), changed: Arc::new(watch::Sender::new(0)), algorithms }
+        let (version, disowned) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { state: ArcSwap::default(), disowned, version, changed: Arc::new(watch::Sender::new(0)), algorithms }
     }
 }
 
@@ -167,6 +170,18 @@ impl Trust {
             self.tell();
         }
         Ok(())
+    }
+
+    /// Notes whether the control plane has revoked our own certificate or identity.
+    pub fn disown(&self, is_revoked: bool) {
+        if self.disowned.swap(is_revoked, AcqRel) != is_revoked {
+            self.tell();
+        }
+    }
+
+    /// Whether the control plane has revoked our own certificate or identity: nobody should be given it.
+    pub fn is_disowned(&self) -> bool {
+        self.disowned.load(Acquire)
     }
 
     /// The bundle in force.

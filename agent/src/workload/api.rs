@@ -92,8 +92,11 @@ impl WorkloadApi {
 }
 
 impl Identities {
-    /// The identity while it is valid: an expired one is none.
+    /// The identity while it is valid: an expired one is none, and a revoked one is given to nobody.
     fn svid(&self) -> Result<Arc<Svid>, Status> {
+        if self.trust.is_disowned() {
+            return Err(Status::permission_denied("the identity was revoked"));
+        }
         self.svids.valid().ok_or_else(|| Status::permission_denied("no identity issued"))
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Rotation {
     pub(crate) agents: u32,
     pub(crate) done: u32,
     pub(crate) laggards: Vec<Laggard>,
+    /// Who would be waited for without `--skip-away`.
+    pub(crate) skipped: Vec<Laggard>,
     /// What else is waited for.
     pub(crate) waiting: Vec<String>,
     /// The phase that was asked for is reached.
@@ -43,6 +45,7 @@ impl Rotation {
             agents: wire.agents,
             done: wire.done,
             laggards: wire.laggards.into_iter().map(Laggard::from).collect(),
+            skipped: wire.skipped.into_iter().map(Laggard::from).collect(),
             waiting: wire.waiting,
             reached: wire.reached,
         })

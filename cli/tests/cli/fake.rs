@@ -245,6 +245,10 @@ impl Admin for Fake {
         self.list(request, &self.answers.token)
     }
 
+    async fn revoke_tokens(&self, _request: Request<RevokeTokensRequest>) -> Result<Response<RevokeTokensResponse>, Status> {
+        Err(Status::unimplemented("not told what to say"))
+    }
+
     async fn list_certificates(
         &self,
         request: Request<ListCertificatesRequest>,

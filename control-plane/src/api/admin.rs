@@ -307,6 +307,14 @@ impl Admin for Operators {
         }))
     }
 
+    async fn revoke_tokens(
+        &self,
+        request: Request<v1::RevokeTokensRequest>,
+    ) -> Result<Response<v1::RevokeTokensResponse>, Status> {
+        let (uid, note) = (uid(&request), Note::of(&request));
+        self.tokens_revoked(request.into_inner(), uid, &note).await.map(Response::new)
+    }
+
     async fn list_certificates(
         &self,
         request: Request<v1::ListCertificatesRequest>,

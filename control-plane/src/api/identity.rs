@@ -56,7 +56,7 @@ impl Identity for Identities {
         let audience = Audience::read(request.into_inner().audience);
         let audience = audience.ok_or_else(|| Status::invalid_argument("name 1 to 16 audiences of 1 to 256 bytes"))?;
         self.issuance.revoked.admit(Some(&peer), &peer.identity).map_err(|error| error.outward())?;
-        self.issuance.attest_peer(&peer, now).await.map_err(|error| error.outward())?;
+        self.issuance.connections.attest_peer(&peer, now).await.map_err(|error| error.outward())?;
         let token = self.jwt_keys.sign(&peer.identity, &audience, now).map_err(|error| unavailable("token", &error))?;
         Ok(Response::new(IssueJwtResponse {
             token: token.text,

@@ -23,16 +23,20 @@ use tonic::transport::server::Connected;
 use rustls_pki_types::CertificateDer;
 
 use crate::{
+    ca::{Anchor, Authority},
     clock,
     metrics::Metrics,
     operators::{OperatorName, Roster},
     peer::{Peer, PeerError},
+    registry::Revoked,
 };
 
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Life of a connection without certificate: enough to join.
 const STRANGER: Duration = Duration::from_secs(60);
+/// Connections of certificates whose root was retired end within this time.
+const LEAVE: Duration = Duration::from_secs(5);
 /// Connections at one time.
 const MAX_CONNECTIONS: usize = 32_768;
 /// Handshakes at one time.
@@ -59,26 +63,38 @@ type End = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) enum Entrance {
     /// Workloads' agents.
     Agents,
-    /// Operators of this roster.
-    Operators(Roster),
+    /// Operators of this roster, as long as they are not revoked.
+    Operators(Roster, Revoked),
 }
 
 impl Entrance {
     fn read(&self, leaf: &CertificateDer<'_>, trust_domain: &TrustDomain) -> Result<Peer, PeerError> {
         match self {
             Self::Agents => Peer::read(leaf, trust_domain),
-            Self::Operators(_) => Peer::read_operator(leaf, trust_domain),
+            Self::Operators(..) => Peer::read_operator(leaf, trust_domain),
         }
     }
 
-    /// When the connection of an operator ends: with its certificate, and when the operator is removed or gets another role.
-    fn end(&self, peer: &Peer) -> Option<End> {
-        let Self::Operators(roster) = self else { return None };
-        let changed = roster.clone().changed(OperatorName::of(&peer.identity)?);
+    /// When the connection of somebody with a certificate ends from our side: a while after its root is trusted no more, and for
+    /// an operator with the certificate, at its revocation, and when the operator is removed or gets another role.
+    fn end(&self, peer: &Peer, authority: Arc<Authority>, root: Anchor) -> End {
+        let retired = async move {
+            authority.retired(root).await;
+            // Not all at once: whoever has a new certificate comes back with it.
+            sleep(LEAVE.mul_f64(fastrand::f64())).await;
+        };
+        let Self::Operators(roster, revoked) = self else { return Box::pin(retired) };
+        let changed = OperatorName::of(&peer.identity).map(|name| roster.clone().changed(name));
         let left = Duration::from_secs(u64::try_from(peer.not_after - clock::now()).unwrap_or(0));
-        Some(Box::pin(async move {
-            let _ = timeout(left, changed).await;
-        }))
+        let (mut revoked, peer) = (revoked.clone(), peer.clone());
+        Box::pin(async move {
+            tokio::select! {
+                () = retired => {}
+                () = sleep(left) => {}
+                () = revoked.fall(&peer) => {}
+                () = async { if let Some(changed) = changed { changed.await } } => {}
+            }
+        })
     }
 }
 
@@ -86,7 +102,7 @@ impl Entrance {
 pub(crate) struct Secured {
     stream: TlsStream<TcpStream>,
     connection: Connection,
-    end: Option<End>,
+    end: End,
     ended: bool,
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
@@ -95,14 +111,14 @@ pub(crate) struct Secured {
 pub(crate) fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
-    (entrance, trust_domain): (Entrance, TrustDomain),
+    (entrance, authority): (Entrance, Arc<Authority>),
     metrics: Metrics,
     tasks: &Tasks,
     drain: Drain,
 ) -> mpsc::Receiver<Result<Secured, io::Error>> {
     let (send, secured) = mpsc::channel(64);
     let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
-    let door = Door { tls, entrance, trust_domain, metrics, strangers, send };
+    let door = Door { tls, entrance, authority, metrics, strangers, send };
     let scope = tasks.clone();
     tasks.spawn("accept", async move {
         let (all, handshakes) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_HANDSHAKES)));
@@ -135,7 +151,7 @@ pub(crate) fn accept(
 struct Door {
     tls: TlsAcceptor,
     entrance: Entrance,
-    trust_domain: TrustDomain,
+    authority: Arc<Authority>,
     metrics: Metrics,
     strangers: Arc<Semaphore>,
     send: mpsc::Sender<Result<Secured, io::Error>>,
@@ -162,7 +178,7 @@ impl Door {
         let stream = timeout(HANDSHAKE, self.tls.accept(stream)).await;
         let stream =
             stream.map_err(|_| format!("not done within {} s", HANDSHAKE.as_secs()))?.map_err(|error| error.to_string())?;
-        let peer = self.peer(&stream).map_err(|error| error.to_string())?;
+        let peer = self.peer(&stream)?;
         let stranger = match peer {
             Some(_) => None,
             None => {
@@ -172,18 +188,22 @@ impl Door {
         Ok(Secured {
             stream,
             end: match &peer {
-                Some(peer) => self.entrance.end(peer),
-                None => Some(Box::pin(sleep(STRANGER))),
+                Some((peer, root)) => self.entrance.end(peer, Arc::clone(&self.authority), *root),
+                None => Box::pin(sleep(STRANGER)),
             },
             ended: false,
-            connection: Connection { peer: peer.map(Arc::new), address },
+            connection: Connection { peer: peer.map(|(peer, _)| Arc::new(peer)), address },
             _permits: (room, stranger),
         })
     }
 
-    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<Option<Peer>, PeerError> {
-        let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        leaf.map(|leaf| self.entrance.read(leaf, &self.trust_domain)).transpose()
+    /// Whom the certificate names, and the root that it chains to.
+    fn peer(&self, stream: &TlsStream<TcpStream>) -> Result<Option<(Peer, Anchor)>, String> {
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let Some(leaf) = chain.first() else { return Ok(None) };
+        let peer = self.entrance.read(leaf, self.authority.trust_domain()).map_err(|error| error.to_string())?;
+        let root = self.authority.anchor_of(chain).ok_or("the root of the certificate has left the bundle")?;
+        Ok(Some((peer, root)))
     }
 }
 
@@ -198,7 +218,7 @@ impl Connected for Secured {
 impl AsyncRead for Secured {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // An end that has come is not asked again.
-        if !self.ended && self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+        if !self.ended && self.end.as_mut().poll(context).is_ready() {
             self.ended = true;
         }
         if self.ended {

@@ -10,6 +10,7 @@ mod rotation;
 mod socket;
 mod telemetry;
 mod tls;
+mod tokens;
 mod trial;
 mod trust;
 

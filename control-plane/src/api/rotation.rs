@@ -29,6 +29,11 @@ impl Operators {
     ) -> Result<Response<Progress<v1::CaRotation>>, Status> {
         let v1::RotateCaRequest { step, abort, skip_away } = request;
         if self.authority.is_mounted() {
+            let live = self.authority.handover().filter(|row| !row.phase.is_over());
+            if let Some(row) = live.filter(|_| skip_away && !abort) {
+                self.authority.skip_away();
+                return Ok(self.follow_rotation(Phase::Done, Some(row)));
+            }
             let way = "the CA is mounted from files: change it where it is made, and the control plane follows";
             return Err(Status::failed_precondition(way));
         }
@@ -51,7 +56,8 @@ impl Operators {
             }
         };
         tracing::info!(goal = goal.as_str(), uid, "rotation of the trust anchor asked for");
-        Ok(self.follow_rotation(goal))
+        let began = self.stored_rotation().await?;
+        Ok(self.follow_rotation(goal, began))
     }
 
     async fn begin(&self, goal: Phase, skip_away: bool, uid: u32) -> Result<(), Status> {
@@ -91,19 +97,20 @@ impl Operators {
 
     /// How far the last one is.
     pub(super) async fn last_rotation(&self) -> Result<v1::CaRotation, Status> {
-        let Some(row) = self.stored_rotation().await? else { return Ok(v1::CaRotation::default()) };
+        let row = if self.authority.is_mounted() { self.authority.handover() } else { self.stored_rotation().await? };
+        let Some(row) = row else { return Ok(v1::CaRotation::default()) };
         let seen = self.rotation.borrow().clone().filter(|seen| seen.row.phase == row.phase && seen.row.new_root == row.new_root);
         let rotation = seen.unwrap_or_else(|| Rotation { row, progress: Default::default() });
         let goal = rotation.row.goal;
         Ok(status(&rotation, goal))
     }
 
-    fn follow_rotation(&self, goal: Phase) -> Response<Progress<v1::CaRotation>> {
+    fn follow_rotation(&self, goal: Phase, began: Option<RotationRow>) -> Response<Progress<v1::CaRotation>> {
         let (send, told) = mpsc::channel(4);
-        let (mut state, drain, store) = (self.rotation.clone(), self.drain.clone(), self.store.clone());
+        let (mut state, drain) = (self.rotation.clone(), self.drain.clone());
         self.tasks.spawn_scoped(async move {
             // What was seen before this call is of another rotation, or of another goal.
-            let Ok(Some(began)) = store.rotation().await else { return };
+            let Some(began) = began else { return };
             loop {
                 let seen = state.borrow_and_update().clone();
                 if let Some(seen) = seen.filter(|seen| seen.row.new_root == began.new_root && seen.row.phase >= began.phase) {
@@ -157,6 +164,7 @@ fn status(rotation: &Rotation, goal: Phase) -> v1::CaRotation {
         phase_started: row.phase_started,
         agents: count(progress.agents),
         laggards: progress.laggards.iter().take(MAX_LAGGARDS).map(laggard).collect(),
+        skipped: progress.skipped.iter().take(MAX_LAGGARDS).map(laggard).collect(),
         done: count(progress.agents.saturating_sub(progress.laggards.len())),
         waiting: progress.others.clone(),
         reached: row.phase >= goal || row.phase.is_over(),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use outrider_policy::TrustDomain;
+use outrider_policy::{TrustDomain, svid::check_chain};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -54,7 +54,8 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
-/// Chain to our roots, as they are now, by webpki; then the rules for X509-SVIDs of our trust domain.
+/// Chain to our roots, as they are now, by webpki; then the rules for X509-SVIDs of our trust domain, which are those of
+/// the agents.
 #[derive(Debug)]
 struct PeerVerifier {
     authority: Arc<Authority>,
@@ -79,7 +80,8 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.authority.clients().verify_client_cert(end_entity, intermediates, now)?;
         let peer = (self.names)(end_entity, self.authority.trust_domain());
-        let peer = peer.map_err(|error| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error)))))?;
+        let peer = peer.map_err(refused)?;
+        check_chain(intermediates.iter().map(|der| &**der)).map_err(|problem| refused(problem.into()))?;
         if self.revoked.holds(&peer) {
             return Err(Error::InvalidCertificate(CertificateError::Revoked));
         }
@@ -107,4 +109,8 @@ impl ClientCertVerifier for PeerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.authority.clients().supported_verify_schemes()
     }
+}
+
+fn refused(error: PeerError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }

@@ -1,9 +1,13 @@
 //! Join tokens: single use, bound to an identity, stored as hashes.
 
 use outrider_policy::{identity::SpiffeId, names::ServiceName};
+use outrider_proto::v1::issue_request::Evidence;
 
-use super::{AttestError, Attested, Secret, TokenText, expect};
-use crate::store::{Redeem, Store, StoreError, TokenRow};
+use super::{AttestError, Attested, Attestor, Presented, Secret, TokenText, expect};
+use crate::{
+    ca::hex,
+    store::{Redeem, Store, StoreError, TokenRow},
+};
 
 /// The join tokens of a mesh.
 #[derive(Clone, Debug)]
@@ -29,21 +33,32 @@ impl JoinTokens {
     ) -> Result<Option<(String, i64)>, StoreError> {
         let Some(secret) = Secret::random() else { return Ok(None) };
         let text = TokenText { secret, pin };
-        let row = TokenRow { identity, expires: now + ttl, used_at: None };
+        let row = TokenRow { identity, expires: now + ttl, used_at: None, root: hex(&pin) };
         self.store.put_token(&text.secret.hash(), &row, services, uid, now).await?;
         Ok(Some((text.format(), row.expires)))
     }
+}
 
-    /// Looks a token up without using it up: the issuance does that, in the transaction that records the leaf.
-    pub(crate) async fn attest(&self, text: &str, expected: &str, now: i64) -> Result<Attested, AttestError> {
-        let token = TokenText::parse(text.trim()).ok_or(AttestError::Malformed)?;
+#[tonic::async_trait]
+impl Attestor for JoinTokens {
+    fn word(&self) -> &'static str {
+        "join-token"
+    }
+
+    fn takes(&self, evidence: &Evidence) -> bool {
+        matches!(evidence, Evidence::JoinToken(_))
+    }
+
+    async fn attest(&self, presented: &Presented<'_>) -> Result<Attested, AttestError> {
+        let Evidence::JoinToken(token) = presented.evidence else { return Err(AttestError::Malformed) };
+        let token = TokenText::parse(token.token.trim()).ok_or(AttestError::Malformed)?;
         let hash = token.secret.hash();
         let row = self.store.token(&hash).await?.ok_or(AttestError::Unknown)?;
-        expect(&row.identity, expected)?;
+        expect(&row.identity, presented.expected)?;
         match row {
             TokenRow { used_at: Some(_), identity, .. } => Err(AttestError::Used { identity }),
-            TokenRow { expires, identity, .. } if expires <= now => Err(AttestError::Expired { identity }),
-            TokenRow { identity, .. } => Ok(Attested { identity, evidence: "join-token", redeem: Redeem::Token(hash) }),
+            TokenRow { expires, identity, .. } if expires <= presented.now => Err(AttestError::Expired { identity }),
+            TokenRow { identity, .. } => Ok(Attested { identity, evidence: self.word(), redeem: Redeem::Token(hash) }),
         }
     }
 }
@@ -51,6 +66,7 @@ impl JoinTokens {
 #[cfg(test)]
 mod tests {
     use outrider_policy::TrustDomain;
+    use outrider_proto::v1::JoinToken;
 
     use super::*;
     use crate::{config::KeySource, store::Claim};
@@ -65,7 +81,9 @@ mod tests {
         let identity = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
         let (text, expires) = tokens.create([0; 32], identity, &[], 600, 0, 1000).await.unwrap().unwrap();
         assert_eq!(expires, 1600);
-        assert!(tokens.attest(&text, "", 1599).await.is_ok());
-        assert!(matches!(tokens.attest(&text, "", 1600).await, Err(AttestError::Expired { .. })));
+        let evidence = Evidence::JoinToken(JoinToken { token: text });
+        let at = |now| Presented { evidence: &evidence, peer: None, expected: "", now };
+        assert!(tokens.attest(&at(1599)).await.is_ok());
+        assert!(matches!(tokens.attest(&at(1600)).await, Err(AttestError::Expired { .. })));
     }
 }

@@ -1,11 +1,14 @@
 //! Who asks? Evidence in, identity out.
 
+mod attestor;
 mod connection;
 mod join_token;
 mod token;
 
 use outrider_policy::identity::SpiffeId;
 
+pub(crate) use attestor::{Attestor, Attestors, Presented};
+pub(crate) use connection::Connections;
 pub(crate) use join_token::JoinTokens;
 pub(crate) use token::{Secret, TokenText};
 

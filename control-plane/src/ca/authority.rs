@@ -9,12 +9,14 @@ use arc_swap::ArcSwap;
 use outrider_policy::identity::{SpiffeId, TrustDomain};
 use rcgen::CertificateParams;
 use rustls::{RootCertStore, crypto::aws_lc_rs, server::WebPkiClientVerifier, server::danger::ClientCertVerifier};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::sync::watch;
 
 use super::{
     SigningRequest,
     certificate::{self, hex},
-    external::{CaFiles, External, Mounted},
+    external::{CaFiles, External},
+    handover::Handover,
     schedule::{Lifetimes, OPERATOR_TTL, Validity},
     signer::{CaInfo, Signer},
 };
@@ -54,6 +56,9 @@ pub(crate) enum CaError {
     Store(#[from] StoreError),
 }
 
+/// A root, by the SHA-256 of its subject public key info.
+pub(crate) type Anchor = [u8; 32];
+
 /// A signed leaf.
 #[derive(Clone, Debug)]
 pub(crate) struct Leaf {
@@ -73,33 +78,41 @@ pub(crate) struct Leaf {
 pub(crate) struct Authority {
     trust_domain: TrustDomain,
     lifetimes: Lifetimes,
-    keys: ArcSwap<Keys>,
+    pub(super) keys: ArcSwap<Keys>,
+    /// The roots that are trusted, by the SHA-256 of their keys: connections of others end.
+    trusted: watch::Sender<Vec<Anchor>>,
+    /// One looks at a time: nobody makes an issuing CA that somebody else is about to make.
+    looking: tokio::sync::Mutex<()>,
     /// Every root there ever was.
     known: Mutex<Vec<String>>,
     /// Somebody else's CA takes the place of our own.
-    external: Option<External>,
-    store: Store,
+    pub(super) external: Option<External>,
+    /// The change from one of somebody else's CAs to the next.
+    pub(super) handover: Mutex<Handover>,
+    pub(super) store: Store,
     kek: Kek,
 }
 
 /// The CAs at a moment.
-struct Keys {
+pub(super) struct Keys {
     marks: Vec<RootMark>,
     /// Those that are trusted, the one that signs first.
-    roots: Vec<Root>,
+    pub(super) roots: Vec<Root>,
     /// Believes whoever chains to one of them.
     clients: Arc<dyn ClientCertVerifier>,
 }
 
 #[derive(Clone)]
-struct Root {
-    info: CaInfo,
-    der: CertificateDer<'static>,
+pub(super) struct Root {
+    pub(super) info: CaInfo,
+    pub(super) der: CertificateDer<'static>,
     /// None of a root that somebody else holds.
-    signer: Option<Arc<Signer>>,
-    issuing: Option<Arc<Signer>>,
+    pub(super) signer: Option<Arc<Signer>>,
+    pub(super) issuing: Option<Arc<Signer>>,
     /// What a leaf is sent with: from the CA that signed it to the one below the root.
-    via: Vec<CertificateDer<'static>>,
+    pub(super) via: Vec<CertificateDer<'static>>,
+    /// Another replica found it in its files.
+    pub(super) elsewhere: bool,
 }
 
 impl Root {
@@ -110,7 +123,13 @@ impl Root {
             signer: Some(Arc::new(signer)),
             issuing: None,
             via: Vec::new(),
+            elsewhere: false,
         }
+    }
+
+    /// A root that somebody else holds.
+    pub(super) fn of_others(info: CaInfo, der: CertificateDer<'static>) -> Self {
+        Self { info, der, signer: None, issuing: None, via: Vec::new(), elsewhere: false }
     }
 }
 
@@ -155,9 +174,19 @@ impl Authority {
             store.found(&Signer::make_root(&trust_domain, lifetimes.root, now)?, &kek, now).await?;
         }
         let none = Keys { marks: Vec::new(), roots: Vec::new(), clients: WebPkiClientVerifier::no_client_auth() };
-        let keys = ArcSwap::from_pointee(none);
-        let authority =
-            Self { trust_domain, lifetimes, keys, known: Mutex::default(), external: files.map(External::new), store, kek };
+        let (keys, trusted) = (ArcSwap::from_pointee(none), watch::Sender::default());
+        let authority = Self {
+            trust_domain,
+            lifetimes,
+            keys,
+            trusted,
+            looking: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+            external: files.map(External::new),
+            handover: Mutex::default(),
+            store,
+            kek,
+        };
         authority.refresh(now).await?;
         if let Some(reason) = authority.refused_files().filter(|_| authority.roots().is_empty()) {
             return Err(CaError::Mounted(reason));
@@ -168,9 +197,9 @@ impl Authority {
     /// Looks at the roots in the store, and makes a new issuing CA below each that lacks one, or whose one is past its renewal
     /// point, not valid yet because the clock was moved back, or not of that root.
     pub(crate) async fn refresh(&self, now: i64) -> Result<Refreshed, CaError> {
+        let _one = self.looking.lock().await;
         if let Some(external) = &self.external {
-            let mounted = external.look(&self.trust_domain, now);
-            return mounted.map_or_else(|| Ok(Refreshed::default()), |mounted| self.mount(mounted));
+            return self.look_at_files(external, now).await;
         }
         let marks = self.store.root_marks().await?;
         let present = self.keys.load_full();
@@ -183,7 +212,7 @@ impl Authority {
             let clients =
                 if refreshed.roots { verifier(roots.iter().map(|root| &root.der))? } else { Arc::clone(&present.clients) };
             *self.known.lock().unwrap_or_else(PoisonError::into_inner) = marks.iter().map(|mark| mark.id.clone()).collect();
-            self.keys.store(Arc::new(Keys { marks, roots, clients }));
+            self.use_keys(Keys { marks, roots, clients });
         }
         Ok(refreshed)
     }
@@ -233,20 +262,41 @@ impl Authority {
         Ok(true)
     }
 
-    /// Puts somebody else's CA to use.
-    fn mount(&self, mounted: Mounted) -> Result<Refreshed, CaError> {
-        let Mounted { signer, via, roots } = mounted;
-        tracing::info!(issuer = signer.info.common_name, roots = roots.len(), "mounted CA in use");
-        let mut signer = Some(Arc::new(signer));
-        let root = |(info, der): (CaInfo, CertificateDer<'static>)| {
-            let issuing = signer.take();
-            Root { info, der, signer: None, via: if issuing.is_some() { via.clone() } else { Vec::new() }, issuing }
-        };
-        let roots: Vec<Root> = roots.into_iter().map(root).collect();
+    /// Trusts these roots, of which the first signs, in the place of those before.
+    pub(super) fn use_roots(&self, roots: Vec<Root>) -> Result<(), CaError> {
         let clients = verifier(roots.iter().map(|root| &root.der))?;
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = roots.iter().map(|root| root.info.id()).collect();
-        self.keys.store(Arc::new(Keys { marks: Vec::new(), roots, clients }));
-        Ok(Refreshed { roots: true, issuing: true })
+        self.use_keys(Keys { marks: Vec::new(), roots, clients });
+        Ok(())
+    }
+
+    fn use_keys(&self, keys: Keys) {
+        let roots: Vec<Anchor> = keys.roots.iter().map(|root| root.info.spki).collect();
+        self.keys.store(Arc::new(keys));
+        self.trusted.send_if_modified(|before| {
+            let is_new = *before != roots;
+            *before = roots;
+            is_new
+        });
+    }
+
+    /// The root that this chain, which was verified just now, leads to; `None` when it has left meanwhile.
+    pub(crate) fn anchor_of(&self, chain: &[CertificateDer<'_>]) -> Option<Anchor> {
+        let keys = self.keys.load();
+        let (leaf, via) = chain.split_first()?;
+        let now = UnixTime::now();
+        let leads = |root: &&Root| verifier([&root.der]).is_ok_and(|one| one.verify_client_cert(leaf, via, now).is_ok());
+        match keys.roots.as_slice() {
+            [only] => Some(only.info.spki),
+            several => several.iter().find(leads).map(|root| root.info.spki),
+        }
+    }
+
+    /// Ends when this root is trusted no more.
+    pub(crate) async fn retired(self: Arc<Self>, root: Anchor) {
+        let mut trusted = self.trusted.subscribe();
+        // The sender is ours.
+        let _ = trusted.wait_for(|roots| !roots.contains(&root)).await;
     }
 
     /// Whether somebody else makes the CA.

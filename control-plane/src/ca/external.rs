@@ -25,8 +25,8 @@ use crate::store::Role;
 
 /// Most bytes of a file.
 const MOST_BYTES: u64 = 1 << 20;
-/// Most roots of the bundle.
-const MOST_ROOTS: usize = 16;
+/// Most roots of the bundle: agents take one more, that of the CA in use while another one takes its place.
+const MOST_ROOTS: usize = 15;
 
 /// Where the files are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ mod bench;
 mod certificate;
 mod csr;
 mod external;
+mod handover;
 mod phase;
 mod progress;
 mod schedule;
@@ -15,7 +16,7 @@ mod signer;
 #[cfg(feature = "bench")]
 pub use bench::leaves_per_second;
 
-pub(crate) use authority::{Authority, CaError, Leaf};
+pub(crate) use authority::{Anchor, Authority, CaError, Leaf};
 pub(crate) use certificate::hex;
 pub(crate) use csr::{CsrError, SigningRequest};
 pub use external::CaFiles;

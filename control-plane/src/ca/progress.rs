@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Phase;
-use crate::store::{HeldRow, RotationRow};
+use crate::store::{HeldRow, OpenTokens, RotationRow};
 
 /// An agent that is connected, as it said itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct Progress {
     pub(crate) laggards: Vec<Waiting>,
     /// What else is waited for.
     pub(crate) others: Vec<String>,
+    /// Who would be waited for, had the operator not said otherwise.
+    pub(crate) skipped: Vec<Waiting>,
     /// Ids of connected agents that hold a leaf of the old root.
     pub(crate) to_renew: Vec<String>,
 }
@@ -54,8 +56,8 @@ pub(crate) struct Facts<'a> {
     /// Leaves that are valid and that somebody may hold.
     pub(crate) held: &'a [HeldRow],
     pub(crate) present: &'a [Present],
-    /// Join tokens that pin the old root and are still good, and when the last of them ends, Unix seconds.
-    pub(crate) tokens: (u64, i64),
+    /// Join tokens that pin the old root and are still good.
+    pub(crate) tokens: &'a [OpenTokens],
     /// Replicas without an issuing CA of the new root.
     pub(crate) without_issuer: &'a [String],
     /// Unix seconds.
@@ -80,9 +82,8 @@ pub(crate) fn progress(facts: &Facts<'_>) -> Progress {
         }
         Phase::Proving => {
             let mut progress = renewed(facts, &present);
-            if facts.tokens.0 > 0 {
-                let (count, left) = (facts.tokens.0, facts.tokens.1 - facts.now);
-                progress.others.push(format!("{count} join tokens name the old root: the last ends in {left} s"));
+            for open in facts.tokens {
+                unused(&mut progress, open, facts);
             }
             progress
         }
@@ -93,7 +94,17 @@ pub(crate) fn progress(facts: &Facts<'_>) -> Progress {
 impl Progress {
     /// Agents are asked already, but not waited for.
     fn only_others(self) -> Self {
-        Self { laggards: Vec::new(), agents: 0, ..self }
+        Self { laggards: Vec::new(), skipped: Vec::new(), agents: 0, ..self }
+    }
+
+    /// Somebody who is not connected is waited for, unless the operator said otherwise.
+    fn wait_for(&mut self, one: Waiting, facts: &Facts<'_>) {
+        if facts.row.skip_away {
+            self.skipped.push(one);
+        } else {
+            self.agents += 1;
+            self.laggards.push(one);
+        }
     }
 }
 
@@ -123,13 +134,21 @@ fn renewed(facts: &Facts<'_>, present: &BTreeMap<&str, &Present>) -> Progress {
 
 /// Nobody knows whether the holder of this leaf still uses it. When it has ended, nobody does.
 fn away(progress: &mut Progress, held: &HeldRow, facts: &Facts<'_>) {
-    if facts.row.skip_away {
-        return;
-    }
     let left = held.not_after - facts.now;
     let reason = format!("not connected: its certificate {} ends in {left} s", held.serial);
-    progress.agents += 1;
-    progress.laggards.push(Waiting { agent_id: held.agent_id.clone(), identity: held.identity.clone(), reason });
+    let one = Waiting { agent_id: held.agent_id.clone(), identity: held.identity.clone(), reason };
+    progress.wait_for(one, facts);
+}
+
+/// Whoever holds these tokens knows the control plane by the old root alone, and could not join any more.
+fn unused(progress: &mut Progress, open: &OpenTokens, facts: &Facts<'_>) {
+    let left = open.ends - facts.now;
+    let account = open.identity.rsplit_once("/ns/").map(|(_, rest)| rest.replacen("/sa/", "/", 1)).unwrap_or_default();
+    let reason = format!(
+        "{} unused join tokens name the old root, the last ends in {left} s: `outrider token revoke {account}` takes them back",
+        open.count
+    );
+    progress.wait_for(Waiting { agent_id: String::new(), identity: open.identity.clone(), reason }, facts);
 }
 
 fn waiting(one: &Present, reason: &str) -> Waiting {
@@ -162,7 +181,7 @@ mod tests {
     }
 
     fn look(row: &RotationRow, held: &[HeldRow], present: &[Present]) -> Progress {
-        progress(&Facts { row, held, present, tokens: (0, 0), without_issuer: &[], now: 40 })
+        progress(&Facts { row, held, present, tokens: &[], without_issuer: &[], now: 40 })
     }
 
     #[test]
@@ -175,7 +194,8 @@ mod tests {
         assert_eq!(look(&row, &held, &[present("a", "1", 7)]).laggards.len(), 1, "b is away and may come back");
         assert!(look(&row, &held, &[present("a", "1", 7), present("b", "2", 9)]).is_clear());
         let skipping = RotationRow { skip_away: true, ..row };
-        assert!(look(&skipping, &held, &[present("a", "1", 7)]).is_clear());
+        let skips = look(&skipping, &held, &[present("a", "1", 7)]);
+        assert!(skips.is_clear() && skips.skipped.len() == 1, "said openly: {skips:?}");
     }
 
     #[test]
@@ -192,12 +212,18 @@ mod tests {
     #[test]
     fn tokens_that_name_the_old_root_and_replicas_that_cannot_issue_are_waited_for() {
         let (proving, issuing) = (row(Phase::Proving), row(Phase::Issuing));
-        let facts = Facts { row: &proving, held: &[], present: &[], tokens: (2, 100), without_issuer: &[], now: 40 };
-        assert!(!progress(&facts).is_clear());
+        let open = [OpenTokens { identity: "spiffe://td/ns/shop/sa/web".into(), count: 2, ends: 100 }];
+        let facts = Facts { row: &proving, held: &[], present: &[], tokens: &open, without_issuer: &[], now: 40 };
+        let waits = progress(&facts);
+        assert!(waits.laggards[0].reason.contains("`outrider token revoke shop/web`"), "{waits:?}");
+        assert!(!waits.is_clear() && waits.agents == 1);
+        let skipping = RotationRow { skip_away: true, ..row(Phase::Proving) };
+        let skips = progress(&Facts { row: &skipping, ..facts });
+        assert!(skips.is_clear() && skips.skipped == waits.laggards, "{skips:?}");
         let without = ["b".to_owned()];
         let leaves = [held("a", "1", "old")];
         let present = [present("a", "1", 9)];
-        let facts = Facts { row: &issuing, held: &leaves, present: &present, tokens: (0, 0), without_issuer: &without, now: 40 };
+        let facts = Facts { row: &issuing, held: &leaves, present: &present, tokens: &[], without_issuer: &without, now: 40 };
         let waits = progress(&facts);
         assert_eq!((waits.laggards.len(), waits.others.len(), waits.to_renew.len()), (0, 1, 1));
     }

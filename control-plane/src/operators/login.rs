@@ -9,7 +9,7 @@ use super::{OperatorName, Role, Roster};
 use crate::{
     api::{known_peer, unavailable},
     attest::{Attested, TokenText},
-    ca::SigningRequest,
+    ca::{Authority, SigningRequest},
     clock,
     issue::Issuance,
     limit::Limit,
@@ -81,9 +81,9 @@ impl Logins {
         }
         let request = SigningRequest::read(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
         request.asks_only_for(&identity).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let leaf = authority.sign_operator(&request, &identity, now).map_err(|error| unavailable("certificate", &error))?;
         let attested = Attested { identity: identity.clone(), evidence, redeem: Redeem::Nothing };
-        self.issuance.record(&leaf, &attested, now).await.map_err(|error| error.outward())?;
+        let sign = |authority: &Authority| authority.sign_operator(&request, &identity, now);
+        let leaf = self.issuance.sign_and_record(&attested, now, sign).await.map_err(|error| error.outward())?;
         tracing::info!(%identity, evidence, serial = leaf.serial, "operator's certificate issued");
         Ok(LoginResponse {
             chain: leaf.chain.iter().map(|certificate| certificate.to_vec()).collect(),
@@ -113,7 +113,7 @@ impl Operator for Logins {
 
     async fn renew_login(&self, request: Request<RenewLoginRequest>) -> Result<Response<LoginResponse>, Status> {
         let peer = known_peer(&request)?;
-        self.issuance.attest_peer(&peer, clock::now()).await.map_err(|error| error.outward())?;
+        self.issuance.connections.attest_peer(&peer, clock::now()).await.map_err(|error| error.outward())?;
         let name = OperatorName::of(&peer.identity).ok_or_else(|| Status::unauthenticated("not an operator's certificate"))?;
         let role = self.roster.role(&name).await.map_err(|error| unavailable("operator", &error))?;
         let role = role.ok_or_else(|| Status::permission_denied("this operator was removed"))?;

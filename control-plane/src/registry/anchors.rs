@@ -45,12 +45,15 @@ impl Publisher {
         }
         let roots: Vec<Vec<u8>> = bundle(&self.authority).roots;
         if v1::TrustBundle::decode(self.world.bundle.body.as_slice()).is_ok_and(|shown| shown.roots == roots) {
+            self.authority.shown(self.world.revision);
             return;
         }
         let followed = async {
             let subject = format!("{} roots", roots.len());
             let revision = self.store.take_revision("MountedCa", &subject, 0, clock::now()).await?;
-            self.show_trust(revision).await
+            self.show_trust(revision).await?;
+            self.authority.shown(revision);
+            Ok::<(), StoreError>(())
         };
         if let Err(error) = followed.await {
             tracing::warn!(error = outrider_runtime::tasks::chain(&error), "roots of the mounted CA not shown, trying again");

@@ -67,6 +67,38 @@ impl Store {
         Ok(true)
     }
 
+    /// Tells other replicas which roots this one found in its files, `(id, certificate)` each, in the place of those before.
+    pub(crate) async fn put_mounted(&self, roots: &[(String, &[u8])], now: i64) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        sql("DELETE FROM ca_keys WHERE role = 'mounted' AND replica = $1").bind(self.replica()).run(&mut change).await?;
+        for (id, certificate) in roots {
+            sql("INSERT INTO ca_keys (id, role, certificate, created, replica, root) VALUES ($1, 'mounted', $2, $3, $4, $5)")
+                .bind(format!("{}/{id}", self.replica()))
+                .bind(*certificate)
+                .bind(now)
+                .bind(self.replica())
+                .bind(id)
+                .run(&mut change)
+                .await?;
+        }
+        Ok(change.commit().await?)
+    }
+
+    /// Certificates of the roots that other replicas, of those that live, found in their files.
+    pub(crate) async fn mounted_elsewhere(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let rows: Vec<(String, Vec<u8>)> =
+            sql("SELECT replica, certificate FROM ca_keys WHERE role = 'mounted' AND replica <> $1 ORDER BY root, replica")
+                .bind(self.replica())
+                .all(self.readers())
+                .await?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let live = self.replicas().await?;
+        let lives = |id: &str| live.iter().any(|replica| replica.id == id && replica.is_live());
+        Ok(rows.into_iter().filter(|(replica, _)| lives(replica)).map(|(_, certificate)| certificate).collect())
+    }
+
     /// Stores the first root, unless there is one already: of several replicas that start at once, one makes it.
     pub(crate) async fn found(&self, ca: &CaRow, kek: &Kek, now: i64) -> Result<(), StoreError> {
         let mut change = self.begin().await?;

@@ -11,6 +11,8 @@ use super::{
 
 /// Most issuances of one transaction.
 const TOGETHER: usize = 128;
+/// What proves our own identity.
+const OWN: &str = "self";
 /// Issuances that may wait.
 const QUEUE: usize = 4096;
 
@@ -52,10 +54,9 @@ async fn run(pool: Pool, mut receive: mpsc::Receiver<Pending>) {
 async fn settle(pool: &Pool, batch: Vec<Pending>) {
     let outcome = record(pool, &batch).await;
     match outcome {
-        Ok(used) => {
+        Ok(late) => {
             for (index, pending) in batch.into_iter().enumerate() {
-                let answer = if used.contains(&index) { Err(StoreError::TokenUsed) } else { Ok(()) };
-                drop(pending.reply.send(answer));
+                drop(pending.reply.send(late.get(&index).map_or(Ok(()), |late| Err(late.error()))));
             }
         }
         // One that the database does not take must not fail the others.
@@ -73,33 +74,71 @@ async fn settle(pool: &Pool, batch: Vec<Pending>) {
     }
 }
 
-/// Writes a batch; says which of it came too late for their tokens.
-async fn record(pool: &Pool, batch: &[Pending]) -> Result<BTreeSet<usize>, StoreError> {
+/// For what an issuance came too late.
+#[derive(Clone, Copy, Debug)]
+enum Late {
+    /// Somebody else had its token first.
+    Token,
+    /// The root that it was signed below signs no more.
+    Root,
+}
+
+impl Late {
+    fn error(self) -> StoreError {
+        match self {
+            Self::Token => StoreError::TokenUsed,
+            Self::Root => StoreError::RootRetired,
+        }
+    }
+}
+
+/// Writes a batch; says which of it came too late.
+async fn record(pool: &Pool, batch: &[Pending]) -> Result<BTreeMap<usize, Late>, StoreError> {
     let mut change = pool.begin().await?;
-    let used = redeem(&mut change, batch).await?;
-    let good: Vec<&Pending> = batch.iter().enumerate().filter(|(index, _)| !used.contains(index)).map(|(_, one)| one).collect();
+    let mut late = fence(&mut change, batch).await?;
+    redeem(&mut change, batch, &mut late).await?;
+    let good: Vec<&Pending> =
+        batch.iter().enumerate().filter(|(index, _)| !late.contains_key(index)).map(|(_, one)| one).collect();
     if !good.is_empty() {
         replace(&mut change, &good).await?;
         insert(&mut change, &good).await?;
         change.commit().await?;
     }
-    Ok(used)
+    Ok(late)
 }
 
-/// Uses tokens up and grants their identities the services. Returns the places of those whose token somebody else had first.
-async fn redeem(change: &mut Change, batch: &[Pending]) -> Result<BTreeSet<usize>, StoreError> {
-    let mut late = BTreeSet::new();
+/// Only the root that signs now may have signed a leaf, and only one that is trusted a leaf of our own: a replica that stood still
+/// while the trust anchor was changed does not know that its root is gone. The rows of the roots are held until the end, so that
+/// none is retired between this look and the commit. Roots that somebody else makes are not in the store.
+async fn fence(change: &mut Change, batch: &[Pending]) -> Result<BTreeMap<usize, Late>, StoreError> {
+    let roots: BTreeSet<&str> = batch.iter().map(|pending| pending.row.root.as_str()).collect();
+    let places: Vec<String> = (1..=roots.len()).map(|place| format!("${place}")).collect();
+    // The only writer of an SQLite file needs no more than to be in its change.
+    let hold = if change.is_shared() { " FOR SHARE" } else { "" };
+    let text = format!("SELECT id, trusted, active FROM ca_keys WHERE role = 'root' AND id IN ({}){hold}", places.join(", "));
+    let known: Vec<(String, i64, i64)> = roots.iter().fold(composed(text), |query, root| query.bind(*root)).all(change).await?;
+    let is_late = |row: &CertificateRow| {
+        let root = known.iter().find(|(id, ..)| *id == row.root);
+        root.is_some_and(|(_, trusted, active)| if row.evidence == OWN { *trusted != 1 } else { *active != 1 })
+    };
+    let late = batch.iter().enumerate().filter(|(_, pending)| is_late(&pending.row));
+    Ok(late.map(|(index, _)| (index, Late::Root)).collect())
+}
+
+/// Uses tokens up and grants their identities the services. Whoever's token somebody else had first is late.
+async fn redeem(change: &mut Change, batch: &[Pending], late: &mut BTreeMap<usize, Late>) -> Result<(), StoreError> {
     // Two requests may hold the same valid token: the row decides which was first, and within a batch the place in it.
     let mut first: BTreeMap<TokenHash, usize> = BTreeMap::new();
     for (index, pending) in batch.iter().enumerate() {
         if let Redeem::Token(hash) = &pending.redeem
+            && !late.contains_key(&index)
             && *first.entry(*hash).or_insert(index) != index
         {
-            late.insert(index);
+            late.insert(index, Late::Token);
         }
     }
     if first.is_empty() {
-        return Ok(late);
+        return Ok(());
     }
     let now = batch.iter().map(|pending| pending.now).max().unwrap_or(0);
     let places: Vec<String> = (2..first.len() + 2).map(|place| format!("${place}")).collect();
@@ -110,7 +149,8 @@ async fn redeem(change: &mut Change, batch: &[Pending]) -> Result<BTreeSet<usize
     let query = first.keys().fold(composed(text).bind(now), |query, hash| query.bind(hash.as_slice()));
     let redeemed: Vec<(Vec<u8>, String, String)> = query.all(&mut *change).await?;
     let fresh: BTreeSet<&[u8]> = redeemed.iter().map(|(hash, ..)| hash.as_slice()).collect();
-    late.extend(first.iter().filter(|(hash, _)| !fresh.contains(hash.as_slice())).map(|(_, index)| *index));
+    let stale = first.iter().filter(|(hash, _)| !fresh.contains(hash.as_slice()));
+    late.extend(stale.map(|(_, index)| (*index, Late::Token)));
     for (_, identity, services) in &redeemed {
         let corrupt = |error: serde_json::Error| StoreError::Corrupt { table: "tokens", reason: error.to_string() };
         let services: Vec<String> = serde_json::from_str(services).map_err(corrupt)?;
@@ -119,7 +159,7 @@ async fn redeem(change: &mut Change, batch: &[Pending]) -> Result<BTreeSet<usize
             grant.bind(identity).bind(service).run(&mut *change).await?;
         }
     }
-    Ok(late)
+    Ok(())
 }
 
 /// Notes which certificates were renewed into which.

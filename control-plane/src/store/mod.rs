@@ -52,7 +52,7 @@ pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;
 pub(crate) use revocations::{MAX_REVOCATIONS, RevocationRow};
-pub(crate) use rotation::{HeldRow, RotationRow};
+pub(crate) use rotation::{HeldRow, OpenTokens, RotationRow};
 pub(crate) use sessions::SessionRow;
 pub(crate) use tokens::{TokenHash, TokenRow};
 
@@ -108,6 +108,9 @@ pub(crate) enum StoreError {
     /// A one-time token was redeemed by somebody else in the meantime.
     #[error("the join token has been used")]
     TokenUsed,
+    /// A leaf was signed below a root that signs no more.
+    #[error("the root of the certificate signs no more")]
+    RootRetired,
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

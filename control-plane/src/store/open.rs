@@ -116,6 +116,10 @@ impl Store {
             }
         };
         let kek = adopt(&writer, &place, trust_domain, key).await?;
+        if at.is_none() {
+            // The claim says that whoever held a lease is gone. Its end is of a clock that may have been ahead by days.
+            sql("UPDATE leases SET expires = 0").run(&writer).await?;
+        }
         let store = Self {
             issuances: issuing::start(writer.clone()),
             writer,
@@ -151,6 +155,12 @@ async fn adopt(writer: &Pool, place: &str, trust_domain: &TrustDomain, key: &Key
     let kek = Kek::load(key)?;
     kek.prove(trust_domain, &check)?;
     Ok(kek)
+}
+
+impl From<sqlx::Error> for OpenError {
+    fn from(error: sqlx::Error) -> Self {
+        StoreError::from(error).into()
+    }
 }
 
 impl From<StoreError> for OpenError {

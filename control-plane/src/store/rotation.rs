@@ -43,6 +43,15 @@ pub(crate) struct HeldRow {
     pub(crate) root: String,
 }
 
+/// Join tokens for an identity that nobody has used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OpenTokens {
+    pub(crate) identity: String,
+    pub(crate) count: u64,
+    /// Unix seconds: when the last of them ends.
+    pub(crate) ends: i64,
+}
+
 impl Store {
     /// The last rotation.
     pub(crate) async fn rotation(&self) -> Result<Option<RotationRow>, StoreError> {
@@ -182,15 +191,16 @@ impl Store {
         Ok(rows.into_iter().map(row).collect())
     }
 
-    /// How many join tokens of before `before` are still good, and when the last of them ends.
-    pub(crate) async fn open_tokens(&self, before: i64, now: i64) -> Result<(u64, i64), StoreError> {
-        let (count, last): (i64, i64) = sql("SELECT count(*), coalesce(max(expires), 0) FROM tokens
-             WHERE used_at IS NULL AND created <= $1 AND expires > $2")
-        .bind(before)
+    /// Join tokens that name this root and are still good, by identity; those that last longest first.
+    pub(crate) async fn open_tokens(&self, root: &str, now: i64) -> Result<Vec<OpenTokens>, StoreError> {
+        let rows: Vec<(String, i64, i64)> = sql("SELECT identity, count(*), max(expires) FROM tokens
+             WHERE used_at IS NULL AND root = $1 AND expires > $2 GROUP BY identity ORDER BY 3 DESC, 1")
+        .bind(root)
         .bind(now)
-        .one(self.readers())
+        .all(self.readers())
         .await?;
-        Ok((count.unsigned_abs(), last))
+        let open = |(identity, count, ends): (String, i64, i64)| OpenTokens { identity, count: count.unsigned_abs(), ends };
+        Ok(rows.into_iter().map(open).collect())
     }
 
     /// Replicas, of those that live, without an issuing CA below a root.

@@ -1,7 +1,7 @@
 //! The schema, step by step, for both databases.
 
 /// The steps. They are only ever added.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
@@ -10,6 +10,7 @@ const STEPS: [&str; 8] = [
     include_str!("../../migrations/0006_jwt_keys.sql"),
     include_str!("../../migrations/0007_operators.sql"),
     include_str!("../../migrations/0008_rotation.sql"),
+    include_str!("../../migrations/0009_token_roots.sql"),
 ];
 
 /// How many steps this version knows.

@@ -17,6 +17,8 @@ pub(crate) struct TokenRow {
     pub(crate) expires: i64,
     /// Unix seconds; `None` until it is redeemed.
     pub(crate) used_at: Option<i64>,
+    /// Id of the root that it names.
+    pub(crate) root: String,
 }
 
 impl Store {
@@ -34,27 +36,44 @@ impl Store {
         sql("DELETE FROM tokens WHERE expires < $1").bind(now - 86_400).run(&mut change).await?;
         let services: Vec<&str> = services.iter().map(ServiceName::as_str).collect();
         let services = serde_json::to_string(&services).map_err(|error| corrupt(error.to_string()))?;
-        sql("INSERT INTO tokens (hash, identity, created, expires, services) VALUES ($1, $2, $3, $4, $5)")
+        sql("INSERT INTO tokens (hash, identity, created, expires, services, root) VALUES ($1, $2, $3, $4, $5, $6)")
             .bind(hash.as_slice())
             .bind(token.identity.as_str())
             .bind(now)
             .bind(token.expires)
             .bind(services)
+            .bind(&token.root)
             .run(&mut change)
             .await?;
         audit(&mut change, "CreateToken", token.identity.as_str(), uid, now, 0).await?;
         Ok(change.commit().await?)
     }
 
+    /// Takes back all tokens of an identity that nobody has used. How many there were.
+    pub(crate) async fn revoke_tokens(&self, identity: &str, uid: u32, now: i64) -> Result<u64, StoreError> {
+        let mut change = self.begin().await?;
+        let gone = sql("DELETE FROM tokens WHERE identity = $1 AND used_at IS NULL AND expires > $2")
+            .bind(identity)
+            .bind(now)
+            .run(&mut change)
+            .await?;
+        if gone > 0 {
+            audit(&mut change, "RevokeTokens", identity, uid, now, 0).await?;
+            change.commit().await?;
+        }
+        Ok(gone)
+    }
+
     /// The token of that hash.
     pub(crate) async fn token(&self, hash: &TokenHash) -> Result<Option<TokenRow>, StoreError> {
-        let row: Option<(String, i64, Option<i64>)> = sql("SELECT identity, expires, used_at FROM tokens WHERE hash = $1")
-            .bind(hash.as_slice())
-            .first(self.readers())
-            .await?;
-        let Some((identity, expires, used_at)) = row else { return Ok(None) };
+        let row: Option<(String, i64, Option<i64>, String)> =
+            sql("SELECT identity, expires, used_at, root FROM tokens WHERE hash = $1")
+                .bind(hash.as_slice())
+                .first(self.readers())
+                .await?;
+        let Some((identity, expires, used_at, root)) = row else { return Ok(None) };
         let identity = SpiffeId::new(&identity).map_err(|error| corrupt(error.to_string()))?;
-        Ok(Some(TokenRow { identity, expires, used_at }))
+        Ok(Some(TokenRow { identity, expires, used_at, root }))
     }
 
     /// Services that an identity may back.

@@ -2,12 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use outrider_proto::v1::{self, Resource, ResourceKind};
+use outrider_proto::v1::{self, Resource, ResourceKind, subscribe_response};
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use x509_parser::parse_x509_certificate;
 
-use crate::harness::{Plane, hello, settings, start};
+use crate::harness::{Agent, Plane, Svid, by_renewal, csr, hello, settings, start};
 
 struct Ca {
     issuer: Issuer<'static, KeyPair>,
@@ -41,7 +41,7 @@ fn mount(dir: &Path, version: &str, signer: &Ca, bundle: &str) {
     std::fs::rename(&fresh, dir.join("now")).unwrap();
 }
 
-fn issuer_of(svid: &crate::harness::Svid) -> String {
+fn issuer_of(svid: &Svid) -> String {
     let (_, leaf) = parse_x509_certificate(&svid.chain[0]).unwrap();
     leaf.issuer().iter_common_name().next().unwrap().as_str().unwrap().to_owned()
 }
@@ -52,7 +52,7 @@ fn roots(resources: &[Resource]) -> Option<Vec<Vec<u8>>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mounted_ca_signs_and_is_followed_when_its_files_change_and_bad_files_change_nothing() {
+async fn a_mounted_ca_signs_and_bad_files_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (old_root, new_root) = (ca("old root", None), ca("new root", None));
     let (first, second) = (ca("first issuer", Some(&old_root)), ca("second issuer", Some(&new_root)));
@@ -87,15 +87,86 @@ async fn a_mounted_ca_signs_and_is_followed_when_its_files_change_and_bad_files_
     tokio::time::timeout(crate::harness::PATIENCE, warned).await.unwrap();
     assert_eq!(issuer_of(&plane.join("shop/web", &[]).await), "first issuer");
 
-    // Both roots and the new signer at once: agents get the bundle, and leaves come from the new one.
-    mount(dir.path(), "2", &second, &format!("{}{}", old_root.pem, new_root.pem));
-    let update = agent.update().await;
-    assert_eq!(roots(&update.upserts).unwrap(), [new_root.der.clone(), old_root.der.clone()]);
-    agent.ack(&update).await;
+    plane.stop().await;
+}
+
+/// Waits until the change to the next CA is in this phase and waits for these identities.
+async fn handover(plane: &Plane, phase: v1::ca_rotation::Phase, waits_for: &[&str]) {
+    let look = async {
+        loop {
+            let rotation = plane.admin().await.get_ca_rotation(v1::GetCaRotationRequest {}).await.unwrap().into_inner();
+            let laggards: Vec<&str> = rotation.laggards.iter().filter_map(|one| one.identity.rsplit('/').next()).collect();
+            if rotation.phase() == phase && laggards == waits_for {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, look).await.unwrap_or_else(|_| panic!("never: {phase:?} {waits_for:?}"));
+}
+
+/// The next update; orders to renew are passed over.
+async fn next_update(agent: &mut Agent) -> v1::Update {
+    loop {
+        match agent.next().await.unwrap() {
+            Some(subscribe_response::Message::Update(update)) => return update,
+            Some(subscribe_response::Message::RenewIdentity(_)) => {}
+            None => panic!("the stream ended"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mounted_ca_signs_only_when_agents_have_acknowledged_its_root_and_the_one_before_stays_until_they_renewed() {
+    use v1::ca_rotation::Phase;
+    let dir = tempfile::tempdir().unwrap();
+    let (old_root, new_root) = (ca("old root", None), ca("new root", None));
+    let (first, second) = (ca("first issuer", Some(&old_root)), ca("second issuer", Some(&new_root)));
+    mount(dir.path(), "1", &first, &old_root.pem);
+    let now = dir.path().join("now");
+    let plane = Plane::start_with(|raw| {
+        raw.ca_cert = Some(now.join("tls.crt"));
+        raw.ca_key = Some(now.join("tls.key"));
+        raw.ca_bundle = Some(now.join("ca.crt"));
+    })
+    .await;
     let svid = plane.join("shop/web", &[]).await;
-    assert_eq!(issuer_of(&svid), "second issuer");
+    let mut agent = plane.subscribe(&svid).await;
+    agent.say(hello("a1", &[], &[])).await;
+    let update = agent.update().await;
+    agent.ack(&update).await;
+    // The files change as a whole, and the old root is in them no more.
+    mount(dir.path(), "2", &second, &new_root.pem);
+    let update = agent.update().await;
+    assert_eq!(roots(&update.upserts).unwrap(), [old_root.der.clone(), new_root.der.clone()], "both are believed");
+    handover(&plane, Phase::Distributing, &["web"]).await;
+    let meanwhile = plane.join("shop/late", &[]).await;
+    assert_eq!(issuer_of(&meanwhile), "first issuer", "nobody acknowledged the new one");
+    agent.ack(&update).await;
+    // Somebody who is not connected holds a leaf and may not know the new root: an operator says when that is enough.
+    handover(&plane, Phase::Distributing, &["late"]).await;
     let refused = plane.admin().await.rotate_ca(v1::RotateCaRequest::default()).await.unwrap_err();
     assert!(refused.message().contains("where it is made"), "{refused:?}");
+    let skip = v1::RotateCaRequest { skip_away: true, ..v1::RotateCaRequest::default() };
+    drop(plane.admin().await.rotate_ca(skip).await.unwrap());
+    handover(&plane, Phase::Proving, &["web"]).await;
+    let shown = next_update(&mut agent).await;
+    assert_eq!(roots(&shown.upserts).unwrap(), [new_root.der.clone(), old_root.der.clone()]);
+    agent.ack(&shown).await;
+    let key = KeyPair::generate().unwrap();
+    let renewed = Svid::new(&key, plane.issue(Some(&svid), by_renewal(csr(&key, |_| {}))).await.unwrap());
+    assert_eq!(issuer_of(&renewed), "second issuer");
+    // As an agent does: the next stream is of the new certificate.
+    let mut agent = plane.subscribe(&renewed).await;
+    agent.say(hello("a1", &[], &[])).await;
+    loop {
+        let shown = next_update(&mut agent).await;
+        agent.ack(&shown).await;
+        if roots(&shown.upserts).is_some_and(|roots| roots == std::slice::from_ref(&new_root.der)) {
+            break;
+        }
+    }
+    handover(&plane, Phase::Done, &[]).await;
     plane.stop().await;
 }
 

@@ -153,6 +153,35 @@ async fn a_removed_operator_is_refused_at_once_and_open_streams_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_whose_certificate_is_revoked_loses_open_streams_and_every_call_until_another_login() {
+    let plane = plane().await;
+    let ann = operator(&plane, "ann", "admin").await;
+    let web = plane.join("shop/orders", &["shop/orders"]).await;
+    let mut agent = plane.subscribe(&web).await;
+    agent.say(crate::harness::hello("00000000-0000-0000-0000-000000000001", &["shop/orders"], &[])).await;
+    agent.update().await;
+    let mut admin = ann.admin(&plane).await;
+    let revision = apply(admin.clone()).await.unwrap();
+    let mut rollout = admin.watch_rollout(v1::WatchRolloutRequest { revision }).await.unwrap().into_inner();
+    assert!(!rollout.message().await.unwrap().unwrap().done);
+    let (_, leaf) = x509_parser::parse_x509_certificate(&ann.chain[0]).unwrap();
+    let subject = leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+    plane.admin().await.revoke(v1::RevokeRequest { subject, reason: "laptop stolen".into() }).await.unwrap();
+    let end = timeout(PATIENCE, async { while let Ok(Some(_)) = rollout.message().await {} });
+    end.await.expect("the stream ends");
+    assert!(admin.status(v1::StatusRequest {}).await.is_err(), "on the same connection");
+    let renewal = v1::RenewLoginRequest { csr: csr(&KeyPair::generate().unwrap(), |_| {}) };
+    let again = connect(plane.running.operators.unwrap(), Some((ann.chain.clone(), ann.key.clone_key()))).await;
+    let refused = match again {
+        Ok(channel) => OperatorClient::new(channel).renew_login(renewal).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "nor a new certificate");
+    assert!(operator(&plane, "ann", "admin").await.admin(&plane).await.status(v1::StatusRequest {}).await.is_ok());
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_operators_certificate_is_renewed_over_itself_with_a_new_key() {
     let plane = plane().await;
     let ann = operator(&plane, "ann", "viewer").await;

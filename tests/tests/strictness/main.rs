@@ -7,6 +7,7 @@ mod chains;
 mod makers;
 mod names;
 mod uses;
+mod weak;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -28,6 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use uses::{keys, uses};
+use weak::weak;
 use zeroize::Zeroizing;
 
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -36,7 +38,13 @@ fn table(makers: &Makers) -> Vec<Row> {
     let ids = ids().into_iter().map(|(id, verdict)| {
         row(format!("the ID {:?}", String::from_utf8_lossy(id)), makers.leaf(&with_names(&[uri(id)])), verdict)
     });
-    ids.chain(names(makers)).chain(uses(makers)).chain(chains(makers)).chain(keys(makers)).chain(bytes(makers)).collect()
+    ids.chain(names(makers))
+        .chain(uses(makers))
+        .chain(chains(makers))
+        .chain(keys(makers))
+        .chain(weak(makers))
+        .chain(bytes(makers))
+        .collect()
 }
 
 /// Whether a caller with this identity gets an answer out of the agent's mesh port.
@@ -94,7 +102,7 @@ async fn an_agent_that_calls_judges_endpoints_by_the_same_table() -> Outcome {
     svids.replace(Arc::new(Svid::new(own.chain, Zeroizing::new(own.key), SystemTime::now())?));
     trust.replace(&TrustBundle { trust_domain: "mesh.internal".to_owned(), roots: vec![makers.root.certificate()] })?;
     let connector = MeshConnector::new(svids, trust)?;
-    let rows = names(&makers).into_iter().chain(uses(&makers)).chain(chains(&makers)).chain(keys(&makers));
+    let rows = names(&makers).into_iter().chain(uses(&makers)).chain(chains(&makers)).chain(keys(&makers)).chain(weak(&makers));
     for row in rows {
         let socket = TcpListener::bind("127.0.0.1:0").await?;
         let address = socket.local_addr()?;

@@ -4,8 +4,8 @@ use outrider_policy::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 
 use super::{
-    Backend, CaRow, CertificateRow, Claim, DecisionRow, Kek, OpenError, PostgresUrl, Redeem, Replica, RevocationRow, Role, Store,
-    StoreError, TokenRow, Written, sql::sql,
+    Backend, CaRow, CertificateRow, Claim, DecisionRow, Kek, OpenError, OpenTokens, PostgresUrl, Redeem, Replica, RevocationRow,
+    Role, Store, StoreError, TokenRow, Written, sql::sql,
 };
 use crate::{ca::Phase, config::KeySource};
 
@@ -50,6 +50,18 @@ impl Place {
     }
 }
 
+#[tokio::test]
+async fn a_lease_of_a_clock_that_was_far_ahead_keeps_nobody_out_after_a_restart() {
+    let place = Place::sqlite();
+    let (store, claim) = place.open().await;
+    store.take_lease("task", Duration::from_secs(86_400)).await.unwrap().unwrap();
+    store.close().await.unwrap();
+    drop((store, claim));
+    let (store, _claim) = place.open().await;
+    let lease = store.take_lease("task", Duration::from_secs(8)).await.unwrap().unwrap();
+    assert_eq!(lease.token(), 2, "and a write of before is told apart");
+}
+
 /// Each promise for each database.
 macro_rules! on_both {
     ($(#[$test:meta] async fn $name:ident($place:ident) $body:block)*) => {
@@ -73,7 +85,7 @@ fn identity() -> SpiffeId {
 }
 
 async fn token(store: &Store, number: u8) {
-    let row = TokenRow { identity: identity(), expires: 100, used_at: None };
+    let row = TokenRow { identity: identity(), expires: 100, used_at: None, root: "old".to_owned() };
     store.put_token(&[number; 32], &row, &["shop/web".parse().unwrap()], 0, 1).await.unwrap();
 }
 
@@ -266,6 +278,44 @@ on_both! {
     }
 
     #[tokio::test]
+    async fn a_leaf_is_put_on_record_only_below_the_root_that_signs_now_and_one_that_is_not_keeps_its_token(place) {
+        let (store, _claim, kek) = place.try_open_as("solo").await.unwrap();
+        let ca = |id: &str| CaRow { id: id.to_owned(), role: Role::Root, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
+        let of = |serial: &str, root: &str| CertificateRow { root: root.to_owned(), ..leaf(serial) };
+        let own = |serial: &str, root: &str| CertificateRow { evidence: "self".to_owned(), ..of(serial, root) };
+        store.found(&ca("old"), &kek, 1).await.unwrap();
+        store.issued(&of("01", "old"), &Redeem::Nothing, 1).await.unwrap();
+        store.begin_rotation(&ca("new"), (Phase::Done, false), &kek, 0, 2).await.unwrap();
+        let lease = store.take_lease("ca-rotation", Duration::from_secs(60)).await.unwrap().unwrap();
+        let mut serial = 10;
+        let mut step = async || {
+            let row = store.rotation().await.unwrap().unwrap();
+            store.advance_rotation(&lease, &row, 3).await.unwrap().unwrap();
+            serial += 4;
+            let (old, new) = (of(&format!("{serial}"), "old"), of(&format!("{}", serial + 1), "new"));
+            let (own_old, own_new) = (own(&format!("{}", serial + 2), "old"), own(&format!("{}", serial + 3), "new"));
+            let mut taken = Vec::new();
+            for row in [old, new, own_old, own_new] {
+                taken.push(match store.issued(&row, &Redeem::Nothing, 3).await {
+                    Ok(()) => true,
+                    Err(StoreError::RootRetired) => false,
+                    Err(error) => panic!("{error:?}"),
+                });
+            }
+            (row.phase.next().unwrap(), taken)
+        };
+        assert_eq!(step().await, (Phase::Distributing, vec![true, false, true, true]));
+        assert_eq!(step().await, (Phase::Issuing, vec![false, true, true, true]));
+        assert_eq!(step().await, (Phase::Proving, vec![false, true, true, true]));
+        assert_eq!(step().await, (Phase::Retiring, vec![false, true, false, true]));
+        token(&store, 1).await;
+        let late = store.issued(&of("late", "old"), &Redeem::Token([1; 32]), 4).await;
+        assert!(matches!(late, Err(StoreError::RootRetired)), "{late:?}");
+        store.issued(&of("fresh", "new"), &Redeem::Token([1; 32]), 4).await.unwrap();
+        store.issued(&of("theirs", "a root that somebody else makes"), &Redeem::Nothing, 4).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn who_may_hold_a_leaf_is_known_and_a_lost_successor_counts_no_more_when_another_came(place) {
         let (store, _claim) = place.open().await;
         token(&store, 1).await;
@@ -280,8 +330,13 @@ on_both! {
         assert_eq!(serials().await, ["02"]);
         assert!(store.held(100).await.unwrap().is_empty(), "it has ended");
         token(&store, 2).await;
-        assert_eq!(store.open_tokens(1, 50).await.unwrap(), (1, 100));
-        assert_eq!(store.open_tokens(0, 50).await.unwrap().0, 0);
+        let open = store.open_tokens("old", 50).await.unwrap();
+        assert_eq!(open, [OpenTokens { identity: identity().to_string(), count: 1, ends: 100 }]);
+        assert!(store.open_tokens("new", 50).await.unwrap().is_empty());
+        assert_eq!(store.revoke_tokens(identity().as_str(), 0, 50).await.unwrap(), 1);
+        assert!(store.open_tokens("old", 50).await.unwrap().is_empty());
+        let late = store.issued(&leaf("03"), &Redeem::Token([2; 32]), 51).await;
+        assert!(matches!(late, Err(StoreError::TokenUsed)), "{late:?}");
     }
 
     #[tokio::test]

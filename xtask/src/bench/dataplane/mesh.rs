@@ -13,7 +13,7 @@ use super::{
 };
 use crate::command;
 
-/// Rules of the policy: nine that look at the request and do not match, then the one that does.
+/// Rules of the policy, beside a limit that nobody reaches: nine that look at the request and do not match, then the one that does.
 const RULES: usize = 10;
 
 /// Starts the control plane and both agents, with so many workers each.
@@ -84,7 +84,8 @@ pub(super) fn token(ground: &Ground, socket: &str, identity: &str) -> anyhow::Re
 
 fn policy() -> String {
     let mut text = "apiVersion: outrider.dev/v1alpha1\nkind: ServicePolicy\nmetadata: { name: files, namespace: bench }\n\
-                    spec:\n  targetRefs: [{ kind: Service, name: files }]\n  authorization:\n    rules:\n"
+                    spec:\n  targetRefs: [{ kind: Service, name: files }]\n  limits: { requests: 1000000, unit: Second }\n\
+                    \x20 authorization:\n    rules:\n"
         .to_owned();
     for number in 1..RULES {
         text.push_str(&format!(
