@@ -1,7 +1,7 @@
 //! Floods: frames that cost an agent much and their sender nothing, over HTTP/2 in plaintext and on the mesh port, and by the mesh
 //! protocol. Each ends its own connection, or stays without consequence; the agent does not grow, and a neighbour is served.
 
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test fails by panicking, and says what it saw")]
 
 use std::{
     net::SocketAddr,
