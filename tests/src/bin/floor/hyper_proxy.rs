@@ -135,6 +135,12 @@ async fn answer(proxy: Rc<Proxy>, caller: Option<Rc<str>>, mut request: Request<
         }
         *request.version_mut() = Version::HTTP_2;
     } else {
+        // What came by HTTP/2 names its host in the URI; HTTP/1.1 wants a field, and the path alone.
+        if let Some(authority) = request.uri().authority().and_then(|authority| authority.as_str().parse().ok()) {
+            request.headers_mut().entry(header::HOST).or_insert(authority);
+            let path = request.uri().path_and_query().and_then(|path| path.as_str().parse().ok());
+            *request.uri_mut() = path.unwrap_or_default();
+        }
         *request.version_mut() = Version::HTTP_11;
     }
     match proxy.send(request).await {
