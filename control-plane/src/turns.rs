@@ -96,6 +96,26 @@ impl Pace {
         *paid = due + self.each;
         Some(at)
     }
+
+    /// Gives a moment back that nobody used: whoever asks and goes away at once must not use up what others wait for.
+    fn give_back(&self) {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        *paid = paid.checked_sub(self.each).unwrap_or(*paid);
+    }
+}
+
+/// A moment that was taken and has not come yet.
+struct Moment<'a> {
+    pace: &'a Pace,
+    came: bool,
+}
+
+impl Drop for Moment<'_> {
+    fn drop(&mut self) {
+        if !self.came {
+            self.pace.give_back();
+        }
+    }
 }
 
 impl Turns {
@@ -124,9 +144,11 @@ impl Turns {
         turn.permit = Some(permit.map_err(|_| NoTurn::Busy)?.map_err(|_| NoTurn::Busy)?);
         let now = Instant::now();
         let at = self.pace.next(now, until).ok_or(NoTurn::Busy)?;
+        let mut moment = Moment { pace: &self.pace, came: false };
         if at > now {
             sleep_until(at).await;
         }
+        moment.came = true;
         Ok(turn)
     }
 }
@@ -180,6 +202,24 @@ mod tests {
         held.pop();
         assert!(turns.take(&id("late")).await.is_ok());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_goes_away_before_the_turn_comes_takes_nothing_from_others() {
+        let turns = Turns::new(RATE);
+        // What may come ahead of the rate is used up: from here on everybody sleeps.
+        for number in 0..RATE / 5 {
+            drop(turns.take(&id(&format!("s{}", number % 50))).await.unwrap());
+        }
+        for _ in 0..20 * RATE {
+            let loud = id("loud");
+            let mut asked = std::pin::pin!(turns.take(&loud));
+            assert!(futures_util::poll!(&mut asked).is_pending());
+        }
+        let begun = Instant::now();
+        drop(turns.take(&id("calm")).await.unwrap());
+        assert!(begun.elapsed() < Duration::from_millis(20), "{:?}", begun.elapsed());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn no_more_are_issued_in_a_second_than_the_rate_says_however_many_ask() {
         let turns = Turns::new(RATE);

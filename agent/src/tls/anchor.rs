@@ -27,7 +27,6 @@ pub(super) struct Anchor {
     pub(super) id: AnchorId,
     /// SHA-256 of the public key, as join tokens pin it.
     pub(super) pin: [u8; 32],
-    subject: Vec<u8>,
     roots: Arc<RootCertStore>,
     clients: Arc<dyn ClientCertVerifier>,
     pub(super) issuers: Issuers,
@@ -37,10 +36,9 @@ impl Anchor {
     pub(super) fn read(der: &[u8]) -> Result<Self, TrustError> {
         let unusable = |error: &dyn std::fmt::Display| TrustError::Anchor(error.to_string());
         let (_, certificate) = X509Certificate::from_der(der).map_err(|error| unusable(&error))?;
-        let subject = certificate.subject().as_raw().to_vec();
         let key = certificate.public_key().raw;
         let mut named = Context::new(&SHA256);
-        named.update(&subject);
+        named.update(certificate.subject().as_raw());
         named.update(key);
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(der)).map_err(|error| unusable(&error))?;
@@ -56,18 +54,10 @@ impl Anchor {
         Ok(Self {
             id: hash(named.finish()),
             pin,
-            subject,
             roots,
             clients,
             issuers: Issuers::new(provider().signature_verification_algorithms),
         })
-    }
-
-    /// Whether a certificate of the chain says that this anchor signed it.
-    pub(super) fn is_named_in(&self, chain: &[CertificateDer<'_>]) -> bool {
-        chain
-            .iter()
-            .any(|der| X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.issuer().as_raw() == self.subject))
     }
 
     pub(super) fn verify_server(

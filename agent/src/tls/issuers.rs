@@ -123,13 +123,14 @@ impl Issuer {
 
 #[cfg(test)]
 mod tests {
+    use outrider_proto::v1::TrustBundle;
     use rcgen::{
         BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer as Signer, KeyPair, KeyUsagePurpose,
     };
     use time::{Duration, OffsetDateTime};
 
     use super::*;
-    use crate::tls::{anchor::Anchor, provider};
+    use crate::tls::{Trust, anchor::Anchor, provider};
 
     type Authority = (Signer<'static, KeyPair>, CertificateDer<'static>);
 
@@ -203,6 +204,23 @@ mod tests {
         let direct = leaf(&root, ExtendedKeyUsagePurpose::ClientAuth, 1);
         assert!(believes(&anchor, &direct, &stranger, UnixTime::now()));
         assert!(!believes(&anchor, &leaf(&stranger, ExtendedKeyUsagePurpose::ClientAuth, 1), &stranger, UnixTime::now()));
+    }
+
+    #[test]
+    fn a_chain_of_an_anchor_that_has_left_is_not_taken_for_one_of_the_anchor_that_is_left() {
+        // Even where both have the same name.
+        let (old, new) = (authority("root", 99, None), authority("root", 99, None));
+        let issuing = authority("issuing", 99, Some(&old));
+        let chain = [leaf(&issuing, ExtendedKeyUsagePurpose::ClientAuth, 1), issuing.1.clone()];
+        let bundle = |roots: &[&Authority]| TrustBundle {
+            trust_domain: "mesh.internal".to_owned(),
+            roots: roots.iter().map(|root| root.1.to_vec()).collect(),
+        };
+        let trust = Trust::default();
+        trust.replace(&bundle(&[&old, &new])).unwrap();
+        assert_eq!(trust.anchor_of(&chain), Some(Anchor::read(&old.1).unwrap().id));
+        trust.replace(&bundle(&[&new])).unwrap();
+        assert_eq!(trust.anchor_of(&chain), None);
     }
 
     #[test]

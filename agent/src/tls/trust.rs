@@ -1,6 +1,8 @@
 //! The trust bundle and the revocations in force, and who is believed because of them.
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{
@@ -31,6 +33,9 @@ use crate::{
 
 /// Most anchors of a bundle.
 const MOST_ANCHORS: usize = 16;
+/// Leaves that a worker remembers the anchor of, between a peer's certificate and the end of its handshake. Of those beyond it
+/// the anchor is found anew.
+const MOST_VERIFIED: usize = 64;
 /// How long exchanges may go on with a peer whose trust anchor has left the bundle. Nothing new begins with it.
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -81,6 +86,28 @@ pub enum TrustError {
     Revocations(String),
 }
 
+thread_local! {
+    /// Leaves of handshakes under way on this thread, and the anchor that each was verified by.
+    static VERIFIED: RefCell<VecDeque<(CertificateDer<'static>, AnchorId)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+fn remember(leaf: &CertificateDer<'_>, anchor: AnchorId) {
+    VERIFIED.with_borrow_mut(|verified| {
+        if verified.len() >= MOST_VERIFIED {
+            verified.pop_front();
+        }
+        verified.push_back((leaf.clone().into_owned(), anchor));
+    });
+}
+
+/// What was remembered of a leaf, once.
+fn recall(leaf: &CertificateDer<'_>) -> Option<AnchorId> {
+    VERIFIED.with_borrow_mut(|verified| {
+        let at = verified.iter().rposition(|(known, _)| known == leaf)?;
+        verified.remove(at).map(|(_, anchor)| anchor)
+    })
+}
+
 /// Whether a peer that was believed still is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -119,6 +146,7 @@ impl Bundle {
             match chain(anchor) {
                 Ok(()) => {
                     refused = None;
+                    remember(leaf, anchor.id);
                     break;
                 }
                 Err(error) => {
@@ -211,24 +239,18 @@ impl Trust {
         self.changed.send_modify(|changes| *changes += 1);
     }
 
-    /// The anchor that this chain, which was verified just now, leads to.
+    /// The anchor that this chain, which was verified in this handshake, leads to; none when it has left the bundle meanwhile: a
+    /// peer may take its time between its certificate and the end of the handshake, and must not pass for one of the anchor that
+    /// is left.
     pub(crate) fn anchor_of(&self, chain: &[CertificateDer<'_>]) -> Option<AnchorId> {
         let state = self.state.load();
         let anchors = &state.bundle.as_ref()?.anchors;
-        if let [only] = anchors.as_slice() {
-            return Some(only.id);
+        let (leaf, intermediates) = chain.split_first()?;
+        if let Some(id) = recall(leaf).filter(|id| anchors.iter().any(|anchor| anchor.id == *id)) {
+            return Some(id);
         }
-        // A path ends with a certificate that names the anchor as its issuer. Only when several are named it is walked again.
-        let named: Vec<&Anchor> = anchors.iter().filter(|anchor| anchor.is_named_in(chain)).collect();
-        match named.as_slice() {
-            [] => None,
-            [only] => Some(only.id),
-            several => {
-                let (leaf, intermediates) = chain.split_first()?;
-                let now = UnixTime::now();
-                several.iter().find(|anchor| anchor.verify_client(leaf, intermediates, now).is_ok()).map(|anchor| anchor.id)
-            }
-        }
+        let now = UnixTime::now();
+        anchors.iter().find(|anchor| anchor.verify_client(leaf, intermediates, now).is_ok()).map(|anchor| anchor.id)
     }
 
     /// Whether a peer that was believed at its handshake still is. A caller in plaintext proved nothing that could fall.

@@ -61,8 +61,19 @@ impl Authority {
             return self.use_roots(fresh);
         };
         if current.issuing.as_ref().is_some_and(|issuing| issuing.der == signer.der) {
-            // The same CA signs: only the bundle is another one.
-            (handover.next, handover.row) = (None, handover.row.take().filter(|row| row.phase.is_over()));
+            // The same CA signs: only the bundle is another one. A root that stays until its holders have renewed stays on.
+            let proving = handover.row.take().filter(|row| row.phase.is_over() || row.phase == Phase::Proving);
+            (handover.next, handover.row) = (None, proving);
+            let stays =
+                |root: &&Root| handover.row.as_ref().is_some_and(|row| !row.phase.is_over() && root.info.id() == row.old_root);
+            let kept: Vec<Root> = present
+                .roots
+                .iter()
+                .filter(|root| stays(root) || root.elsewhere)
+                .filter(|root| !fresh.iter().any(|new| new.info.spki == root.info.spki))
+                .cloned()
+                .collect();
+            fresh.extend(kept);
             let current = Root { der: fresh.first().map_or(current.der.clone(), |root| root.der.clone()), ..current.clone() };
             if let Some(first) = fresh.first_mut() {
                 *first = current;
