@@ -2,7 +2,6 @@
 //! buffer.
 
 use std::{
-    cell::RefCell,
     io::{self, IoSlice},
     pin::Pin,
     task::{Poll, ready},
@@ -10,20 +9,12 @@ use std::{
 
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
 
-use crate::http::io::SharedIo;
+use crate::{http::io::SharedIo, spare};
 
 /// Pieces from this size on are not copied.
 const LARGE: usize = 4 << 10;
 /// Bytes that are gathered before they are sent.
 const GATHERED: usize = 16 << 10;
-/// Buffers that a worker keeps for the next who writes.
-const SPARE: usize = 64;
-/// A larger buffer is not kept.
-const KEPT: usize = 32 << 10;
-
-thread_local! {
-    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
 
 /// A connection's writer.
 #[derive(Debug)]
@@ -40,7 +31,7 @@ impl Writer {
     /// Where to append what is sent next.
     pub(super) fn gather(&mut self) -> &mut Vec<u8> {
         if self.gathered.capacity() == 0 {
-            self.gathered = SPARES.with_borrow_mut(Vec::pop).unwrap_or_default();
+            self.gathered = spare::take();
         }
         &mut self.gathered
     }
@@ -85,7 +76,7 @@ impl Writer {
             Pin::new(&mut *io).poll_flush(cx)
         })
         .await?;
-        release(gathered);
+        spare::give(gathered);
         Ok(())
     }
 
@@ -103,18 +94,6 @@ impl Writer {
     /// The connection itself; nothing must be gathered.
     pub(super) fn into_io(self) -> SharedIo {
         self.io
-    }
-}
-
-/// Gives a buffer to the next who writes.
-fn release(mut buffer: Vec<u8>) {
-    buffer.clear();
-    if (1..=KEPT).contains(&buffer.capacity()) {
-        SPARES.with_borrow_mut(|spares| {
-            if spares.len() < SPARE {
-                spares.push(buffer);
-            }
-        });
     }
 }
 

@@ -62,7 +62,7 @@ impl Caller {
                 return server::send(crate::http::refused(&refusal, record), respond, false, limits).await;
             }
         };
-        response.fields.retain(|name| name != ACCEPT.as_bytes());
+        response.fields.remove(ACCEPT);
         let mut head = http::Response::new(());
         *head.headers_mut() = as_map(&response.fields).ok()?;
         match respond.send_response(head, false) {
