@@ -7,13 +7,13 @@ use tokio::time::Instant;
 
 use super::{
     body::BodyReader,
-    client::{Unsent, copy},
     dispatch::{Opened, Role},
     driver::{Driver, Ended},
     duplex::Duplex,
     frame::Code,
     head,
     link::{Gone, Link, Place},
+    pump::{Unsent, copy},
     stream::Waiter,
     transport::Sealed,
     violation::Violation,
