@@ -167,7 +167,7 @@ pub async fn exchange(
     // The time for an answer begins when the upstream has the whole request.
     let early = match &mut pump {
         None => None,
-        Some(Pump(task)) => tokio::select! {
+        Some(Pump { task, .. }) => tokio::select! {
             biased;
             answer = place.answer() => Some(answer),
             refused = task => match refused {
@@ -188,9 +188,17 @@ pub async fn exchange(
     };
     let parsed = match answer {
         Ok(parsed) => parsed,
-        Err(Code::Refused) if without_body => return Ok(Exchange::Unsent(Body::Empty, failed(Code::Refused))),
+        // The other agent has not begun: whatever the method is, the request may be sent elsewhere.
+        Err(Code::Refused) => {
+            let body = match pump.take() {
+                None => Some(Body::Empty),
+                Some(pump) => pump.take_back().await,
+            };
+            return body.map(|body| Exchange::Unsent(body, failed(Code::Refused))).ok_or_else(|| failed(Code::Refused));
+        }
         Err(code) => return Err(failed(code)),
     };
+    pump.iter().for_each(Pump::answered);
     let tenure = Some(client.shared.tenure.clone());
     let ParsedResponse { status, fields, framing, switches, .. } = parsed;
     if switches {
@@ -203,7 +211,7 @@ pub async fn exchange(
         let _ = place.finish().await;
     }
     let is_end = place.stream.state.borrow().is_exhausted();
-    let body = if is_end && pump.as_ref().is_none_or(|Pump(task)| task.is_finished()) {
+    let body = if is_end && pump.as_ref().is_none_or(|pump| pump.task.is_finished()) {
         Body::Empty
     } else {
         let length = match framing {
