@@ -93,14 +93,14 @@ impl Publisher {
                 // Dropped when it is done: that is what a goodbye waits for.
                 Request::Leave { agent_id, epoch, goodbye, _done } => self.leave(&agent_id, epoch, goodbye).await,
                 // Nobody waits any more: what was stored stays stored.
-                Request::Apply { documents, unknown, dry_run, uid, reply } => {
-                    drop(reply.send(abreast!(self, self.apply(&documents, unknown, dry_run, uid))))
+                Request::Apply { documents, unknown, dry_run, author, reply } => {
+                    drop(reply.send(abreast!(self, self.apply(&documents, unknown, dry_run, &author))))
                 }
                 Request::Canary { order, reply } => drop(reply.send(self.begin_canary(order).await)),
-                Request::Rollback { revision, dry_run, uid, reply } => {
-                    drop(reply.send(abreast!(self, self.rollback(revision, dry_run, uid))))
+                Request::Rollback { revision, dry_run, author, reply } => {
+                    drop(reply.send(abreast!(self, self.rollback(revision, dry_run, &author))))
                 }
-                Request::Delete { names, uid, reply } => drop(reply.send(abreast!(self, self.delete(&names, uid)))),
+                Request::Delete { names, author, reply } => drop(reply.send(abreast!(self, self.delete(&names, &author)))),
                 Request::Trust(change) => self.change_trust(change).await,
             }
         }

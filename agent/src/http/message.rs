@@ -1,6 +1,6 @@
 //! Requests and responses between the codecs: one canonical form, whatever protocol they came by or leave by.
 
-use std::rc::Rc;
+use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 
@@ -105,12 +105,22 @@ pub struct Response {
 }
 
 /// A piece of a body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Frame {
     /// Some bytes, never empty.
     Data(Bytes),
     /// Trailers, once, at the end.
     Trailers(Fields),
+}
+
+impl Frame {
+    /// Bytes of the body in it.
+    pub fn data_len(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len(),
+            Self::Trailers(_) => 0,
+        }
+    }
 }
 
 /// A body in any of its sources. Readers are in boxes: messages are moved often.
@@ -126,6 +136,19 @@ pub enum Body {
     H2(Box<h2::BodyReader>),
     /// From a stream of the mesh protocol.
     Mesh(Box<mesh::BodyReader>),
+    /// Sent once already, in vain.
+    Again(Box<Again>),
+}
+
+/// A body of which the first pieces were read before.
+#[derive(Debug)]
+pub struct Again {
+    /// They come first.
+    pub pieces: VecDeque<Frame>,
+    /// What follows them.
+    pub rest: Body,
+    /// Length of the whole body if it was known at first.
+    pub length: Option<u64>,
 }
 
 /// A body broke off.
@@ -166,6 +189,7 @@ impl Body {
             Self::H1(body) => body.length(),
             Self::H2(body) => body.length(),
             Self::Mesh(body) => body.length(),
+            Self::Again(again) => again.length,
         }
     }
 
@@ -177,6 +201,7 @@ impl Body {
             Self::H1(body) => body.is_end(),
             Self::H2(body) => body.is_end(),
             Self::Mesh(body) => body.is_end(),
+            Self::Again(again) => again.pieces.is_empty() && again.rest.is_end(),
         }
     }
 
@@ -191,6 +216,10 @@ impl Body {
             Self::H1(body) => body.frame().await,
             Self::H2(body) => body.frame().await,
             Self::Mesh(body) => body.frame().await,
+            Self::Again(again) => match again.pieces.pop_front() {
+                Some(frame) => Ok(Some(frame)),
+                None => Box::pin(again.rest.frame()).await,
+            },
         }
     }
 }

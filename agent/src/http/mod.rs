@@ -17,7 +17,7 @@ pub(crate) use fields::put_number;
 pub use h1::{Reply, Service};
 pub use io::{SharedIo, Transport};
 pub use limits::{LimitProblem, Limits};
-pub use message::{Body, BodyError, Frame, Request, RequestHead, Response, Version};
+pub use message::{Again, Body, BodyError, Frame, Request, RequestHead, Response, Version};
 pub use meter::Meter;
 pub use seal::{meant_for, refused, seal};
 

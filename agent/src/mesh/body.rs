@@ -3,8 +3,8 @@
 use std::{rc::Rc, task::Poll};
 
 use super::{
-    client::Pump,
     link::Place,
+    pump::Pump,
     stream::{Piece, Waiter},
 };
 use crate::{

@@ -2,9 +2,8 @@
 
 use std::{rc::Rc, task::Poll, time::Duration};
 
-use bytes::Bytes;
 use outrider_runtime::Tasks;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     body::{BodyReader, Upstream},
@@ -13,14 +12,15 @@ use super::{
     duplex::Duplex,
     frame::{Code, Kind},
     head,
-    link::{Gone, Link, Place},
+    link::{Link, Place},
+    pump::Pump,
     stream::{Asked, Waiter},
     transport::Sealed,
 };
 use crate::{
     alarm::within,
     http::{
-        Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo, Transport,
+        Body, Fields, Limits, RequestHead, Response, SharedIo, Transport,
         h1::{Framing, ParsedResponse, Switched},
     },
     refusal::{Reason, Refusal},
@@ -52,16 +52,6 @@ impl Drop for Shared {
         let mut link = self.link.state.borrow_mut();
         link.leaving = true;
         link.kick();
-    }
-}
-
-/// Sends a request's body. Dropped, it stops.
-#[derive(Debug)]
-pub(super) struct Pump(JoinHandle<Option<Refusal>>);
-
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -177,7 +167,7 @@ pub async fn exchange(
     // The time for an answer begins when the upstream has the whole request.
     let early = match &mut pump {
         None => None,
-        Some(Pump(task)) => tokio::select! {
+        Some(Pump { task, .. }) => tokio::select! {
             biased;
             answer = place.answer() => Some(answer),
             refused = task => match refused {
@@ -198,9 +188,17 @@ pub async fn exchange(
     };
     let parsed = match answer {
         Ok(parsed) => parsed,
-        Err(Code::Refused) if without_body => return Ok(Exchange::Unsent(Body::Empty, failed(Code::Refused))),
+        // The other agent has not begun: whatever the method is, the request may be sent elsewhere.
+        Err(Code::Refused) => {
+            let body = match pump.take() {
+                None => Some(Body::Empty),
+                Some(pump) => pump.take_back().await,
+            };
+            return body.map(|body| Exchange::Unsent(body, failed(Code::Refused))).ok_or_else(|| failed(Code::Refused));
+        }
         Err(code) => return Err(failed(code)),
     };
+    pump.iter().for_each(Pump::answered);
     let tenure = Some(client.shared.tenure.clone());
     let ParsedResponse { status, fields, framing, switches, .. } = parsed;
     if switches {
@@ -213,7 +211,7 @@ pub async fn exchange(
         let _ = place.finish().await;
     }
     let is_end = place.stream.state.borrow().is_exhausted();
-    let body = if is_end && pump.as_ref().is_none_or(|Pump(task)| task.is_finished()) {
+    let body = if is_end && pump.as_ref().is_none_or(|pump| pump.task.is_finished()) {
         Body::Empty
     } else {
         let length = match framing {
@@ -244,74 +242,5 @@ impl Place {
             Poll::Pending
         })
         .await
-    }
-
-    /// Sends a piece of a body, or its end.
-    pub(super) async fn send(&self, mut data: Bytes, end: bool) -> Result<(), Gone> {
-        std::future::poll_fn(|cx| self.link.poll_data(cx, &self.stream, &mut data, end)).await
-    }
-
-    /// Ends this side.
-    pub(super) async fn finish(&self) -> Result<(), Gone> {
-        self.send(Bytes::new(), true).await
-    }
-}
-
-/// Why a body was not sent whole.
-#[derive(Debug)]
-pub(super) enum Unsent {
-    /// It broke off, or stopped arriving.
-    Source(Reason, String),
-    /// Its sender may not go on.
-    Bounded(Refusal),
-    /// The other side does not take it.
-    Sink(Code),
-}
-
-impl Pump {
-    fn start(place: Rc<Place>, mut body: Body, stall: Duration) -> Self {
-        Self(tokio::task::spawn_local(async move {
-            match copy(&place, &mut body, stall, |_| {}).await {
-                Err(Unsent::Bounded(refusal)) => return Some(refusal),
-                Err(Unsent::Source(_, reason)) => {
-                    tracing::debug!(reason, "a request's body ended early");
-                    place.fail(Code::Broken);
-                }
-                Ok(()) | Err(Unsent::Sink(_)) => {}
-            }
-            None
-        }))
-    }
-}
-
-/// Sends all of a body; `sent` hears of every piece.
-pub(super) async fn copy(place: &Place, body: &mut Body, stall: Duration, mut sent: impl FnMut(usize)) -> Result<(), Unsent> {
-    loop {
-        let frame = body.frame().await.map_err(|error| match error {
-            BodyError::TooLarge | BodyError::TooSlow(_) => Unsent::Bounded(error.refusal()),
-            BodyError::Malformed(_) | BodyError::Broken(_) => Unsent::Source(Reason::UpstreamFailed, error.to_string()),
-        })?;
-        let ends = match &frame {
-            None | Some(Frame::Trailers(_)) => true,
-            Some(Frame::Data(_)) => body.is_end(),
-        };
-        let sending = async {
-            match frame {
-                Some(Frame::Data(data)) => {
-                    sent(data.len());
-                    place.send(data, ends).await
-                }
-                Some(Frame::Trailers(fields)) => {
-                    std::future::poll_fn(|cx| place.link.poll_trailers(cx, &place.stream, fields.as_wire())).await
-                }
-                None => place.finish().await,
-            }
-        };
-        match within(stall, sending).await {
-            Ok(Ok(())) if ends => return Ok(()),
-            Ok(Ok(())) => {}
-            Ok(Err(Gone(code))) => return Err(Unsent::Sink(code)),
-            Err(_) => return Err(Unsent::Source(Reason::SlowCaller, "the other side stopped reading".to_owned())),
-        }
     }
 }

@@ -11,6 +11,7 @@ mod duplex;
 pub mod frame;
 mod head;
 mod link;
+mod pump;
 mod server;
 mod stream;
 mod transport;

@@ -7,14 +7,13 @@ use tokio::time::Instant;
 
 use super::{
     body::BodyReader,
-    client::{Unsent, copy},
     dispatch::{Opened, Role},
     driver::{Driver, Ended},
     duplex::Duplex,
     frame::Code,
     head,
     link::{Gone, Link, Place},
-    stream::Waiter,
+    pump::{Unsent, copy},
     transport::Sealed,
     violation::Violation,
 };
@@ -169,7 +168,7 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
     }
     let outcome = tokio::select! {
         biased;
-        copied = copy(place, &mut body, limits.stall, |bytes| record.sent(bytes)) => copied.map_err(Err),
+        copied = copy(place, &mut body, limits.stall, |frame| record.sent(frame.data_len())) => copied.map_err(Err),
         refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => Err(Ok(refusal)),
         // The program may be silent for long: it is told at once that nobody listens any more.
         code = place.given_up() => Err(Err(Unsent::Sink(code))),
@@ -191,20 +190,5 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
         Err(Err(Unsent::Sink(code))) => {
             record.broke(Reason::CallerGone, format!("the caller gave the request up: {}", code.as_str()))
         }
-    }
-}
-
-impl Place {
-    /// Ends when the caller has given the request up.
-    async fn given_up(&self) -> Code {
-        std::future::poll_fn(|cx| {
-            let mut state = self.stream.state.borrow_mut();
-            if let Some(code) = state.over() {
-                return Poll::Ready(code);
-            }
-            state.wait(Waiter::Watcher, cx.waker());
-            Poll::Pending
-        })
-        .await
     }
 }

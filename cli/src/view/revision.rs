@@ -17,8 +17,8 @@ use crate::{
 pub(crate) struct Revision {
     pub(crate) revision: u64,
     pub(crate) time: Option<Timestamp>,
-    /// User id of the operator's process.
-    pub(crate) uid: u32,
+    /// SPIFFE ID of an operator, or `uid N` on the local socket.
+    pub(crate) who: String,
     /// `Apply`, `Delete`, `Canary` or `Rollback`.
     pub(crate) call: String,
     pub(crate) policies: Vec<String>,
@@ -32,7 +32,7 @@ impl From<v1::Revision> for Revision {
         Self {
             revision: wire.revision,
             time: when::from_seconds(wire.time),
-            uid: wire.uid,
+            who: wire.who,
             call: wire.call,
             policies: wire.policies,
             name: wire.revision.to_string(),
@@ -49,14 +49,14 @@ impl Named for Revision {
 }
 
 impl Row for Revision {
-    const COLUMNS: &'static [&'static str] = &["REVISION", "TIME", "CALL", "BY UID", "POLICIES"];
+    const COLUMNS: &'static [&'static str] = &["REVISION", "TIME", "CALL", "WHO", "POLICIES"];
 
     fn cells(&self, now: Timestamp) -> Vec<Cell> {
         vec![
             self.name.as_str().into(),
             Cell::new(Tone::Quiet, when::relative(self.time, now)),
             self.call.as_str().into(),
-            self.uid.to_string().into(),
+            self.who.as_str().into(),
             Cell::list(&self.policies),
         ]
     }

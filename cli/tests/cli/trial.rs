@@ -120,7 +120,7 @@ async fn going_back_says_what_changed_and_to_which_revision() {
     let revision = Revision {
         revision: 8,
         time: 0,
-        uid: 1000,
+        who: "spiffe://mesh.internal/operator/ann".into(),
         call: "Apply".into(),
         policies: vec!["shop/orders".into(), "shop/new".into()],
     };

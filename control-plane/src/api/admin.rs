@@ -10,17 +10,17 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Operator, admin_words as words, unavailable};
+use super::{admin_words as words, unavailable};
 use crate::{
     attest::JoinTokens,
     ca::Authority,
     clock,
     compile::{ExplainError, Recorded, describe, explain, identity},
-    operators::{Logins, Note},
+    operators::{Logins, Note, author},
     publish::Mesh,
     registry::{Applied, ChangeError, Command, Concerned, Request as Change, RolledBack, Route, Session, World, nearest},
     rotate::Rotation,
-    store::{AgentRow, Store, StoreError},
+    store::{AgentRow, Deed, Store, StoreError},
 };
 
 /// Most names of one deletion, most manifests of one apply.
@@ -61,7 +61,7 @@ impl Admin for Operators {
     type RotateCaStream = Progress<v1::CaRotation>;
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
+        let (author, note) = (author(&request), Note::of(&request));
         let v1::ApplyRequest { manifests, dry_run, allow_unknown_services } = request.into_inner();
         if manifests.len() > MAX_NAMES {
             return Err(Status::invalid_argument(format!("at most {MAX_NAMES} manifests can be applied at once")));
@@ -70,10 +70,10 @@ impl Admin for Operators {
         let unknown = words::unknown(allow_unknown_services);
         let Applied { diagnostics, changes, revision } = self
             .mesh
-            .ask(|reply| Change::Apply { documents, unknown, dry_run, uid, reply })
+            .ask(|reply| Change::Apply { documents, unknown, dry_run, author, reply })
             .await
             .map_err(|error| changed(&error))?;
-        note_changes(&note, &changes, revision, dry_run);
+        note_changes(&note, &changes, dry_run);
         Ok(Response::new(v1::ApplyResponse {
             diagnostics: diagnostics.into_iter().map(words::diagnostic).collect(),
             changes: words::changes(changes),
@@ -82,7 +82,7 @@ impl Admin for Operators {
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
+        let (author, note) = (author(&request), Note::of(&request));
         let v1::DeleteRequest { kind, names } = request.into_inner();
         let names: Vec<String> = match kind.as_str() {
             words::KIND => names,
@@ -97,8 +97,7 @@ impl Admin for Operators {
         }
         note.subject(names.join(" "));
         let Applied { changes, revision, .. } =
-            self.mesh.ask(|reply| Change::Delete { names, uid, reply }).await.map_err(|error| changed(&error))?;
-        note.revision(revision);
+            self.mesh.ask(|reply| Change::Delete { names, author, reply }).await.map_err(|error| changed(&error))?;
         Ok(Response::new(v1::DeleteResponse { changes: words::changes(changes), revision }))
     }
 
@@ -107,9 +106,9 @@ impl Admin for Operators {
     }
 
     async fn canary(&self, request: Request<v1::CanaryRequest>) -> Result<Response<Self::CanaryStream>, Status> {
-        let uid = uid(&request);
+        let author = author(&request);
         Note::of(&request).subject("candidates for some agents");
-        let order = self.order(request.into_inner(), uid)?;
+        let order = self.order(request.into_inner(), author)?;
         let mut told = self.mesh.ask(|reply| Change::Canary { order, reply }).await.map_err(|error| changed(&error))?;
         let (send, progress) = mpsc::channel(4);
         // The canary does not end when nobody listens any more.
@@ -125,15 +124,14 @@ impl Admin for Operators {
     }
 
     async fn rollback(&self, request: Request<v1::RollbackRequest>) -> Result<Response<v1::RollbackResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
+        let (author, note) = (author(&request), Note::of(&request));
         let v1::RollbackRequest { revision, dry_run } = request.into_inner();
         note.subject(if dry_run { format!("to {revision}, dry run") } else { format!("to {revision}") });
-        let done = self.mesh.ask(|reply| Change::Rollback { revision, dry_run, uid, reply }).await;
+        let done = self.mesh.ask(|reply| Change::Rollback { revision, dry_run, author, reply }).await;
         let newest = self.mesh.world.borrow().revision;
         Ok(Response::new(match done.map_err(|error| changed(&error))? {
             RolledBack::Canary => v1::RollbackResponse { revision: newest, canary_ended: true, ..Default::default() },
             RolledBack::To(restored, Applied { changes, revision, .. }) => {
-                note.revision(revision);
                 v1::RollbackResponse { changes: words::changes(changes), revision, restored, canary_ended: false }
             }
         }))
@@ -261,7 +259,7 @@ impl Admin for Operators {
     }
 
     async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Result<Response<v1::CreateTokenResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
+        let (author, note) = (author(&request), Note::of(&request));
         let v1::CreateTokenRequest { identity: name, services, ttl_seconds, caller_only } = request.into_inner();
         note.subject(&name);
         let ttl = match ttl_seconds {
@@ -294,11 +292,11 @@ impl Admin for Operators {
             // An account may be named as no service can be, with dots in it: then there is nothing to grant by default.
             services.extend(ServiceName::new(account.namespace(), account.name()).ok());
         }
-        let made = self.tokens.create(self.authority.root_pin(), identity.clone(), &services, ttl, uid, clock::now()).await;
+        let made = self.tokens.create(self.authority.root_pin(), identity.clone(), &services, ttl, &author, clock::now()).await;
         let (token, expires) = made
             .map_err(|error| unavailable("token", &error))?
             .ok_or_else(|| Status::unavailable("the system gave no random bytes"))?;
-        tracing::info!(%identity, uid, "join token created");
+        tracing::info!(%identity, who = author.who, "join token created");
         Ok(Response::new(v1::CreateTokenResponse {
             token,
             expires,
@@ -311,8 +309,8 @@ impl Admin for Operators {
         &self,
         request: Request<v1::RevokeTokensRequest>,
     ) -> Result<Response<v1::RevokeTokensResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
-        self.tokens_revoked(request.into_inner(), uid, &note).await.map(Response::new)
+        let (author, note) = (author(&request), Note::of(&request));
+        self.tokens_revoked(request.into_inner(), (&author, &note)).await.map(Response::new)
     }
 
     async fn list_certificates(
@@ -329,7 +327,7 @@ impl Admin for Operators {
         &self,
         request: Request<v1::RotateCertificatesRequest>,
     ) -> Result<Response<Self::RotateCertificatesStream>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
+        let (author, note) = (author(&request), Note::of(&request));
         let wanted = identity(&request.into_inner().identity, self.trust_domain()).map_err(Status::invalid_argument)?;
         let before = self.mesh.sessions.list();
         let asked: Vec<Session> = before
@@ -344,18 +342,14 @@ impl Admin for Operators {
         }
         let subject = wanted.map_or_else(|| "*".to_owned(), |wanted| wanted.to_string());
         note.subject(&subject);
-        self.store
-            .audit("RotateCertificates", &subject, uid, clock::now())
-            .await
-            .map_err(|error| unavailable("audit", &error))?;
         let (ours, elsewhere): (Vec<&Session>, Vec<&Session>) = asked.iter().partition(|session| session.commands.is_some());
+        let elsewhere: Vec<String> = elsewhere.iter().map(|session| session.agent_id.clone()).collect();
+        let deed = Deed { author: &author, call: "RotateCertificates", subject: &subject };
+        let ordered = self.store.ask_renewals(&elsewhere, deed, clock::now()).await;
+        ordered.map_err(|error| unavailable("renewals", &error))?;
         for session in ours {
             // One whose queue is full has been asked already.
             self.mesh.sessions.command(&session.agent_id, Command::Renew);
-        }
-        let elsewhere: Vec<String> = elsewhere.iter().map(|session| session.agent_id.clone()).collect();
-        if !elsewhere.is_empty() {
-            self.store.ask_renewals(&elsewhere).await.map_err(|error| unavailable("renewals", &error))?;
         }
         let sessions = self.mesh.sessions.clone();
         Ok(self.follow(move || {
@@ -366,9 +360,9 @@ impl Admin for Operators {
     }
 
     async fn rotate_ca(&self, request: Request<v1::RotateCaRequest>) -> Result<Response<Self::RotateCaStream>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
+        let (author, note) = (author(&request), Note::of(&request));
         note.subject("trust anchor");
-        self.rotation_asked(request.into_inner(), uid).await
+        self.rotation_asked(request.into_inner(), &author).await
     }
 
     async fn get_ca_rotation(&self, _request: Request<v1::GetCaRotationRequest>) -> Result<Response<v1::CaRotation>, Status> {
@@ -379,8 +373,8 @@ impl Admin for Operators {
         &self,
         request: Request<v1::CreateOperatorRequest>,
     ) -> Result<Response<v1::CreateOperatorResponse>, Status> {
-        let note = Note::of(&request);
-        self.invited(request.into_inner(), &note).await.map(Response::new)
+        let (author, note) = (author(&request), Note::of(&request));
+        self.invited(request.into_inner(), (&author, &note)).await.map(Response::new)
     }
 
     async fn list_operators(
@@ -394,8 +388,8 @@ impl Admin for Operators {
         &self,
         request: Request<v1::RemoveOperatorRequest>,
     ) -> Result<Response<v1::RemoveOperatorResponse>, Status> {
-        let note = Note::of(&request);
-        self.removed(&request.into_inner().name, &note).await.map(Response::new)
+        let (author, note) = (author(&request), Note::of(&request));
+        self.removed(&request.into_inner().name, (&author, &note)).await.map(Response::new)
     }
 
     async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditResponse>, Status> {
@@ -403,15 +397,15 @@ impl Admin for Operators {
     }
 
     async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
-        note.subject(format!("{:?}", request.get_ref()));
-        self.revoked(request.into_inner(), uid).await.map(Response::new)
+        let (author, note) = (author(&request), Note::of(&request));
+        note.subject(format!("{}: {}", request.get_ref().subject, request.get_ref().reason));
+        self.revoked(request.into_inner(), author).await.map(Response::new)
     }
 
     async fn unrevoke(&self, request: Request<v1::UnrevokeRequest>) -> Result<Response<v1::RevokeResponse>, Status> {
-        let (uid, note) = (uid(&request), Note::of(&request));
-        note.subject(format!("{:?}", request.get_ref()));
-        self.unrevoked(request.into_inner(), uid).await.map(Response::new)
+        let (author, note) = (author(&request), Note::of(&request));
+        note.subject(&request.get_ref().subject);
+        self.unrevoked(request.into_inner(), author).await.map(Response::new)
     }
 
     async fn list_revocations(
@@ -513,17 +507,10 @@ fn concerned(mesh: &Mesh, world: &World, revision: u64) -> Vec<Concerned> {
     world.reach(applies).into_iter().map(concerned).collect()
 }
 
-/// Puts what an apply changed into the log.
-fn note_changes(note: &Note, changes: &[(String, crate::registry::Change)], revision: u64, dry_run: bool) {
+/// Says for the log what an apply was about.
+fn note_changes(note: &Note, changes: &[(String, crate::registry::Change)], dry_run: bool) {
     let names: Vec<&str> = changes.iter().map(|(name, _)| name.as_str()).collect();
     note.subject(if dry_run { format!("dry run of {}", names.join(" ")) } else { names.join(" ") });
-    note.revision(if dry_run { 0 } else { revision });
-}
-
-/// The user id of the caller, for the audit trail.
-fn uid<T>(request: &Request<T>) -> u32 {
-    // The socket's connections always say; a caller that is not known is recorded as nobody.
-    request.extensions().get::<Operator>().map_or(65_534, |operator| operator.uid)
 }
 
 fn changed(error: &ChangeError) -> Status {

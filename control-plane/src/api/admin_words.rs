@@ -122,7 +122,7 @@ pub(super) fn revision(row: RevisionRow) -> v1::Revision {
         _ => subject,
     };
     let policies = row.policies.into_iter().map(shown).collect();
-    v1::Revision { revision: row.revision, time: row.time, uid: row.uid, call: row.call, policies }
+    v1::Revision { revision: row.revision, time: row.time, who: row.who, call: row.call, policies }
 }
 
 /// A stored policy and where it is in force; agents that try a candidate in its place have it not.

@@ -7,7 +7,7 @@ use super::{Operators, unavailable};
 use crate::{
     clock,
     operators::{Note, OperatorName, Role},
-    store::{AuditRow, OperatorRow},
+    store::{AuditRow, Author, OperatorRow},
 };
 
 fn name(text: &str) -> Result<OperatorName, Status> {
@@ -19,7 +19,7 @@ impl Operators {
     pub(super) async fn invited(
         &self,
         request: v1::CreateOperatorRequest,
-        note: &Note,
+        (author, note): (&Author, &Note),
     ) -> Result<v1::CreateOperatorResponse, Status> {
         let v1::CreateOperatorRequest { name: text, role, ttl_seconds } = request;
         note.subject(format!("{text} as {role}"));
@@ -30,15 +30,19 @@ impl Operators {
             ttl @ 60..=86_400 => i64::from(ttl),
             ttl => return Err(Status::invalid_argument(format!("a token lives 60 to 86400 seconds, not {ttl}"))),
         };
-        let (token, expires) = self.logins.invite(&name, role, ttl, clock::now()).await?;
+        let (token, expires) = self.logins.invite(&name, role, ttl, author).await?;
         let identity = name.identity(self.trust_domain()).map(|identity| identity.to_string()).unwrap_or_default();
         Ok(v1::CreateOperatorResponse { token, expires, identity, control_plane: self.door.clone() })
     }
 
     /// Takes an operator's rights.
-    pub(super) async fn removed(&self, text: &str, note: &Note) -> Result<v1::RemoveOperatorResponse, Status> {
+    pub(super) async fn removed(
+        &self,
+        text: &str,
+        (author, note): (&Author, &Note),
+    ) -> Result<v1::RemoveOperatorResponse, Status> {
         note.subject(text);
-        if self.logins.remove(&name(text)?).await? {
+        if self.logins.remove(&name(text)?, author).await? {
             Ok(v1::RemoveOperatorResponse {})
         } else {
             Err(Status::not_found(format!("no operator `{text}`")))

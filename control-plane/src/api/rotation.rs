@@ -14,7 +14,7 @@ use crate::{
     clock,
     registry::{ChangeError, Request as Change, TrustChange},
     rotate::Rotation,
-    store::RotationRow,
+    store::{Author, RotationRow},
 };
 
 /// Most laggards that are named.
@@ -25,7 +25,7 @@ impl Operators {
     pub(super) async fn rotation_asked(
         &self,
         request: v1::RotateCaRequest,
-        uid: u32,
+        author: &Author,
     ) -> Result<Response<Progress<v1::CaRotation>>, Status> {
         let v1::RotateCaRequest { step, abort, skip_away } = request;
         if self.authority.is_mounted() {
@@ -40,37 +40,37 @@ impl Operators {
         let live = self.stored_rotation().await?.filter(|row| !row.phase.is_over());
         let goal = match (abort, live) {
             (true, row) => {
-                self.take_back(row, uid).await?;
+                self.take_back(row, author).await?;
                 Phase::Aborted
             }
             (false, Some(row)) => {
                 let goal = if step { row.phase.next().unwrap_or(Phase::Done) } else { Phase::Done };
-                let aimed = self.store.aim_rotation(goal, skip_away, uid, clock::now()).await;
+                let aimed = self.store.aim_rotation(goal, skip_away, author, clock::now()).await;
                 aimed.map_err(|error| unavailable("rotation", &error))?;
                 goal
             }
             (false, None) => {
                 let goal = if step { Phase::Prepared } else { Phase::Done };
-                self.begin(goal, skip_away, uid).await?;
+                self.begin(goal, skip_away, author).await?;
                 goal
             }
         };
-        tracing::info!(goal = goal.as_str(), uid, "rotation of the trust anchor asked for");
+        tracing::info!(goal = goal.as_str(), who = author.who, "rotation of the trust anchor asked for");
         let began = self.stored_rotation().await?;
         Ok(self.follow_rotation(goal, began))
     }
 
-    async fn begin(&self, goal: Phase, skip_away: bool, uid: u32) -> Result<(), Status> {
+    async fn begin(&self, goal: Phase, skip_away: bool, author: &Author) -> Result<(), Status> {
         let now = clock::now();
         let root = self.authority.make_root(now).map_err(|error| unavailable("root", &error))?;
-        let begun = self.store.begin_rotation(&root, (goal, skip_away), self.authority.kek(), uid, now).await;
+        let begun = self.store.begin_rotation(&root, (goal, skip_away), self.authority.kek(), author, now).await;
         match begun.map_err(|error| unavailable("rotation", &error))? {
             true => Ok(()),
             false => Err(Status::aborted("another rotation has begun in this moment: see `outrider ca status`")),
         }
     }
 
-    async fn take_back(&self, row: Option<RotationRow>, uid: u32) -> Result<(), Status> {
+    async fn take_back(&self, row: Option<RotationRow>, author: &Author) -> Result<(), Status> {
         let row = row.ok_or_else(|| Status::failed_precondition("no rotation is under way"))?;
         let late = |phase: Phase| {
             let phase = phase.as_str();
@@ -82,7 +82,8 @@ impl Operators {
             return Err(late(row.phase));
         }
         let phase = row.phase;
-        let taken = self.mesh.ask(|reply| Change::Trust(TrustChange::Abort { row, uid, reply })).await;
+        let author = author.clone();
+        let taken = self.mesh.ask(|reply| Change::Trust(TrustChange::Abort { row, author, reply })).await;
         match taken {
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err(late(phase.next().unwrap_or(phase))),

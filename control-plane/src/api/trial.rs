@@ -12,6 +12,7 @@ use crate::{
     clock,
     compile::Replay,
     registry::{CanaryOrder, Checked, World},
+    store::Author,
 };
 
 /// Records read at a time.
@@ -67,7 +68,7 @@ impl Operators {
     }
 
     /// Reads the order for a canary.
-    pub(super) fn order(&self, request: v1::CanaryRequest, uid: u32) -> Result<CanaryOrder, Status> {
+    pub(super) fn order(&self, request: v1::CanaryRequest, author: Author) -> Result<CanaryOrder, Status> {
         let v1::CanaryRequest { manifests, percent, watch_seconds, tolerate, allow_unknown_services } = request;
         let unknown = words::unknown(allow_unknown_services);
         if !(1..=100).contains(&percent) {
@@ -78,7 +79,7 @@ impl Operators {
         }
         let watch = Duration::from_secs(u64::from(if watch_seconds == 0 { WATCH } else { watch_seconds }));
         let trust_domain = self.authority.trust_domain().clone();
-        Ok(CanaryOrder { documents: documents(manifests), unknown, percent, watch, tolerate, uid, trust_domain })
+        Ok(CanaryOrder { documents: documents(manifests), unknown, percent, watch, tolerate, author, trust_domain })
     }
 }
 

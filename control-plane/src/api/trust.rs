@@ -9,7 +9,7 @@ use crate::{
     clock,
     compile::identity,
     registry::{ChangeError, Request as Change, TrustChange, nearest},
-    store::RevocationRow,
+    store::{Author, RevocationRow},
 };
 
 /// Most characters of a reason.
@@ -18,7 +18,7 @@ const MAX_REASON: usize = 200;
 const LOOKED_AT: u32 = 10_000;
 
 impl Operators {
-    pub(super) async fn revoked(&self, request: v1::RevokeRequest, uid: u32) -> Result<v1::RevokeResponse, Status> {
+    pub(super) async fn revoked(&self, request: v1::RevokeRequest, author: Author) -> Result<v1::RevokeResponse, Status> {
         let v1::RevokeRequest { subject, reason } = request;
         let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
         if reason.trim().is_empty() || reason.chars().count() > MAX_REASON {
@@ -27,7 +27,7 @@ impl Operators {
         let row = self.revocation(&subject, reason).await?;
         let identity = row.identity.clone();
         let subject = row.subject.clone();
-        let revision = self.mesh.ask(|reply| Change::Trust(TrustChange::Revoke { row, uid, reply })).await;
+        let revision = self.mesh.ask(|reply| Change::Trust(TrustChange::Revoke { row, author, reply })).await;
         let revision = revision.map_err(|error| refused(&error))?;
         Ok(v1::RevokeResponse { revision, subject, identity })
     }
@@ -58,13 +58,13 @@ impl Operators {
         Status::not_found(format!("no certificate of serial `{serial}` is valid{hint}"))
     }
 
-    pub(super) async fn unrevoked(&self, request: v1::UnrevokeRequest, uid: u32) -> Result<v1::RevokeResponse, Status> {
+    pub(super) async fn unrevoked(&self, request: v1::UnrevokeRequest, author: Author) -> Result<v1::RevokeResponse, Status> {
         let (subject, identity) = match self.subject(&request.subject)? {
             Subject::Serial(serial) => (serial, String::new()),
             Subject::Identity(identity) => (identity.to_string(), identity.to_string()),
         };
         let undone = subject.clone();
-        let revision = self.mesh.ask(|reply| Change::Trust(TrustChange::Unrevoke { subject: undone, uid, reply })).await;
+        let revision = self.mesh.ask(|reply| Change::Trust(TrustChange::Unrevoke { subject: undone, author, reply })).await;
         Ok(v1::RevokeResponse { revision: revision.map_err(|error| refused(&error))?, subject, identity })
     }
 

@@ -6,7 +6,7 @@ use outrider_proto::v1::issue_request::Evidence;
 use super::{AttestError, Attested, Attestor, Presented, Secret, TokenText, expect};
 use crate::{
     ca::hex,
-    store::{Redeem, Store, StoreError, TokenRow},
+    store::{Author, Redeem, Store, StoreError, TokenRow},
 };
 
 /// The join tokens of a mesh.
@@ -28,13 +28,13 @@ impl JoinTokens {
         identity: SpiffeId,
         services: &[ServiceName],
         ttl: i64,
-        uid: u32,
+        author: &Author,
         now: i64,
     ) -> Result<Option<(String, i64)>, StoreError> {
         let Some(secret) = Secret::random() else { return Ok(None) };
         let text = TokenText { secret, pin };
         let row = TokenRow { identity, expires: now + ttl, used_at: None, root: hex(&pin) };
-        self.store.put_token(&text.secret.hash(), &row, services, uid, now).await?;
+        self.store.put_token(&text.secret.hash(), &row, services, author, now).await?;
         Ok(Some((text.format(), row.expires)))
     }
 }
@@ -79,7 +79,8 @@ mod tests {
         let (store, _) = Store::open(&claim, &TrustDomain::new("td").unwrap(), &key).await.unwrap();
         let tokens = JoinTokens::new(store);
         let identity = SpiffeId::new("spiffe://td/ns/a/sa/b").unwrap();
-        let (text, expires) = tokens.create([0; 32], identity, &[], 600, 0, 1000).await.unwrap().unwrap();
+        let (text, expires) =
+            tokens.create([0; 32], identity, &[], 600, &crate::store::Author::local(), 1000).await.unwrap().unwrap();
         assert_eq!(expires, 1600);
         let evidence = Evidence::JoinToken(JoinToken { token: text });
         let at = |now| Presented { evidence: &evidence, peer: None, expected: "", now };

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use super::{Authority, Lifetimes, Phase, ServerLeaf, authority::Refreshed};
 use crate::{
     config::KeySource,
-    store::{Claim, Store},
+    store::{Author, Claim, Store},
 };
 
 const DAY: i64 = 86_400;
@@ -115,9 +115,9 @@ async fn a_rotation_changes_what_is_trusted_then_what_signs_and_then_erases_the_
     let old = authority.root_pin();
     let root = authority.make_root(NOW).unwrap();
     let goal = (Phase::Done, false);
-    assert!(store.begin_rotation(&root, goal, authority.kek(), 0, NOW).await.unwrap());
+    assert!(store.begin_rotation(&root, goal, authority.kek(), &Author::local(), NOW).await.unwrap());
     assert!(
-        !store.begin_rotation(&authority.make_root(NOW).unwrap(), goal, authority.kek(), 0, NOW).await.unwrap(),
+        !store.begin_rotation(&authority.make_root(NOW).unwrap(), goal, authority.kek(), &Author::local(), NOW).await.unwrap(),
         "one at a time"
     );
     authority.refresh(NOW).await.unwrap();
@@ -134,14 +134,16 @@ async fn a_rotation_changes_what_is_trusted_then_what_signs_and_then_erases_the_
     let issued = authority.sign_key(&KeyPair::generate().unwrap(), &workload(), NOW).unwrap();
     assert_eq!(issued.root, root.id);
     let row = store.rotation().await.unwrap().unwrap();
-    assert_eq!(store.abort_rotation(&row, 0, NOW).await.unwrap(), None, "too late");
+    assert_eq!(store.abort_rotation(&row, &Author::local(), NOW).await.unwrap(), None, "too late");
 
     advance(&store, Phase::Done).await;
     authority.refresh(NOW).await.unwrap();
     assert_eq!((authority.roots().len(), authority.known_roots().len()), (1, 2));
     let keys = store.count("SELECT count(*) FROM ca_keys WHERE sealed_key IS NOT NULL").await;
     assert_eq!(keys, 2, "the old root's key and that of the CA below it are erased");
-    assert!(store.begin_rotation(&authority.make_root(NOW).unwrap(), goal, authority.kek(), 0, NOW).await.unwrap());
+    assert!(
+        store.begin_rotation(&authority.make_root(NOW).unwrap(), goal, authority.kek(), &Author::local(), NOW).await.unwrap()
+    );
 }
 
 #[tokio::test]
@@ -150,11 +152,11 @@ async fn an_aborted_rotation_leaves_one_root_and_no_key_of_the_other() {
     let (authority, store, _claim) = authority(&dir, 3600, NOW).await;
     let old = authority.root_pin();
     let root = authority.make_root(NOW).unwrap();
-    store.begin_rotation(&root, (Phase::Done, false), authority.kek(), 0, NOW).await.unwrap();
+    store.begin_rotation(&root, (Phase::Done, false), authority.kek(), &Author::local(), NOW).await.unwrap();
     advance(&store, Phase::Distributing).await;
     authority.refresh(NOW).await.unwrap();
     let row = store.rotation().await.unwrap().unwrap();
-    assert!(store.abort_rotation(&row, 0, NOW).await.unwrap().is_some());
+    assert!(store.abort_rotation(&row, &Author::local(), NOW).await.unwrap().is_some());
     authority.refresh(NOW).await.unwrap();
     assert_eq!((authority.roots().len(), authority.root_pin()), (1, old));
     assert!(store.root(&root.id, authority.kek()).await.unwrap().is_none());
@@ -166,7 +168,10 @@ async fn a_root_without_a_key_that_opens_is_not_trusted_whatever_the_store_says(
     let (authority, store, _claim) = authority(&dir, 3600, NOW).await;
     let (strange, ..) = authority_of(&other).await;
     let root = strange.make_root(NOW).unwrap();
-    store.begin_rotation(&root, (Phase::Done, false), &crate::store::Kek::from_bytes(&[8; 32]), 0, NOW).await.unwrap();
+    store
+        .begin_rotation(&root, (Phase::Done, false), &crate::store::Kek::from_bytes(&[8; 32]), &Author::local(), NOW)
+        .await
+        .unwrap();
     advance(&store, Phase::Distributing).await;
     assert!(authority.refresh(NOW).await.is_err(), "it was sealed by somebody else");
     assert_eq!(authority.roots().len(), 1);

@@ -21,15 +21,12 @@ use crate::{
     api::{Connection, Operator},
     clock,
     registry::Revoked,
-    store::{AuditRow, Store},
+    store::{Author, Deed, Store},
 };
 
-/// Longest subject in the log, in characters.
-const MAX_SUBJECT: usize = 500;
-
-/// What a call says about itself for the log.
+/// What a call says about itself for the log, should it change nothing in the store: a change has its entry in it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Note(Arc<Mutex<(String, u64)>>);
+pub(crate) struct Note(Arc<Mutex<String>>);
 
 impl Note {
     /// The note of a request.
@@ -39,26 +36,19 @@ impl Note {
 
     /// What the call is about.
     pub(crate) fn subject(&self, subject: impl Into<String>) {
-        let subject: String = subject.into();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = subject.chars().take(MAX_SUBJECT).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = subject.into();
     }
 
-    /// The revision that it made.
-    pub(crate) fn revision(&self, revision: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = revision;
-    }
-
-    fn read(&self) -> (String, u64) {
+    fn read(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Who calls.
-#[derive(Clone, Debug)]
-struct Caller {
-    who: String,
-    role: Role,
-    origin: String,
+/// Who makes this call.
+pub(crate) fn author<T>(request: &tonic::Request<T>) -> Author {
+    let unknown = || Author::new("unknown".to_owned(), "", String::new());
+    // The gate names everybody whom it lets in.
+    request.extensions().get::<Author>().cloned().unwrap_or_else(unknown)
 }
 
 /// Guards the calls of `Admin`.
@@ -76,9 +66,10 @@ impl GateLayer {
     }
 
     /// Who calls, and as what.
-    async fn caller(&self, extensions: &Extensions) -> Result<Caller, Status> {
+    async fn caller(&self, extensions: &Extensions) -> Result<(Author, Role), Status> {
         if let Some(Operator { uid }) = extensions.get::<Operator>() {
-            return Ok(Caller { who: format!("uid {uid}"), role: Role::Admin, origin: "unix socket".to_owned() });
+            let role = Role::Admin;
+            return Ok((Author::new(format!("uid {uid}"), role.as_str(), "unix socket".to_owned()), role));
         }
         let connection = extensions.get::<Connection>();
         let peer = connection.and_then(|connection| connection.peer.as_deref());
@@ -94,28 +85,22 @@ impl GateLayer {
             Status::unavailable("the control plane cannot answer now")
         })?;
         let role = role.ok_or_else(|| Status::permission_denied("this operator was removed"))?;
-        Ok(Caller { who: peer.identity.to_string(), role, origin: connection.address.to_string() })
+        Ok((Author::new(peer.identity.to_string(), role.as_str(), connection.address.to_string()), role))
     }
 
-    async fn log(&self, call: &Call, caller: Caller, note: &Note, code: Code) {
+    /// Puts a call on record, unless what it changed in the store has its entry there already.
+    async fn log(&self, call: &Call, author: &Author, note: &Note, code: Code) {
         if call.effect == Effect::Looks {
             return;
         }
-        let (subject, revision) = note.read();
+        let subject = note.read();
         let outcome = if code == Code::Ok { "ok".to_owned() } else { snake(code) };
-        tracing::info!(call = call.name, who = caller.who, outcome, subject, "operator's call");
-        let row = AuditRow {
-            number: 0,
-            time: clock::now(),
-            who: caller.who,
-            role: caller.role.as_str().to_owned(),
-            call: call.name.to_owned(),
-            subject,
-            revision,
-            outcome,
-            origin: caller.origin,
-        };
-        if let Err(error) = self.store.log_call(&row).await {
+        tracing::info!(call = call.name, who = author.who, outcome, subject, "operator's call");
+        if code == Code::Ok && author.has_entered() {
+            return;
+        }
+        let deed = Deed { author, call: call.name, subject: &subject };
+        if let Err(error) = self.store.log_call(deed, &outcome, clock::now()).await {
             tracing::error!(error = outrider_runtime::tasks::chain(&error), "call not put on record");
         }
     }
@@ -179,23 +164,24 @@ where
                 return Ok(Status::unimplemented("there is no such call").into_http());
             };
             let (mut parts, body) = request.into_parts();
-            let caller = match layer.caller(&parts.extensions).await {
+            let (author, role) = match layer.caller(&parts.extensions).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
             let note = Note::default();
-            if caller.role < call.role {
-                let (is, needs) = (caller.role.as_str(), call.role.as_str());
+            if role < call.role {
+                let (is, needs) = (role.as_str(), call.role.as_str());
                 let status =
                     Status::permission_denied(format!("`{}` needs the role {needs}, and this operator is {is}", call.name));
-                layer.log(call, caller, &note, Code::PermissionDenied).await;
+                layer.log(call, &author, &note, Code::PermissionDenied).await;
                 return Ok(status.into_http());
             }
             parts.extensions.insert(note.clone());
+            parts.extensions.insert(author.clone());
             let answer = inner.call(Request::from_parts(parts, body)).await;
             if let Ok(response) = &answer {
                 let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-                layer.log(call, caller, &note, code).await;
+                layer.log(call, &author, &note, code).await;
             }
             answer
         })

@@ -13,7 +13,7 @@ use crate::{
     clock,
     issue::Issuance,
     limit::Limit,
-    store::{OperatorRow, Redeem},
+    store::{Author, OperatorRow, Redeem},
 };
 
 /// Text before the secret of a login token.
@@ -36,7 +36,14 @@ impl Logins {
     }
 
     /// Makes an operator, or changes one, and a login token: its text, and its end.
-    pub(crate) async fn invite(&self, name: &OperatorName, role: Role, ttl: i64, now: i64) -> Result<(String, i64), Status> {
+    pub(crate) async fn invite(
+        &self,
+        name: &OperatorName,
+        role: Role,
+        ttl: i64,
+        author: &Author,
+    ) -> Result<(String, i64), Status> {
+        let now = clock::now();
         let secret = crate::attest::Secret::random().ok_or_else(|| Status::unavailable("the system gave no random bytes"))?;
         let text = TokenText { secret, pin: self.issuance.authority.root_pin() };
         let row = OperatorRow {
@@ -45,15 +52,15 @@ impl Logins {
             created: now,
             login_expires: now + ttl,
         };
-        let put = self.issuance.store.put_operator(&row, &text.secret.hash()).await;
+        let put = self.issuance.store.put_operator(&row, &text.secret.hash(), author).await;
         put.map_err(|error| unavailable("operator", &error))?;
         self.refresh().await;
         Ok((text.format_as(VERSION), row.login_expires))
     }
 
     /// Removes an operator: calls are refused from now on, and connections end.
-    pub(crate) async fn remove(&self, name: &OperatorName) -> Result<bool, Status> {
-        let removed = self.issuance.store.remove_operator(name.as_str()).await;
+    pub(crate) async fn remove(&self, name: &OperatorName, author: &Author) -> Result<bool, Status> {
+        let removed = self.issuance.store.remove_operator(name.as_str(), author, clock::now()).await;
         let removed = removed.map_err(|error| unavailable("operator", &error))?;
         self.refresh().await;
         Ok(removed)

@@ -5,7 +5,7 @@ mod login;
 mod role;
 mod roster;
 
-pub(crate) use gate::{GateLayer, Note};
+pub(crate) use gate::{GateLayer, Note, author};
 pub(crate) use login::Logins;
 pub(crate) use role::Role;
 pub(crate) use roster::{OperatorName, Roster};

@@ -11,7 +11,7 @@ use crate::{
     ca::{Authority, CaError},
     clock,
     publish::Publisher,
-    store::{Lease, RotationRow, StoreError},
+    store::{Author, Deed, Lease, RotationRow, StoreError},
 };
 
 /// The mesh as it is at the start, where revocations are told of, and who signs.
@@ -32,8 +32,8 @@ impl Publisher {
     }
 
     /// Takes a rotation back, as long as nothing was issued from the new root.
-    pub(super) async fn abort(&mut self, row: &RotationRow, uid: u32) -> Result<Option<u64>, ChangeError> {
-        let Some(revision) = self.store.abort_rotation(row, uid, clock::now()).await? else { return Ok(None) };
+    pub(super) async fn abort(&mut self, row: &RotationRow, author: &Author) -> Result<Option<u64>, ChangeError> {
+        let Some(revision) = self.store.abort_rotation(row, author, clock::now()).await? else { return Ok(None) };
         self.show_trust(revision).await?;
         Ok(Some(revision))
     }
@@ -50,7 +50,8 @@ impl Publisher {
         }
         let followed = async {
             let subject = format!("{} roots", roots.len());
-            let revision = self.store.take_revision("MountedCa", &subject, 0, clock::now()).await?;
+            let deed = Deed { author: &self.store.itself(), call: "MountedCa", subject: &subject };
+            let revision = self.store.take_revision(deed, clock::now()).await?;
             self.show_trust(revision).await?;
             self.authority.shown(revision);
             Ok::<(), StoreError>(())

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock,
     publish::Publisher,
-    store::{StoreError, Written},
+    store::{Author, Deed, StoreError, Written},
 };
 
 /// Documents beside what is stored.
@@ -87,7 +87,7 @@ impl Publisher {
         documents: &[(String, String)],
         unknown: Unknown,
         dry_run: bool,
-        uid: u32,
+        author: &Author,
     ) -> Result<Applied, ChangeError> {
         if !dry_run {
             self.refuse_during_canary()?;
@@ -109,7 +109,9 @@ impl Publisher {
         let revisions = changed.also.iter().map(|policy| policy.stored.revision);
         let newest = revisions.chain(changed.also_routes.iter().map(|route| route.revision)).max();
         if !nothing_new && !dry_run {
-            applied.revision = self.store_change(changed, "Apply", uid).await?;
+            let names: Vec<&str> = applied.changes.iter().map(|(name, _)| name.as_str()).collect();
+            let deed = Deed { author, call: "Apply", subject: &names.join(" ") };
+            applied.revision = self.store_change(changed, deed).await?;
         } else if let (true, Some(newest)) = (nothing_new, newest) {
             // What has not changed is in force where its own revision is, whatever else happened since.
             applied.revision = newest;
@@ -119,7 +121,7 @@ impl Publisher {
     }
 
     /// Deletes policies and routes by name, `KIND/namespace/name` for routes; one that is not there fails the whole call.
-    pub(crate) async fn delete(&mut self, names: &[String], uid: u32) -> Result<Applied, ChangeError> {
+    pub(crate) async fn delete(&mut self, names: &[String], author: &Author) -> Result<Applied, ChangeError> {
         self.refuse_during_canary()?;
         let (policies, routes) = (Arc::clone(&self.world.policies), Arc::clone(&self.world.routes));
         let missing = |name: &String| {
@@ -140,13 +142,15 @@ impl Publisher {
             return Ok(self.unchanged());
         }
         let changes = names.iter().map(|name| (name.clone(), Change::Deleted)).collect();
+        let subject = names.join(" ");
         let (gone_routes, deletes) = names.into_iter().partition(|name| Route::is_label(name));
-        let revision = self.store_change(Changed { deletes, gone_routes, ..Changed::default() }, "Delete", uid).await?;
+        let deed = Deed { author, call: "Delete", subject: &subject };
+        let revision = self.store_change(Changed { deletes, gone_routes, ..Changed::default() }, deed).await?;
         Ok(Applied { diagnostics: Vec::new(), changes, revision })
     }
 
     /// Stores a change of policies and routes and shows it to everybody.
-    pub(super) async fn store_change(&mut self, changed: Changed, call: &str, uid: u32) -> Result<u64, StoreError> {
+    pub(super) async fn store_change(&mut self, changed: Changed, deed: Deed<'_>) -> Result<u64, StoreError> {
         let Changed { puts, deletes, also, routes, gone_routes, also_routes } = changed;
         let key = |policy: &Policy| {
             let metadata = &policy.stored.policy.metadata;
@@ -164,7 +168,7 @@ impl Publisher {
             puts: rows.chain(routes.iter().map(|route| (route.row(), &route.json))).map(with_json).collect(),
             deletes: gone.iter().map(key).chain(lost.iter().map(Route::row)).collect(),
         };
-        let revision = self.store.write_policies(&written, self.world.revision, (call, uid), clock::now()).await?;
+        let revision = self.store.write_policies(&written, self.world.revision, deed, clock::now()).await?;
         let puts: Vec<Policy> = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision)).collect();
         let touched: Vec<Policy> = puts.iter().chain(&replaced).chain(&gone).chain(&also).cloned().collect();
         let touched_routes: Vec<Route> = routes.iter().cloned().chain(rerouted).chain(lost).chain(also_routes).collect();

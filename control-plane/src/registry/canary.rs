@@ -22,6 +22,7 @@ use crate::{
     clock,
     compile::{Judge, in_short},
     publish::Publisher,
+    store::{Author, Deed},
 };
 
 /// Newly denied requests that are named.
@@ -76,7 +77,7 @@ pub(crate) struct CanaryOrder {
     pub(crate) percent: u32,
     pub(crate) watch: Duration,
     pub(crate) tolerate: u64,
-    pub(crate) uid: u32,
+    pub(crate) author: Author,
     pub(crate) trust_domain: TrustDomain,
 }
 
@@ -137,7 +138,8 @@ impl Publisher {
             return Ok(watch::channel(state).1);
         }
         let names: Vec<&str> = puts.iter().map(|policy| policy.resource.name.as_str()).collect();
-        let revision = self.store.take_revision("CanaryBegin", &names.join(" "), order.uid, clock::now()).await?;
+        let deed = Deed { author: &order.author, call: "Canary", subject: &format!("tries {}", names.join(" ")) };
+        let revision = self.store.take_revision(deed, clock::now()).await?;
         let puts = puts.into_iter().map(|policy| Policy::new(policy.stored.policy, policy.json, revision));
         let policies: BTreeMap<_, _> = puts.map(|policy| (policy.resource.name.clone(), Arc::new(policy))).collect();
         let concerned = self.concerned_by(&policies);
@@ -223,7 +225,10 @@ impl Publisher {
     async fn promote(&mut self, keeper: Keeper) {
         let puts: Vec<Policy> = keeper.canary.policies.values().map(|policy| Policy::clone(policy)).collect();
         self.world.canary = None;
-        match self.store_change(Changed { puts, ..Changed::default() }, "Canary", keeper.order.uid).await {
+        let names: Vec<&str> = puts.iter().map(|policy| policy.resource.name.as_str()).collect();
+        let subject = names.join(" ");
+        let deed = Deed { author: &keeper.order.author, call: "Canary", subject: &subject };
+        match self.store_change(Changed { puts, ..Changed::default() }, deed).await {
             Ok(revision) => keeper.state.send_modify(|state| (state.phase, state.revision) = (Phase::Promoted, revision)),
             Err(error) => self.end_canary(&keeper, format!("it could not be stored: {}", outrider_runtime::tasks::chain(&error))),
         }

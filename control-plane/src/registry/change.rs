@@ -4,7 +4,7 @@ use outrider_policy::{Diagnostic, SpiffeId, Unknown};
 use tokio::sync::{oneshot, watch};
 
 use super::{CanaryOrder, CanaryState, RolledBack};
-use crate::store::{AgentRow, Lease, RevocationRow, RotationRow, StoreError};
+use crate::store::{AgentRow, Author, Lease, RevocationRow, RotationRow, StoreError};
 
 /// What happened to a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +63,13 @@ type Reply<T> = oneshot::Sender<Result<T, ChangeError>>;
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Checks documents, `(source, yaml)` each, and stores all or none.
-    Apply { documents: Vec<(String, String)>, unknown: Unknown, dry_run: bool, uid: u32, reply: Reply<Applied> },
+    Apply { documents: Vec<(String, String)>, unknown: Unknown, dry_run: bool, author: Author, reply: Reply<Applied> },
     /// Deletes policies, `namespace/name` each, all or none.
-    Delete { names: Vec<String>, uid: u32, reply: Reply<Applied> },
+    Delete { names: Vec<String>, author: Author, reply: Reply<Applied> },
     /// Tries candidates at some agents.
     Canary { order: CanaryOrder, reply: Reply<watch::Receiver<CanaryState>> },
     /// Puts policies back to a revision; 0 is before the last change.
-    Rollback { revision: u64, dry_run: bool, uid: u32, reply: Reply<RolledBack> },
+    Rollback { revision: u64, dry_run: bool, author: Author, reply: Reply<RolledBack> },
     /// Changes who is believed.
     Trust(TrustChange),
     /// An agent opened a stream.
@@ -82,11 +82,11 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) enum TrustChange {
     /// Revokes a certificate or an identity.
-    Revoke { row: RevocationRow, uid: u32, reply: Reply<u64> },
+    Revoke { row: RevocationRow, author: Author, reply: Reply<u64> },
     /// Undoes the revocation of this subject.
-    Unrevoke { subject: String, uid: u32, reply: Reply<u64> },
+    Unrevoke { subject: String, author: Author, reply: Reply<u64> },
     /// Takes a rotation of the trust anchor on; `None` when it is not in that phase any more.
     Advance { lease: Lease, row: RotationRow, reply: Reply<Option<u64>> },
     /// Takes it back; `None` when it is too late.
-    Abort { row: RotationRow, uid: u32, reply: Reply<Option<u64>> },
+    Abort { row: RotationRow, author: Author, reply: Reply<Option<u64>> },
 }

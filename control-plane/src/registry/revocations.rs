@@ -12,7 +12,7 @@ use crate::{
     clock,
     peer::Peer,
     publish::Publisher,
-    store::{MAX_REVOCATIONS, RevocationRow},
+    store::{Author, MAX_REVOCATIONS, RevocationRow},
 };
 
 /// Clocks of members may differ by this: a certificate is revoked for that much longer than it lives.
@@ -88,25 +88,25 @@ impl Publisher {
     pub(crate) async fn change_trust(&mut self, change: TrustChange) {
         // Nobody waits any more: what was stored stays stored.
         match change {
-            TrustChange::Revoke { row, uid, reply } => drop(reply.send(self.revoke(row, uid).await)),
-            TrustChange::Unrevoke { subject, uid, reply } => drop(reply.send(self.unrevoke(&subject, uid).await)),
+            TrustChange::Revoke { row, author, reply } => drop(reply.send(self.revoke(row, &author).await)),
+            TrustChange::Unrevoke { subject, author, reply } => drop(reply.send(self.unrevoke(&subject, &author).await)),
             TrustChange::Advance { lease, row, reply } => drop(reply.send(self.advance(&lease, &row).await)),
-            TrustChange::Abort { row, uid, reply } => drop(reply.send(self.abort(&row, uid).await)),
+            TrustChange::Abort { row, author, reply } => drop(reply.send(self.abort(&row, &author).await)),
         }
     }
 
     /// Revokes a certificate or an identity, for everybody who is connected and whoever comes.
-    async fn revoke(&mut self, row: RevocationRow, uid: u32) -> Result<u64, ChangeError> {
-        let revision = self.store.revoke(&row, uid).await?.ok_or(ChangeError::TooManyRevocations(MAX_REVOCATIONS))?;
+    async fn revoke(&mut self, row: RevocationRow, author: &Author) -> Result<u64, ChangeError> {
+        let revision = self.store.revoke(&row, author).await?.ok_or(ChangeError::TooManyRevocations(MAX_REVOCATIONS))?;
         tracing::warn!(subject = row.subject, identity = row.identity, reason = row.reason, revision, "revoked");
         self.show_trust(revision).await?;
         Ok(revision)
     }
 
     /// Undoes a revocation.
-    async fn unrevoke(&mut self, subject: &str, uid: u32) -> Result<u64, ChangeError> {
+    async fn unrevoke(&mut self, subject: &str, author: &Author) -> Result<u64, ChangeError> {
         let nothing = || ChangeError::NotFound(format!("`{subject}` is not revoked: see `outrider certs list --revoked`"));
-        let revision = self.store.unrevoke(subject, uid, clock::now()).await?.ok_or_else(nothing)?;
+        let revision = self.store.unrevoke(subject, author, clock::now()).await?.ok_or_else(nothing)?;
         tracing::info!(subject, revision, "revocation undone");
         self.show_trust(revision).await?;
         Ok(revision)

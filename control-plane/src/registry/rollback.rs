@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{Applied, Change, ChangeError, Policy, Route, apply::Changed};
-use crate::{publish::Publisher, store::PolicyRow};
+use crate::{
+    publish::Publisher,
+    store::{Author, Deed, PolicyRow},
+};
 
 /// The end of a rollback.
 #[derive(Debug)]
@@ -17,7 +20,7 @@ pub(crate) enum RolledBack {
 impl Publisher {
     /// Puts policies back to what they were at `revision`; 0 means before their last change. What was in force once is not
     /// analysed again: going back must work when the mesh has changed, and agents refuse what they cannot enforce.
-    pub(crate) async fn rollback(&mut self, revision: u64, dry_run: bool, uid: u32) -> Result<RolledBack, ChangeError> {
+    pub(crate) async fn rollback(&mut self, revision: u64, dry_run: bool, author: &Author) -> Result<RolledBack, ChangeError> {
         if !dry_run && self.abort_canary() {
             return Ok(RolledBack::Canary);
         }
@@ -56,7 +59,8 @@ impl Publisher {
         changes.extend(changed.deletes.iter().chain(&changed.gone_routes).map(|name| (name.clone(), Change::Deleted)));
         let mut applied = Applied { changes, ..self.unchanged() };
         if !dry_run && !applied.changes.is_empty() {
-            applied.revision = self.store_change(changed, "Rollback", uid).await?;
+            let deed = Deed { author, call: "Rollback", subject: &format!("to {restored}") };
+            applied.revision = self.store_change(changed, deed).await?;
         }
         Ok(RolledBack::To(restored, applied))
     }

@@ -2,6 +2,7 @@
 //! and what was acknowledged is on the disk.
 
 mod agents;
+mod audit;
 mod authorities;
 mod certificates;
 mod decisions;
@@ -36,6 +37,7 @@ use issuing::Pending;
 use sql::{Change, Health, Pool, sql};
 
 pub(crate) use agents::{AgentRow, Backing};
+pub(crate) use audit::{AuditRow, Author, Deed};
 pub(crate) use authorities::RootMark;
 pub(crate) use certificates::{CertificateRow, Redeem};
 pub(crate) use decisions::{DECISIONS_BYTES, DECISIONS_KEPT, DecisionRow};
@@ -47,7 +49,7 @@ pub(crate) use keys::{CaRow, Kek, Role};
 pub(crate) use leases::Lease;
 pub use migrate::{MigrateError, Moved, Place, migrate};
 pub use open::{Backend, OpenError};
-pub(crate) use operators::{AuditRow, OperatorRow};
+pub(crate) use operators::OperatorRow;
 pub(crate) use policies::{PolicyRow, RevisionRow, Written};
 pub use postgres::PostgresUrl;
 pub(crate) use replica::Replica;

@@ -1,9 +1,6 @@
-//! Operators, of whose login tokens only hashes are stored, and the log of what they changed or tried to.
+//! Operators, of whose login tokens only hashes are stored.
 
-use super::{Store, StoreError, TokenHash, signed, sql::sql};
-
-/// Entries of the log that are kept.
-const AUDIT_KEPT: i64 = 100_000;
+use super::{Author, Deed, Store, StoreError, TokenHash, audit::enter, sql::sql};
 
 /// An operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,26 +13,9 @@ pub(crate) struct OperatorRow {
     pub(crate) login_expires: i64,
 }
 
-/// A call that changes something, and what came of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct AuditRow {
-    pub(crate) number: u64,
-    /// Unix seconds.
-    pub(crate) time: i64,
-    pub(crate) who: String,
-    pub(crate) role: String,
-    pub(crate) call: String,
-    pub(crate) subject: String,
-    pub(crate) revision: u64,
-    pub(crate) outcome: String,
-    pub(crate) origin: String,
-}
-
-type AuditColumns = (i64, i64, String, String, String, String, i64, String, String);
-
 impl Store {
     /// Makes an operator or changes one, with a new login token in the place of an older one.
-    pub(crate) async fn put_operator(&self, row: &OperatorRow, hash: &TokenHash) -> Result<(), StoreError> {
+    pub(crate) async fn put_operator(&self, row: &OperatorRow, hash: &TokenHash, author: &Author) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         sql("INSERT INTO operators (name, role, created, login_hash, login_expires) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (name) DO UPDATE SET role = excluded.role, login_hash = excluded.login_hash,
@@ -47,6 +27,8 @@ impl Store {
         .bind(row.login_expires)
         .run(&mut change)
         .await?;
+        let subject = format!("{} as {}", row.name, row.role);
+        enter(&mut change, Deed { author, call: "CreateOperator", subject: &subject }, 0, row.created).await?;
         Ok(change.commit().await?)
     }
 
@@ -64,11 +46,14 @@ impl Store {
     }
 
     /// Removes an operator. False when there is none.
-    pub(crate) async fn remove_operator(&self, name: &str) -> Result<bool, StoreError> {
+    pub(crate) async fn remove_operator(&self, name: &str, author: &Author, now: i64) -> Result<bool, StoreError> {
         let mut change = self.begin().await?;
         let gone: Option<(String,)> =
             sql("DELETE FROM operators WHERE name = $1 RETURNING name").bind(name).first(&mut change).await?;
-        change.commit().await?;
+        if gone.is_some() {
+            enter(&mut change, Deed { author, call: "RemoveOperator", subject: name }, 0, now).await?;
+            change.commit().await?;
+        }
         Ok(gone.is_some())
     }
 
@@ -85,46 +70,5 @@ impl Store {
         // From the writer: a reader may be a moment behind, and a removal must count at once.
         let row: Option<(String,)> = sql("SELECT role FROM operators WHERE name = $1").bind(name).first(&self.writer).await?;
         Ok(row.map(|(role,)| role))
-    }
-
-    /// Puts a call on record. The oldest entries give way.
-    pub(crate) async fn log_call(&self, row: &AuditRow) -> Result<(), StoreError> {
-        let mut change = self.begin().await?;
-        sql("INSERT INTO audit_log (time, who, role, call, subject, revision, outcome, origin)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
-        .bind(row.time)
-        .bind(&row.who)
-        .bind(&row.role)
-        .bind(&row.call)
-        .bind(&row.subject)
-        .bind(signed(row.revision))
-        .bind(&row.outcome)
-        .bind(&row.origin)
-        .run(&mut change)
-        .await?;
-        sql("DELETE FROM audit_log WHERE seq <= (SELECT max(seq) FROM audit_log) - $1").bind(AUDIT_KEPT).run(&mut change).await?;
-        Ok(change.commit().await?)
-    }
-
-    /// Calls on record since then, newest first.
-    pub(crate) async fn audit_log(&self, since: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
-        let rows: Vec<AuditColumns> = sql("SELECT seq, time, who, role, call, subject, revision, outcome, origin
-             FROM audit_log WHERE time >= $1 ORDER BY seq DESC LIMIT $2")
-        .bind(since)
-        .bind(limit)
-        .all(self.readers())
-        .await?;
-        let read = |(number, time, who, role, call, subject, revision, outcome, origin): AuditColumns| AuditRow {
-            number: number.unsigned_abs(),
-            time,
-            who,
-            role,
-            call,
-            subject,
-            revision: revision.unsigned_abs(),
-            outcome,
-            origin,
-        };
-        Ok(rows.into_iter().map(read).collect())
     }
 }

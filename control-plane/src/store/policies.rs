@@ -1,9 +1,11 @@
-//! Policies as stored, and the audit trail of those who changed them.
+//! Policies as stored, and who changed them.
 
 use std::collections::BTreeMap;
 
 use super::{
-    Store, StoreError, next_revision, signed,
+    Deed, Store, StoreError,
+    audit::enter,
+    next_revision, signed,
     sql::{Change, sql},
 };
 
@@ -34,7 +36,8 @@ pub(crate) struct RevisionRow {
     pub(crate) revision: u64,
     /// Unix seconds.
     pub(crate) time: i64,
-    pub(crate) uid: u32,
+    /// SPIFFE ID of an operator, or `uid N` on the local socket.
+    pub(crate) who: String,
     pub(crate) call: String,
     /// `namespace/name` each.
     pub(crate) policies: Vec<String>,
@@ -59,7 +62,7 @@ impl Store {
         &self,
         written: &Written,
         known: u64,
-        (call, uid): (&str, u32),
+        deed: Deed<'_>,
         now: i64,
     ) -> Result<u64, StoreError> {
         let mut change = self.begin().await?;
@@ -78,14 +81,15 @@ impl Store {
             .run(&mut change)
             .await?;
             remember(&mut change, namespace, name, revision, Some(json)).await?;
-            audit(&mut change, call, &format!("{namespace}/{name}"), uid, now, revision).await?;
+            trace(&mut change, deed, &format!("{namespace}/{name}"), now, revision).await?;
         }
         for (namespace, name) in &written.deletes {
             let delete = sql("DELETE FROM policies WHERE namespace = $1 AND name = $2");
             delete.bind(namespace).bind(name).run(&mut change).await?;
             remember(&mut change, namespace, name, revision, None).await?;
-            audit(&mut change, call, &format!("{namespace}/{name}"), uid, now, revision).await?;
+            trace(&mut change, deed, &format!("{namespace}/{name}"), now, revision).await?;
         }
+        enter(&mut change, deed, revision, now).await?;
         change.commit().await?;
         Ok(revision)
     }
@@ -105,7 +109,7 @@ impl Store {
 
     /// Revisions at which policies changed, newest first.
     pub(crate) async fn policy_revisions(&self, limit: u32) -> Result<Vec<RevisionRow>, StoreError> {
-        let rows: Vec<(i64, i64, i64, String, String)> = sql("SELECT audit.revision, time, uid, call, subject FROM audit
+        let rows: Vec<(i64, i64, String, String, String)> = sql("SELECT audit.revision, time, who, call, subject FROM audit
              JOIN (SELECT DISTINCT revision FROM policy_history ORDER BY revision DESC LIMIT $1) AS changed
              ON changed.revision = audit.revision
              WHERE call IN ('Apply', 'Delete', 'Canary', 'Rollback') ORDER BY audit.revision DESC, seq")
@@ -113,13 +117,12 @@ impl Store {
         .all(self.readers())
         .await?;
         let mut revisions: Vec<RevisionRow> = Vec::new();
-        for (revision, time, uid, call, subject) in rows {
+        for (revision, time, who, call, subject) in rows {
             let revision = revision.unsigned_abs();
             match revisions.last_mut().filter(|last| last.revision == revision) {
                 Some(last) => last.policies.push(subject),
                 None => {
-                    let uid = u32::try_from(uid).unwrap_or(u32::MAX);
-                    revisions.push(RevisionRow { revision, time, uid, call, policies: vec![subject] });
+                    revisions.push(RevisionRow { revision, time, who, call, policies: vec![subject] });
                 }
             }
         }
@@ -127,20 +130,12 @@ impl Store {
     }
 
     /// Takes a revision for candidates, which are not stored.
-    pub(crate) async fn take_revision(&self, call: &str, subject: &str, uid: u32, now: i64) -> Result<u64, StoreError> {
+    pub(crate) async fn take_revision(&self, deed: Deed<'_>, now: i64) -> Result<u64, StoreError> {
         let mut change = self.begin().await?;
         let revision = next_revision(&mut change).await?;
-        audit(&mut change, call, subject, uid, now, revision).await?;
+        enter(&mut change, deed, revision, now).await?;
         change.commit().await?;
         Ok(revision)
-    }
-
-    /// Records a call that changes something outside of the policies.
-    pub(crate) async fn audit(&self, call: &str, subject: &str, uid: u32, now: i64) -> Result<(), StoreError> {
-        let mut change = self.begin().await?;
-        let (revision,): (i64,) = sql("SELECT revision FROM mesh WHERE id = 1").one(&mut change).await?;
-        audit(&mut change, call, subject, uid, now, revision.unsigned_abs()).await?;
-        Ok(change.commit().await?)
     }
 }
 
@@ -179,20 +174,13 @@ async fn remember(change: &mut Change, namespace: &str, name: &str, revision: u6
     Ok(())
 }
 
-/// Records a change as part of it.
-pub(super) async fn audit(
-    change: &mut Change,
-    call: &str,
-    subject: &str,
-    uid: u32,
-    now: i64,
-    revision: u64,
-) -> Result<(), StoreError> {
-    sql("INSERT INTO audit (time, uid, call, subject, revision) VALUES ($1, $2, $3, $4, $5)")
+/// Says who changed a policy, as part of the change.
+async fn trace(change: &mut Change, deed: Deed<'_>, policy: &str, now: i64, revision: u64) -> Result<(), StoreError> {
+    sql("INSERT INTO audit (time, who, call, subject, revision) VALUES ($1, $2, $3, $4, $5)")
         .bind(now)
-        .bind(i64::from(uid))
-        .bind(call)
-        .bind(subject)
+        .bind(&deed.author.who)
+        .bind(deed.call)
+        .bind(policy)
         .bind(signed(revision))
         .run(&mut *change)
         .await?;

@@ -1,6 +1,6 @@
 //! Who is no longer believed.
 
-use super::{Store, StoreError, next_revision, policies::audit, sql::sql};
+use super::{Author, Deed, Store, StoreError, audit::enter, next_revision, sql::sql};
 
 /// Most revocations at a time: agents hold all of them.
 pub(crate) const MAX_REVOCATIONS: usize = 4096;
@@ -38,7 +38,7 @@ impl Store {
     }
 
     /// Revokes. `None` when there is no room.
-    pub(crate) async fn revoke(&self, row: &RevocationRow, uid: u32) -> Result<Option<u64>, StoreError> {
+    pub(crate) async fn revoke(&self, row: &RevocationRow, author: &Author) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
         let (others,): (i64,) =
             sql("SELECT count(*) FROM revocations WHERE subject <> $1").bind(&row.subject).one(&mut change).await?;
@@ -55,20 +55,21 @@ impl Store {
         .run(&mut change)
         .await?;
         let revision = next_revision(&mut change).await?;
-        audit(&mut change, "Revoke", &format!("{}: {}", row.subject, row.reason), uid, row.created, revision).await?;
+        let subject = format!("{}: {}", row.subject, row.reason);
+        enter(&mut change, Deed { author, call: "Revoke", subject: &subject }, revision, row.created).await?;
         change.commit().await?;
         Ok(Some(revision))
     }
 
     /// Undoes a revocation. `None` when there is none.
-    pub(crate) async fn unrevoke(&self, subject: &str, uid: u32, now: i64) -> Result<Option<u64>, StoreError> {
+    pub(crate) async fn unrevoke(&self, subject: &str, author: &Author, now: i64) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
         let gone = sql("DELETE FROM revocations WHERE subject = $1").bind(subject).run(&mut change).await?;
         if gone == 0 {
             return Ok(None);
         }
         let revision = next_revision(&mut change).await?;
-        audit(&mut change, "Unrevoke", subject, uid, now, revision).await?;
+        enter(&mut change, Deed { author, call: "Unrevoke", subject }, revision, now).await?;
         change.commit().await?;
         Ok(Some(revision))
     }

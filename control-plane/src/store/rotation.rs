@@ -1,14 +1,16 @@
 //! How far the change of the trust anchor is. Every step is one transaction, and knows the step before.
 
 use super::{
-    CaRow, Kek, Lease, Store, StoreError,
+    Author, CaRow, Deed, Kek, Lease, Store, StoreError,
+    audit::enter,
     authorities::{Use, insert},
-    next_revision,
-    policies::audit,
-    signed,
+    next_revision, signed,
     sql::{Change, sql},
 };
 use crate::ca::Phase;
+
+/// The call that begins a rotation, and goes on with it.
+const CALL: &str = "RotateCa";
 
 /// The last rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Store {
         root: &CaRow,
         (goal, skip_away): (Phase, bool),
         kek: &Kek,
-        uid: u32,
+        author: &Author,
         now: i64,
     ) -> Result<bool, StoreError> {
         let mut change = self.begin().await?;
@@ -107,20 +109,21 @@ impl Store {
         .bind(skip_away)
         .run(&mut change)
         .await?;
-        audit(&mut change, "RotateCa", Phase::Prepared.as_str(), uid, now, revision.unsigned_abs()).await?;
+        let subject = format!("{}, {}", Phase::Prepared.as_str(), aim(goal, skip_away));
+        enter(&mut change, Deed { author, call: CALL, subject: &subject }, revision.unsigned_abs(), now).await?;
         change.commit().await?;
         Ok(true)
     }
 
     /// Says how far the rotation goes by itself.
-    pub(crate) async fn aim_rotation(&self, goal: Phase, skip_away: bool, uid: u32, now: i64) -> Result<(), StoreError> {
+    pub(crate) async fn aim_rotation(&self, goal: Phase, skip_away: bool, author: &Author, now: i64) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         sql("UPDATE ca_rotation SET goal = $1, skip_away = $2 WHERE id = 1")
             .bind(goal.as_str())
             .bind(skip_away)
             .run(&mut change)
             .await?;
-        audit(&mut change, "RotateCa", &format!("to {}", goal.as_str()), uid, now, 0).await?;
+        enter(&mut change, Deed { author, call: CALL, subject: &aim(goal, skip_away) }, 0, now).await?;
         Ok(change.commit().await?)
     }
 
@@ -154,13 +157,14 @@ impl Store {
             sql("UPDATE ca_rotation SET revision = $1 WHERE id = 1").bind(signed(revision)).run(&mut change).await?;
             revision
         };
-        audit(&mut change, "RotateCa", to.as_str(), 0, now, revision).await?;
+        let author = self.itself();
+        enter(&mut change, Deed { author: &author, call: CALL, subject: to.as_str() }, revision, now).await?;
         change.commit().await?;
         Ok(Some(revision))
     }
 
     /// Ends a rotation of which nothing was issued yet: the new root goes. `None` when it is too late.
-    pub(crate) async fn abort_rotation(&self, row: &RotationRow, uid: u32, now: i64) -> Result<Option<u64>, StoreError> {
+    pub(crate) async fn abort_rotation(&self, row: &RotationRow, author: &Author, now: i64) -> Result<Option<u64>, StoreError> {
         let mut change = self.begin().await?;
         if !row.phase.can_abort() || !moved(&mut change, row, Phase::Aborted, now).await? {
             return Ok(None);
@@ -172,7 +176,7 @@ impl Store {
             .bind(Phase::Aborted.as_str())
             .run(&mut change)
             .await?;
-        audit(&mut change, "RotateCa", Phase::Aborted.as_str(), uid, now, revision).await?;
+        enter(&mut change, Deed { author, call: CALL, subject: Phase::Aborted.as_str() }, revision, now).await?;
         change.commit().await?;
         Ok(Some(revision))
     }
@@ -217,6 +221,12 @@ impl Store {
         without.dedup();
         Ok(without)
     }
+}
+
+/// How far a rotation shall go.
+fn aim(goal: Phase, skip_away: bool) -> String {
+    let goal = goal.as_str();
+    if skip_away { format!("to {goal}, skipping whoever is away") } else { format!("to {goal}") }
 }
 
 /// Moves from the phase of `row` to another. False when that is not its phase any more.

@@ -3,7 +3,8 @@
 //! Only a store that replicas share is told. The row of an agent belongs to the replica that the agent joined last.
 
 use super::{
-    Lease, Store, StoreError,
+    Deed, Lease, Store, StoreError,
+    audit::enter,
     replica::SILENT,
     signed,
     sql::{Change, Sql, composed, rows, sql},
@@ -122,16 +123,19 @@ impl Store {
         Ok(change.commit().await?)
     }
 
-    /// Asks the replicas that have these agents to have their certificates renewed.
-    pub(crate) async fn ask_renewals(&self, agents: &[String]) -> Result<(), StoreError> {
+    /// Asks the replicas that have these agents to have their certificates renewed. The entry is of all agents that are asked.
+    pub(crate) async fn ask_renewals(&self, agents: &[String], deed: Deed<'_>, now: i64) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
+        enter(&mut change, deed, 0, now).await?;
         for agent in agents {
             sql("UPDATE sessions SET renewals_asked = renewals_asked + 1 WHERE agent_id = $1")
                 .bind(agent)
                 .run(&mut change)
                 .await?;
         }
-        change.hint("sessions").await?;
+        if !agents.is_empty() {
+            change.hint("sessions").await?;
+        }
         Ok(change.commit().await?)
     }
 

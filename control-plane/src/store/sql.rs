@@ -15,6 +15,8 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
+use super::Author;
+
 /// Longest wait for one answer of the database. A server that vanished does not say that it did.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -62,6 +64,8 @@ pub(super) enum Connections {
 pub(crate) struct Change {
     transaction: Begun,
     health: Health,
+    /// Whose entry is part of it.
+    author: Option<Author>,
 }
 
 enum Begun {
@@ -78,7 +82,7 @@ impl Pool {
                 Connections::Postgres(pool) => Begun::Postgres(pool.begin().await?),
             })
         };
-        Ok(Change { transaction: self.health.observe(begin).await?, health: self.health.clone() })
+        Ok(Change { transaction: self.health.observe(begin).await?, health: self.health.clone(), author: None })
     }
 
     /// Begins to read: everything in it is of one moment.
@@ -91,7 +95,7 @@ impl Pool {
                 }
             })
         };
-        Ok(Change { transaction: self.health.observe(begin).await?, health: self.health.clone() })
+        Ok(Change { transaction: self.health.observe(begin).await?, health: self.health.clone(), author: None })
     }
 
     /// Lets go of all connections.
@@ -117,6 +121,11 @@ impl Change {
         matches!(self.transaction, Begun::Postgres(_))
     }
 
+    /// The entry of this author is part of it.
+    pub(super) fn is_entered_by(&mut self, author: &Author) {
+        self.author = Some(author.clone());
+    }
+
     /// Makes it last. What this returns for is on the disk.
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         let commit = async {
@@ -125,7 +134,11 @@ impl Change {
                 Begun::Postgres(transaction) => transaction.commit().await,
             }
         };
-        self.health.observe(commit).await
+        self.health.observe(commit).await?;
+        if let Some(author) = &self.author {
+            author.mark_entered();
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Store, StoreError, policies::audit, sql::sql};
+use super::{Author, Deed, Store, StoreError, audit::enter, sql::sql};
 use outrider_policy::{identity::SpiffeId, names::ServiceName};
 
 /// SHA-256 of a token's secret.
@@ -28,7 +28,7 @@ impl Store {
         hash: &TokenHash,
         token: &TokenRow,
         services: &[ServiceName],
-        uid: u32,
+        author: &Author,
         now: i64,
     ) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
@@ -45,12 +45,12 @@ impl Store {
             .bind(&token.root)
             .run(&mut change)
             .await?;
-        audit(&mut change, "CreateToken", token.identity.as_str(), uid, now, 0).await?;
+        enter(&mut change, Deed { author, call: "CreateToken", subject: token.identity.as_str() }, 0, now).await?;
         Ok(change.commit().await?)
     }
 
     /// Takes back all tokens of an identity that nobody has used. How many there were.
-    pub(crate) async fn revoke_tokens(&self, identity: &str, uid: u32, now: i64) -> Result<u64, StoreError> {
+    pub(crate) async fn revoke_tokens(&self, identity: &str, author: &Author, now: i64) -> Result<u64, StoreError> {
         let mut change = self.begin().await?;
         let gone = sql("DELETE FROM tokens WHERE identity = $1 AND used_at IS NULL AND expires > $2")
             .bind(identity)
@@ -58,7 +58,7 @@ impl Store {
             .run(&mut change)
             .await?;
         if gone > 0 {
-            audit(&mut change, "RevokeTokens", identity, uid, now, 0).await?;
+            enter(&mut change, Deed { author, call: "RevokeTokens", subject: identity }, 0, now).await?;
             change.commit().await?;
         }
         Ok(gone)

@@ -87,6 +87,9 @@ async fn kill_9_in_the_middle_of_apply_loses_nothing_acknowledged_and_leaves_not
         let revisions: std::collections::BTreeSet<u64> = listed.policies.iter().map(|one| one.revision).collect();
         assert_eq!(revisions.len(), listed.policies.len() / TOGETHER, "an apply has more than one revision");
         assert!(revisions.last().is_none_or(|newest| *newest <= listed.revision));
+        let entries = client.list_audit(v1::ListAuditRequest { limit: 1000, ..Default::default() }).await.unwrap().into_inner();
+        let entries = entries.entries.into_iter().filter(|one| one.outcome == "ok").map(|one| one.revision);
+        assert_eq!(entries.collect::<std::collections::BTreeSet<u64>>(), revisions, "a change without its entry, or the reverse");
         // The moment of the kill differs from round to round: after 0 to some tens of milliseconds of applying.
         let moment = Duration::from_micros(kill * 7919 % 60_000);
         let killer = async {

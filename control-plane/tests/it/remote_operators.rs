@@ -114,6 +114,8 @@ async fn each_role_may_do_what_it_may_and_no_more_and_every_change_or_try_is_on_
     );
     let applied = &entries[2];
     assert_eq!((applied.role.as_str(), applied.subject.as_str(), applied.revision), ("editor", "shop/orders", revision));
+    let revisions = plane.admin().await.list_revisions(v1::ListRevisionsRequest::default()).await.unwrap().into_inner().revisions;
+    assert_eq!(revisions.iter().map(|one| one.who.as_str()).collect::<Vec<_>>(), ["spiffe://mesh.internal/operator/ed"]);
     assert!(applied.from.starts_with("127.0.0.1:") && entries.last().unwrap().from == "unix socket", "{entries:?}");
     plane.stop().await;
 }

@@ -21,7 +21,7 @@ async fn fill(store: &Store, kek: &Kek) {
     }
     store.issued(&leaf("renewed"), &Redeem::Certificate("07".into()), 3).await.unwrap();
     let written = Written { puts: vec![("shop".into(), "a".into(), "{\"naïve\":\"→\"}".into())], deletes: Vec::new() };
-    store.write_policies(&written, 0, ("Apply", 0), 1).await.unwrap();
+    store.write_policies(&written, 0, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1).await.unwrap();
     store.put_decisions(&(0..450).map(|number| decision(number, number % 3 == 0)).collect::<Vec<_>>()).await.unwrap();
     let key = zeroize::Zeroizing::new(vec![7; 40]);
     store.found(&CaRow { id: "root".into(), role: Role::Root, certificate: vec![0, 255], key }, kek, 1).await.unwrap();
@@ -32,9 +32,9 @@ async fn fill(store: &Store, kek: &Kek) {
         created: 1,
         ends: Some(9),
     };
-    store.revoke(&row, 0).await.unwrap().unwrap();
+    store.revoke(&row, &Author::local()).await.unwrap().unwrap();
     let next = CaRow { id: "next".into(), role: Role::Root, certificate: vec![1], key: zeroize::Zeroizing::new(vec![8]) };
-    assert!(store.begin_rotation(&next, (Phase::Done, false), kek, 0, 1).await.unwrap());
+    assert!(store.begin_rotation(&next, (Phase::Done, false), kek, &Author::local(), 1).await.unwrap());
     store.heartbeat("a:1").await.unwrap();
 }
 

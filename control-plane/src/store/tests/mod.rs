@@ -4,8 +4,8 @@ use outrider_policy::{SpiffeId, TrustDomain};
 use tempfile::TempDir;
 
 use super::{
-    Backend, CaRow, CertificateRow, Claim, DecisionRow, Kek, OpenError, OpenTokens, PostgresUrl, Redeem, Replica, RevocationRow,
-    Role, Store, StoreError, TokenRow, Written, sql::sql,
+    Author, Backend, CaRow, CertificateRow, Claim, DecisionRow, Deed, Kek, OpenError, OpenTokens, PostgresUrl, Redeem, Replica,
+    RevocationRow, Role, Store, StoreError, TokenRow, Written, sql::sql,
 };
 use crate::{ca::Phase, config::KeySource};
 
@@ -76,6 +76,8 @@ macro_rules! on_both {
     };
 }
 
+mod audit;
+
 fn decision(request: usize, denied: bool) -> DecisionRow {
     DecisionRow { request_id: format!("r{request}"), destination: "shop/orders".into(), denied, record: vec![u8::from(denied)] }
 }
@@ -86,7 +88,7 @@ fn identity() -> SpiffeId {
 
 async fn token(store: &Store, number: u8) {
     let row = TokenRow { identity: identity(), expires: 100, used_at: None, root: "old".to_owned() };
-    store.put_token(&[number; 32], &row, &["shop/web".parse().unwrap()], 0, 1).await.unwrap();
+    store.put_token(&[number; 32], &row, &["shop/web".parse().unwrap()], &Author::local(), 1).await.unwrap();
 }
 
 fn leaf(serial: &str) -> CertificateRow {
@@ -152,10 +154,10 @@ on_both! {
             puts: names.iter().map(|name| ("shop".to_owned(), (*name).to_owned(), "{}".to_owned())).collect(),
             deletes: Vec::new(),
         };
-        assert_eq!(store.write_policies(&put(&["a", "b"]), 0, ("Apply", 0), 1).await.unwrap(), 1);
-        assert_eq!(store.write_policies(&put(&["b"]), 1, ("Apply", 0), 1).await.unwrap(), 2);
+        assert_eq!(store.write_policies(&put(&["a", "b"]), 0, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1).await.unwrap(), 1);
+        assert_eq!(store.write_policies(&put(&["b"]), 1, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1).await.unwrap(), 2);
         let delete = Written { puts: Vec::new(), deletes: vec![("shop".to_owned(), "a".to_owned())] };
-        assert_eq!(store.write_policies(&delete, 2, ("Delete", 0), 1).await.unwrap(), 3);
+        assert_eq!(store.write_policies(&delete, 2, Deed { author: &Author::local(), call: "Delete", subject: "" }, 1).await.unwrap(), 3);
         let (_, rows, _) = store.mesh().await.unwrap();
         assert_eq!(rows.iter().map(|row| (row.name.as_str(), row.revision)).collect::<Vec<_>>(), [("b", 2)]);
         let trail = store.count("SELECT count(*) FROM audit").await;
@@ -261,8 +263,8 @@ on_both! {
         let ca = |id: &str, role| CaRow { id: id.to_owned(), role, certificate: vec![1], key: zeroize::Zeroizing::new(vec![2]) };
         store.found(&ca("old", Role::Root), &kek, 1).await.unwrap();
         store.put_issuing(&ca("i1", Role::Issuing), "old", &kek, 1).await.unwrap();
-        assert!(store.begin_rotation(&ca("new", Role::Root), (Phase::Prepared, true), &kek, 0, 2).await.unwrap());
-        store.aim_rotation(Phase::Done, false, 0, 2).await.unwrap();
+        assert!(store.begin_rotation(&ca("new", Role::Root), (Phase::Prepared, true), &kek, &Author::local(), 2).await.unwrap());
+        store.aim_rotation(Phase::Done, false, &Author::local(), 2).await.unwrap();
         let lease = store.take_lease("ca-rotation", Duration::from_secs(60)).await.unwrap().unwrap();
         let mut revisions = Vec::new();
         while let Some(row) = store.rotation().await.unwrap().filter(|row| row.phase != row.goal) {
@@ -285,7 +287,7 @@ on_both! {
         let own = |serial: &str, root: &str| CertificateRow { evidence: "self".to_owned(), ..of(serial, root) };
         store.found(&ca("old"), &kek, 1).await.unwrap();
         store.issued(&of("01", "old"), &Redeem::Nothing, 1).await.unwrap();
-        store.begin_rotation(&ca("new"), (Phase::Done, false), &kek, 0, 2).await.unwrap();
+        store.begin_rotation(&ca("new"), (Phase::Done, false), &kek, &Author::local(), 2).await.unwrap();
         let lease = store.take_lease("ca-rotation", Duration::from_secs(60)).await.unwrap().unwrap();
         let mut serial = 10;
         let mut step = async || {
@@ -333,7 +335,7 @@ on_both! {
         let open = store.open_tokens("old", 50).await.unwrap();
         assert_eq!(open, [OpenTokens { identity: identity().to_string(), count: 1, ends: 100 }]);
         assert!(store.open_tokens("new", 50).await.unwrap().is_empty());
-        assert_eq!(store.revoke_tokens(identity().as_str(), 0, 50).await.unwrap(), 1);
+        assert_eq!(store.revoke_tokens(identity().as_str(), &Author::local(), 50).await.unwrap(), 1);
         assert!(store.open_tokens("old", 50).await.unwrap().is_empty());
         let late = store.issued(&leaf("03"), &Redeem::Token([2; 32]), 51).await;
         assert!(matches!(late, Err(StoreError::TokenUsed)), "{late:?}");
@@ -345,15 +347,15 @@ on_both! {
         let row = |subject: &str, ends| RevocationRow {
             subject: subject.into(), identity: identity().to_string(), reason: "lost".into(), created: 1, ends,
         };
-        let first = store.revoke(&row("aa", Some(10)), 0).await.unwrap().unwrap();
-        let second = store.revoke(&row(identity().as_str(), None), 0).await.unwrap().unwrap();
+        let first = store.revoke(&row("aa", Some(10)), &Author::local()).await.unwrap().unwrap();
+        let second = store.revoke(&row(identity().as_str(), None), &Author::local()).await.unwrap().unwrap();
         assert!(second > first);
         assert_eq!(store.revocations().await.unwrap().len(), 2);
         assert_eq!(store.prune_revocations(10).await.unwrap(), None);
         assert!(store.prune_revocations(11).await.unwrap().is_some());
         assert!(store.revocations().await.unwrap()[0].is_identity());
-        assert!(store.unrevoke(identity().as_str(), 0, 2).await.unwrap().is_some());
-        assert_eq!(store.unrevoke(identity().as_str(), 0, 2).await.unwrap(), None);
+        assert!(store.unrevoke(identity().as_str(), &Author::local(), 2).await.unwrap().is_some());
+        assert_eq!(store.unrevoke(identity().as_str(), &Author::local(), 2).await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -462,17 +464,31 @@ async fn a_full_disk_fails_the_writes_that_it_fails_and_no_later_one() {
         puts: vec![("shop".to_owned(), "a".to_owned(), format!("{{\"x\":\"{}\"}}", "x".repeat(bytes)))],
         deletes: Vec::new(),
     };
-    store.write_policies(&put(10), u64::MAX, ("Apply", 0), 1).await.unwrap();
+    store.write_policies(&put(10), u64::MAX, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1).await.unwrap();
     let filler = disk.0.path().join("filler");
     let _ = std::fs::write(&filler, vec![0; 2 << 20]);
     let mut failed = 0;
     for bytes in [10, 100_000, 10, 2000, 50_000, 10] {
-        failed += usize::from(store.write_policies(&put(bytes), u64::MAX, ("Apply", 0), 1).await.is_err());
+        failed += usize::from(
+            store
+                .write_policies(&put(bytes), u64::MAX, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1)
+                .await
+                .is_err(),
+        );
     }
     assert!(failed > 0, "the disk was not full");
     std::fs::remove_file(&filler).unwrap();
     let before = store.revision().await.unwrap();
-    assert_eq!(store.write_policies(&put(1000), u64::MAX, ("Apply", 0), 1).await.unwrap(), before + 1);
-    assert_eq!(store.write_policies(&put(10), u64::MAX, ("Apply", 0), 1).await.unwrap(), before + 2);
+    assert_eq!(
+        store
+            .write_policies(&put(1000), u64::MAX, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1)
+            .await
+            .unwrap(),
+        before + 1
+    );
+    assert_eq!(
+        store.write_policies(&put(10), u64::MAX, Deed { author: &Author::local(), call: "Apply", subject: "" }, 1).await.unwrap(),
+        before + 2
+    );
     store.close().await.unwrap();
 }
