@@ -2,6 +2,9 @@
 //! WINDOW_UPDATE and empty DATA it would answer or take for ever (CVE-2019-9512, -9515, -9518), trailers it would ignore for ever on
 //! streams that are over, and fields it would decode by the hundred before anybody can count them (CVE-2026-47774).
 
+mod block;
+mod field_count;
+
 use std::{
     cell::Cell,
     io,
@@ -17,7 +20,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::block::Block;
+use block::Block;
+
 use crate::http::Limits;
 
 /// Bytes that it takes from us for one more: a WINDOW_UPDATE for each piece of a large download is as it should be.
@@ -48,8 +52,6 @@ struct Budget {
     /// Frames that may come at once, and that are earned back a second.
     burst: u32,
     refill: u32,
-    /// What it was used up by.
-    why: Cell<&'static str>,
     /// Told when the budget is used up.
     exhausted: Notify,
     since: Cell<Instant>,
@@ -98,10 +100,9 @@ impl Flood {
         lasts(&self.0.stuck, limit).await;
     }
 
-    /// Ends when the budget is used up, and says how; from then on nothing is read.
-    pub(super) async fn exhausted(&self) -> &'static str {
+    /// Ends when the budget is used up; from then on nothing is read.
+    pub(super) async fn exhausted(&self) {
         self.0.exhausted.notified().await;
-        self.0.why.get()
     }
 
     /// A stream was answered.
@@ -162,7 +163,6 @@ impl<I> Guarded<I> {
             left: Cell::new(burst),
             burst,
             refill,
-            why: Cell::new("too many frames or fields that carry nothing"),
             exhausted: Notify::new(),
             since: Cell::new(Instant::now()),
             head: Cell::default(),
@@ -245,11 +245,7 @@ impl<I> Guarded<I> {
     /// Counts what a header block has: each field that it has too many costs as much as a frame.
     fn count(&mut self, payload: &[u8]) -> bool {
         let excess = self.block.take(payload, self.most);
-        if self.block.is_long() {
-            self.flood.0.why.set("trailers too long");
-            return false;
-        }
-        excess == 0 || self.flood.spend(excess)
+        !self.block.is_long() && (excess == 0 || self.flood.spend(excess))
     }
 }
 
@@ -296,7 +292,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::block::{PADDED, PRIORITY},
+        block::{PADDED, PRIORITY},
         *,
     };
 
@@ -354,7 +350,6 @@ mod tests {
         assert!(guarded.look(&frame(HEADERS, END_HEADERS, 1, &[0x82; 3])));
         let long = [&[0x40, 1, b'a', 0x7f, 0x81, 0x3f][..], &[b'b'; 8192]].concat();
         assert!(!guarded.look(&frame(HEADERS, END_HEADERS, 1, &long)), "a byte more than trailers may have");
-        assert_eq!(guarded.flood.0.why.get(), "trailers too long");
     }
 
     #[tokio::test(start_paused = true)]

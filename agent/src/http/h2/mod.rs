@@ -1,9 +1,7 @@
 //! HTTP/2 on the h2 crate: streams become the same requests as HTTP/1.1, and the same refusals.
 
-mod block;
 mod body;
 mod client;
-mod field_count;
 mod flood;
 mod server;
 mod websocket;

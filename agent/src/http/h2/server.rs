@@ -59,8 +59,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             () = flood.head_stalls(limits.head_read) => return,
             // A little later than the streams on it, whose records say why they ended.
             () = flood.write_stalls(limits.stall + FAREWELL) => return near.reset(),
-            why = flood.exhausted() => {
-                drop(service.refuse(Refusal::new(Reason::ControlFlood, why)));
+            () = flood.exhausted() => {
+                drop(service.refuse(Refusal::new(Reason::ControlFlood, "too many frames that carry nothing")));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
                 let _ = tokio::time::timeout(FAREWELL, discard(near)).await;
