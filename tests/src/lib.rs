@@ -13,6 +13,8 @@ mod certificates;
 mod collector;
 mod eager;
 mod files;
+mod flooded;
+pub mod floods;
 mod frames;
 mod join;
 mod mesh;
@@ -30,6 +32,7 @@ pub use certificates::{Authority, Identity, careless_client, careless_server, go
 pub use collector::{CollectedSpan, Collector};
 pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
+pub use flooded::{Flooded, Ridden, Way};
 pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_head, h2_headers, h2_opening, h2_request};
 pub use join::{join, join_over, to_control_plane};
 pub use mesh::{AgentOptions, AgentProcess, Mesh, MeshOptions, allow};

@@ -25,6 +25,7 @@ spec:
 
 /// RFC 9113 section 7.
 const PROTOCOL_ERROR: u32 = 1;
+const ENHANCE_YOUR_CALM: u32 = 11;
 
 struct Scene {
     _mesh: Mesh,
@@ -229,6 +230,13 @@ async fn bodies_and_trailers_over_http2_are_what_their_head_says() -> Outcome {
     for name in ["transfer-encoding", "connection", "te"] {
         scene.refuses(name, &trailed(name, Ends::Yes), Reset(PROTOCOL_ERROR)).await;
     }
+    let many = |name: &str, value: &str, count| {
+        let trailers = vec![(name.to_owned(), value.to_owned()); count];
+        let trailers: Vec<(&str, &str)> = trailers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        [open(&[]), h2_data("abc", Ends::No), h2_headers(&trailers, Ends::Yes)].concat()
+    };
+    scene.refuses("more trailers than there may be", &many("x-sum", "3", 33), Status(400)).await;
+    scene.refuses("longer trailers", &many("x-sum", &"3".repeat(9000), 1), GoAway(ENHANCE_YOUR_CALM)).await;
     let after_the_trailers = [trailed("x-sum", Ends::No), h2_data("def", Ends::Yes)].concat();
     for more in [trailed("x-sum", Ends::No), after_the_trailers] {
         scene.refuses("trailers that do not end the stream", &more, Reset(PROTOCOL_ERROR)).await;

@@ -4,6 +4,9 @@ use std::{str::FromStr, time::Duration};
 
 /// Fields of a head that there is ever room for.
 pub(super) const MOST_FIELDS: usize = 100;
+/// Trailers that a caller may send, and their bytes; the same in every protocol.
+pub(crate) const MOST_TRAILERS: usize = 32;
+pub(crate) const TRAILER_BYTES: usize = 8 << 10;
 
 /// A value of a limit that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

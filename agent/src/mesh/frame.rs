@@ -9,7 +9,7 @@ pub const HEAD: usize = 8;
 /// Most bytes of a DATA frame's payload.
 pub const DATA_MOST: usize = 64 << 10;
 /// Most bytes of a TRAILERS frame's payload.
-pub const TRAILERS_MOST: usize = 8 << 10;
+pub const TRAILERS_MOST: usize = crate::http::TRAILER_BYTES;
 /// Most bytes of a HEAD frame's payload; [`crate::http::Limits::head_bytes`] may be less.
 pub const HEAD_MOST: usize = 64 << 10;
 /// Nothing of the sender follows on this stream.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use crate::{
     http::{
-        Fields, Limits, RequestHead,
+        Fields, Limits, MOST_TRAILERS, RequestHead,
         h1::{self, Framing, ParsedRequest, ParsedResponse},
         normalize::forbidden_in_trailers,
         put_number,
@@ -100,7 +100,7 @@ pub(super) fn trailers(text: &Bytes) -> Result<Fields, Refusal> {
     if !text.is_empty() && h1::head_end(&whole, 0)? != Some(whole.len()) {
         return Err(malformed("not one block of trailers"));
     }
-    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
     let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&whole, &mut headers) else {
         return Err(malformed("trailers are not header fields"));
     };

@@ -5,7 +5,7 @@ use h2::RecvStream;
 use super::client::Pump;
 use crate::{
     http::{
-        Fields, Meter,
+        Fields, MOST_TRAILERS, Meter, TRAILER_BYTES,
         message::{BodyError, Frame},
         normalize::forbidden_in_trailers,
     },
@@ -86,6 +86,11 @@ impl BodyReader {
         self.ended = true;
         let Some(trailers) = trailers.map_err(broken)? else { return Ok(None) };
         let mut fields = Fields::default();
+        // Of a caller. The h2 crate leaves out what is too much; what is left shows it, or the block on the wire did.
+        let size: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if self.meter.is_some() && (trailers.len() > MOST_TRAILERS || size > TRAILER_BYTES) {
+            return Err(BodyError::Malformed("trailers too long"));
+        }
         for (name, value) in &trailers {
             if forbidden_in_trailers(name.as_str().as_bytes()) {
                 return Err(BodyError::Malformed("a trailer that only a head may carry"));

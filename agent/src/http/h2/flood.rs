@@ -1,5 +1,9 @@
 //! A budget for frames that cost much and carry nothing. The h2 crate bounds resets and CONTINUATION; SETTINGS, PING, PRIORITY,
-//! WINDOW_UPDATE and empty DATA it would answer or take for ever (CVE-2019-9512, -9515, -9518).
+//! WINDOW_UPDATE and empty DATA it would answer or take for ever (CVE-2019-9512, -9515, -9518), trailers it would ignore for ever on
+//! streams that are over, and fields it would decode by the hundred before anybody can count them (CVE-2026-47774).
+
+mod block;
+mod field_count;
 
 use std::{
     cell::Cell,
@@ -15,6 +19,8 @@ use tokio::{
     sync::Notify,
     time::Instant,
 };
+
+use block::Block;
 
 use crate::http::Limits;
 
@@ -33,6 +39,8 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+/// Fields of a head beside those that a limit counts: `:method` and its like.
+const PSEUDO: u32 = 6;
 
 /// The budget of one connection.
 #[derive(Clone, Debug)]
@@ -136,9 +144,14 @@ pub(super) struct Guarded<I> {
     head: [u8; FRAME_HEAD],
     have: usize,
     /// A header block is open: CONTINUATION follows.
-    block: bool,
+    open: bool,
     /// What is passed over belongs to a header block.
     fields: bool,
+    block: Block,
+    /// The highest stream so far: a header block of any other than a higher one is trailers.
+    last: u32,
+    /// Fields that a head may have.
+    most: u32,
     /// The budget is used up: nothing more is read.
     ended: bool,
 }
@@ -164,8 +177,11 @@ impl<I> Guarded<I> {
                 skip: PREFACE,
                 head: [0; FRAME_HEAD],
                 have: 0,
-                block: false,
+                open: false,
                 fields: false,
+                block: Block::default(),
+                last: 0,
+                most: u32::try_from(limits.fields).unwrap_or(u32::MAX).saturating_add(PSEUDO),
                 ended: false,
             },
             flood,
@@ -175,7 +191,7 @@ impl<I> Guarded<I> {
     /// Looks at the frame heads in what was read. `false` when the budget is used up.
     fn look(&mut self, bytes: &[u8]) -> bool {
         let within = self.pass(bytes);
-        let in_head = self.have > 0 || self.block || (self.fields && self.skip > 0);
+        let in_head = self.have > 0 || self.open || (self.fields && self.skip > 0);
         let head = &self.flood.0.head;
         head.set(if in_head { head.get().or_else(|| Some(Instant::now())) } else { None });
         within
@@ -183,9 +199,12 @@ impl<I> Guarded<I> {
 
     fn pass(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = bytes.get(skipped..).unwrap_or_default();
+            let (payload, rest) = bytes.split_at(self.skip.min(bytes.len()));
+            self.skip -= payload.len();
+            bytes = rest;
+            if self.fields && !self.count(payload) {
+                return false;
+            }
             let wanted = (FRAME_HEAD - self.have).min(bytes.len());
             let (part, rest) = bytes.split_at(wanted);
             if let Some(space) = self.head.get_mut(self.have..self.have + wanted) {
@@ -195,20 +214,38 @@ impl<I> Guarded<I> {
             bytes = rest;
             if self.have == FRAME_HEAD {
                 self.have = 0;
-                let [high, middle, low, kind, flags, ..] = self.head;
-                self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
-                self.fields = matches!(kind, HEADERS | CONTINUATION);
-                if self.fields {
-                    self.block = flags & END_HEADERS == 0;
-                }
-                // DATA with a payload and HEADERS are what a connection is for; they have bounds of their own.
-                let carries = (kind == DATA && self.skip > 0) || kind == HEADERS;
-                if !carries && !self.flood.spend(1) {
+                if !self.begin() {
                     return false;
                 }
             }
         }
         true
+    }
+
+    /// A frame begins.
+    fn begin(&mut self) -> bool {
+        let [high, middle, low, kind, flags, stream @ ..] = self.head;
+        self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
+        self.fields = matches!(kind, HEADERS | CONTINUATION);
+        let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+        let opens = kind == HEADERS && stream > self.last;
+        if kind == HEADERS {
+            self.block = Block::new(!opens);
+            self.last = self.last.max(stream);
+        }
+        if self.fields {
+            self.open = flags & END_HEADERS == 0;
+            self.block.begin(if kind == HEADERS { flags } else { 0 }, self.skip);
+        }
+        // DATA with a payload and heads are what a connection is for; they have bounds of their own.
+        let carries = (kind == DATA && self.skip > 0) || opens;
+        carries || self.flood.spend(1)
+    }
+
+    /// Counts what a header block has: each field that it has too many costs as much as a frame.
+    fn count(&mut self, payload: &[u8]) -> bool {
+        let excess = self.block.take(payload, self.most);
+        !self.block.is_long() && (excess == 0 || self.flood.spend(excess))
     }
 }
 
@@ -254,7 +291,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        block::{PADDED, PRIORITY},
+        *,
+    };
 
     const BURST: u32 = 1000;
     const REFILL: u32 = 100;
@@ -279,17 +319,61 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn streams_and_data_cost_nothing_and_empty_data_does() {
-        let frame =
-            |kind: u8, length: u8| [&[0, 0, length, kind, 0, 0, 0, 0, 1], vec![0; usize::from(length)].as_slice()].concat();
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let [_, length @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn opened() -> Guarded<tokio::io::Empty> {
         let (mut guarded, _) = Guarded::new(tokio::io::empty(), &Limits::default());
         assert!(guarded.look(&preface()));
-        for _ in 0..3 * BURST {
-            assert!(guarded.look(&frame(0, 5)) && guarded.look(&frame(1, 3)));
+        guarded
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_and_data_cost_nothing_and_empty_data_does() {
+        let mut guarded = opened();
+        for stream in 0..3 * BURST {
+            let stream = 2 * stream + 1;
+            assert!(guarded.look(&frame(DATA, 0, 1, b"12345")) && guarded.look(&frame(HEADERS, END_HEADERS, stream, &[0x82; 3])));
         }
-        let empty = (0..3 * BURST).take_while(|_| guarded.look(&frame(0, 0))).count();
+        let empty = (0..3 * BURST).take_while(|_| guarded.look(&frame(DATA, 0, 1, &[]))).count();
         assert_eq!(empty, BURST as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trailers_cost_a_frame_each_and_end_the_connection_when_they_are_too_long() {
+        let mut guarded = opened();
+        let trailers = frame(HEADERS, END_HEADERS, 7, &[0x82]);
+        assert_eq!((0..3 * BURST).take_while(|_| guarded.look(&trailers)).count(), BURST as usize + 1, "the first is a head");
+        let mut guarded = opened();
+        assert!(guarded.look(&frame(HEADERS, END_HEADERS, 1, &[0x82; 3])));
+        let long = [&[0x40, 1, b'a', 0x7f, 0x81, 0x3f][..], &[b'b'; 8192]].concat();
+        assert!(!guarded.look(&frame(HEADERS, END_HEADERS, 1, &long)), "a byte more than trailers may have");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fields_beyond_the_limit_cost_a_frame_each_in_every_form_of_a_head() {
+        let most = Limits::default().fields + PSEUDO as usize;
+        let heads = |flags: u8, before: &[u8], after: &[u8], fields: usize| {
+            let mut guarded = opened();
+            let payload = [before, &vec![0x82; fields], after].concat();
+            let (first, rest) = payload.split_at(payload.len() / 2);
+            (1..10_000)
+                .step_by(4)
+                .take_while(|stream| {
+                    guarded.look(&frame(HEADERS, flags | END_HEADERS, *stream, &payload))
+                        && (flags != 0 || {
+                            guarded.look(&frame(HEADERS, 0, stream + 2, first))
+                                && guarded.look(&frame(CONTINUATION, END_HEADERS, stream + 2, rest))
+                        })
+                })
+                .count()
+        };
+        assert_eq!(heads(PADDED | PRIORITY, &[9, 0, 0, 0, 0, 16], &[0x82; 9], most), 2500, "padding is no field");
+        assert_eq!(heads(PRIORITY, &[0x82; 5], &[], most), 2500, "nor is a priority");
+        assert_eq!(heads(PADDED, &[0], &[], most + 200), BURST as usize / 200);
+        assert_eq!(heads(0, &[], &[], most + 200), BURST as usize / 402, "nor does it help to divide a head");
     }
 
     #[tokio::test(start_paused = true)]
