@@ -302,8 +302,15 @@ async fn streams_above_the_limit_are_refused_and_the_others_are_served() -> Outc
     let mut refused = Vec::new();
     while refused.len() < 6 {
         let frame = connection.frame().await.expect("a frame");
+        let what = String::from_utf8_lossy(&frame.payload);
+        assert!(
+            frame.stream == 0 || frame.kind == Kind::Reset,
+            "stream {}: {what:?}, {:#?}",
+            frame.stream,
+            scene.orders.access_log().await
+        );
         if frame.kind == Kind::Reset {
-            assert_eq!(frame.number(), REFUSED);
+            assert_eq!(frame.number(), REFUSED, "stream {}", frame.stream);
             refused.push(frame.stream);
         }
     }
