@@ -126,7 +126,7 @@ impl Keeper {
         let goes_on = !row.phase.is_over() && (progress.is_clear() || authority.handover_presses(now));
         self.tell(Rotation { row, progress });
         if goes_on {
-            authority.advance_handover(now)?;
+            authority.advance_handover(now).await?;
         }
         Ok(())
     }

@@ -29,10 +29,11 @@ impl Operators {
     ) -> Result<Response<Progress<v1::CaRotation>>, Status> {
         let v1::RotateCaRequest { step, abort, skip_away } = request;
         if self.authority.is_mounted() {
-            let live = self.authority.handover().filter(|row| !row.phase.is_over());
-            if let Some(row) = live.filter(|_| skip_away && !abort) {
-                self.authority.skip_away();
-                return Ok(self.follow_rotation(Phase::Done, Some(row)));
+            if skip_away && !abort {
+                let live = self.authority.skip_away(author, clock::now()).await;
+                if let Some(row) = live.map_err(|error| unavailable("rotation", &error))? {
+                    return Ok(self.follow_rotation(Phase::Done, Some(row)));
+                }
             }
             let way = "the CA is mounted from files: change it where it is made, and the control plane follows";
             return Err(Status::failed_precondition(way));

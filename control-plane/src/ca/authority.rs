@@ -82,7 +82,7 @@ pub(crate) struct Authority {
     /// The roots that are trusted, by the SHA-256 of their keys: connections of others end.
     trusted: watch::Sender<Vec<Anchor>>,
     /// One looks at a time: nobody makes an issuing CA that somebody else is about to make.
-    looking: tokio::sync::Mutex<()>,
+    pub(super) looking: tokio::sync::Mutex<()>,
     /// Every root there ever was.
     known: Mutex<Vec<String>>,
     /// Somebody else's CA takes the place of our own.

@@ -48,6 +48,13 @@ pub(super) struct Mounted {
     pub(super) roots: Vec<(CaInfo, CertificateDer<'static>)>,
 }
 
+impl Mounted {
+    /// Id of the root that the CA chains to.
+    pub(super) fn root(&self) -> String {
+        self.roots.first().map(|(info, _)| info.id()).unwrap_or_default()
+    }
+}
+
 /// The files, and what became of the last look at them.
 #[derive(Debug)]
 pub(super) struct External {

@@ -6,6 +6,7 @@ mod bench;
 mod certificate;
 mod csr;
 mod external;
+mod going;
 mod handover;
 mod phase;
 mod progress;

@@ -7,6 +7,7 @@ mod authorities;
 mod certificates;
 mod decisions;
 mod dir;
+mod handovers;
 mod hints;
 mod issuing;
 mod jwt_keys;
@@ -43,6 +44,7 @@ pub(crate) use certificates::{CertificateRow, Redeem};
 pub(crate) use decisions::{DECISIONS_BYTES, DECISIONS_KEPT, DecisionRow};
 pub use dir::DirError;
 pub(crate) use dir::{Claim, is_replica_id};
+pub(crate) use handovers::GoingRow;
 pub(crate) use jwt_keys::JwtKeyRow;
 pub use keys::KeyError;
 pub(crate) use keys::{CaRow, Kek, Role};
@@ -187,6 +189,12 @@ impl Store {
     #[cfg(test)]
     pub(crate) async fn count(&self, text: &'static str) -> i64 {
         sql(text).one::<(i64,)>(&self.writer).await.unwrap().0
+    }
+
+    /// Runs something that no control plane does.
+    #[cfg(test)]
+    pub(crate) async fn meddle(&self, text: &'static str) {
+        sql(text).run(&self.writer).await.unwrap();
     }
 
     /// Whether what is written has a place: a file that was removed takes every write, and keeps none.

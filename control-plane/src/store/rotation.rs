@@ -63,10 +63,7 @@ impl Store {
         .first(self.readers())
         .await?;
         let Some((phase, goal, old_root, new_root, started, phase_started, revision, skip_away)) = row else { return Ok(None) };
-        let read = |text: &str| {
-            Phase::read(text)
-                .ok_or_else(|| StoreError::Corrupt { table: "ca_rotation", reason: format!("`{text}` is not a phase") })
-        };
+        let read = |text: &str| read_phase("ca_rotation", text);
         Ok(Some(RotationRow {
             phase: read(&phase)?,
             goal: read(&goal)?,
@@ -221,6 +218,10 @@ impl Store {
         without.dedup();
         Ok(without)
     }
+}
+
+pub(super) fn read_phase(table: &'static str, text: &str) -> Result<Phase, StoreError> {
+    Phase::read(text).ok_or_else(|| StoreError::Corrupt { table, reason: format!("`{text}` is not a phase") })
 }
 
 /// How far a rotation shall go.

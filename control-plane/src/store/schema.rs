@@ -1,7 +1,7 @@
 //! The schema, step by step, for both databases.
 
 /// The steps. They are only ever added.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
@@ -12,6 +12,7 @@ const STEPS: [&str; 10] = [
     include_str!("../../migrations/0008_rotation.sql"),
     include_str!("../../migrations/0009_token_roots.sql"),
     include_str!("../../migrations/0010_authors.sql"),
+    include_str!("../../migrations/0011_handovers.sql"),
 ];
 
 /// How many steps this version knows.

@@ -170,6 +170,50 @@ async fn a_mounted_ca_signs_only_when_agents_have_acknowledged_its_root_and_the_
     plane.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_control_plane_that_starts_again_in_the_middle_of_a_change_signs_nothing_that_agents_may_not_believe() {
+    use v1::ca_rotation::Phase;
+    let dir = tempfile::tempdir().unwrap();
+    let (old_root, new_root) = (ca("old root", None), ca("new root", None));
+    let (first, second) = (ca("first issuer", Some(&old_root)), ca("second issuer", Some(&new_root)));
+    mount(dir.path(), "1", &first, &old_root.pem);
+    let now = dir.path().join("now");
+    let mounted = |raw: &mut outrider_control_plane::Raw| {
+        raw.ca_cert = Some(now.join("tls.crt"));
+        raw.ca_key = Some(now.join("tls.key"));
+        raw.ca_bundle = Some(now.join("ca.crt"));
+    };
+    let plane = Plane::start_with(mounted).await;
+    let svid = plane.join("shop/web", &[]).await;
+    let mut agent = plane.subscribe(&svid).await;
+    agent.say(hello("a1", &[], &[])).await;
+    let update = agent.update().await;
+    agent.ack(&update).await;
+    mount(dir.path(), "2", &second, &new_root.pem);
+    handover(&plane, Phase::Distributing, &["web"]).await;
+    drop(agent);
+    let plane = plane.restart_with(mounted).await;
+    // The agent has not come back: what it believes is what it had.
+    handover(&plane, Phase::Distributing, &["web"]).await;
+    assert_eq!(issuer_of(&plane.join("shop/late", &[]).await), "first issuer");
+    let mut agent = plane.subscribe(&svid).await;
+    agent.say(hello("a1", &[], &[])).await;
+    let update = agent.update().await;
+    assert_eq!(roots(&update.upserts).unwrap(), [old_root.der.clone(), new_root.der.clone()], "both are believed");
+    agent.ack(&update).await;
+    handover(&plane, Phase::Distributing, &["late"]).await;
+    let skip = v1::RotateCaRequest { skip_away: true, ..v1::RotateCaRequest::default() };
+    drop(plane.admin().await.rotate_ca(skip).await.unwrap());
+    handover(&plane, Phase::Proving, &["web"]).await;
+    drop(agent);
+    let plane = plane.restart_with(mounted).await;
+    let status = plane.admin().await.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    let believed: Vec<&str> = status.certificate_authorities.iter().map(|one| one.common_name.as_str()).collect();
+    assert_eq!(believed, ["new root", "old root", "second issuer", "first issuer"], "the agent still has a leaf of the old one");
+    assert_eq!(issuer_of(&plane.join("shop/web", &[]).await), "second issuer");
+    plane.stop().await;
+}
+
 #[tokio::test]
 async fn without_good_files_at_the_start_there_is_no_control_plane() {
     let dir = tempfile::tempdir().unwrap();

@@ -78,22 +78,18 @@ on_both! {
     async fn no_change_is_stored_without_its_entry_and_the_entry_names_who_made_it(place) {
         let (store, _claim, kek) = place.try_open_as("solo").await.unwrap();
         store.found(&root("old"), &kek, 1).await.unwrap();
-        let log = async |from: &str, to: &str| {
-            let text = format!("ALTER TABLE {from} RENAME TO {to}");
-            crate::store::sql::composed(text).run(&store.writer).await.unwrap();
-        };
         let before = there(&store).await;
-        log("audit_log", "away").await;
+        store.meddle("ALTER TABLE audit_log RENAME TO away").await;
         assert_eq!(make(&store, &kek).await, [false; 7], "none without an entry");
         assert_eq!(there(&store).await, before);
-        log("away", "audit_log").await;
+        store.meddle("ALTER TABLE away RENAME TO audit_log").await;
         assert_eq!(make(&store, &kek).await, [true; 7]);
         let made = there(&store).await;
         assert_eq!(made, (3, 1, 1, 1, 1, 1, 1));
-        log("audit_log", "away").await;
+        store.meddle("ALTER TABLE audit_log RENAME TO away").await;
         assert_eq!(unmake(&store).await, [false; 7], "none without an entry");
         assert_eq!(there(&store).await, made);
-        log("away", "audit_log").await;
+        store.meddle("ALTER TABLE away RENAME TO audit_log").await;
         assert_eq!(unmake(&store).await, [true; 7]);
 
         let entries = store.audit_log(0, 100).await.unwrap();

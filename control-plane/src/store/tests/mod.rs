@@ -77,6 +77,7 @@ macro_rules! on_both {
 }
 
 mod audit;
+mod handovers;
 
 fn decision(request: usize, denied: bool) -> DecisionRow {
     DecisionRow { request_id: format!("r{request}"), destination: "shop/orders".into(), denied, record: vec![u8::from(denied)] }
