@@ -9,7 +9,6 @@ use crate::{
     http::{Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
     identity::Peer,
     listener::Accepted,
-    mesh,
     policy::Permit,
     refusal::{Reason, Refusal},
     route::LocalPort,
@@ -49,7 +48,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
     match secured.protocol {
         MeshProtocol::Http1 => Box::pin(h1::serve(secured.io, BytesMut::new(), &inbound, &worker.limits)).await,
         MeshProtocol::Http2 => Box::pin(h2::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks)).await,
-        MeshProtocol::Mesh => Box::pin(mesh::serve(secured.io, Rc::new(inbound), &worker.limits, &worker.tasks)).await,
+        MeshProtocol::Mesh => Box::pin(worker.serve_mesh(secured.io, inbound)).await,
         MeshProtocol::Tcp => Box::pin(inbound.opaque(secured)).await,
     }
 }

@@ -10,11 +10,11 @@ use crate::{
     alarm,
     capture::{self, Captured, Direction},
     config::{BackedPort, Config, ExplicitUpstream, PlaintextPort, Tracing},
-    http::Limits,
+    http::{Limits, Service, SharedIo},
     identity::{Peer, Svids},
     inbound,
     listener::{self, Callers, Crowd, Door},
-    outbound,
+    mesh, outbound,
     policy::PolicyBook,
     refusal::{Reason, Refusal},
     route::{Directory, LocalPort},
@@ -130,6 +130,12 @@ impl Worker {
     pub(crate) fn is_closing(&self, peer: &Peer) -> bool {
         let ended = alarm::instant() >= peer.deadline() || self.trust.standing(peer) != Standing::Good;
         self.drain.is_stopping() || ended || self.own_ended.get()
+    }
+
+    /// Serves a connection of the mesh protocol to its end.
+    pub(crate) async fn serve_mesh(&self, io: SharedIo, service: impl Service + 'static) {
+        let count = |violation| self.observer.metrics.mesh_violations.count(Side::Inbound, violation);
+        mesh::serve(io, Rc::new(service), &self.limits, &self.tasks, count).await;
     }
 
     /// Ends when a connection of this peer should take no more requests.

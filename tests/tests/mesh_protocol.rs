@@ -204,35 +204,40 @@ async fn what_the_other_agent_wrote_is_read_as_strictly_as_anybodys() -> Outcome
 }
 
 #[tokio::test]
-async fn each_broken_rule_of_the_protocol_ends_the_connection_and_is_recorded() -> Outcome {
+async fn each_broken_rule_of_the_protocol_ends_the_connection_and_is_recorded_and_counted() -> Outcome {
     let scene = Scene::set().await;
-    let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("unknown kind of frame", vec![0, 0, 0, 1, 0, 0, 0, 9]),
-        ("unknown kind of frame", b"GET / HTTP/1.1\r\nhost: orders.shop\r\n\r\n".to_vec()),
-        ("frame of a length", vec![0, 0, 0, 1, 1, 0, 1, 2]),
-        ("frame of a length", vec![0, 0, 0, 1, 0, 0, 3, 4, 0, 0, 0]),
-        ("frame where its kind", frame(0, Kind::Data, false, b"x")),
-        ("frame where its kind", frame(1, Kind::Ping, false, &[0; 8])),
-        ("end bit", frame(1, Kind::Trailers, false, b"a: b\r\n")),
-        ("stream number out of order", [get(5, "/a"), get(4, "/b")].concat()),
-        ("second head", [post(1, ""), get(1, "/b")].concat()),
-        ("frame of a stream that was never opened", frame(3, Kind::Data, false, b"x")),
-        ("frame of a stream that was never opened", frame(3, Kind::Reset, false, &[0; 4])),
-        ("frame of a stream that was never opened", frame(3, Kind::Window, false, &[0, 0, 0, 1])),
-        ("out of order", [get(1, "/slow"), frame(1, Kind::Data, true, b"x")].concat()),
-        ("trailers that cannot be read", [post(1, ""), frame(1, Kind::Trailers, true, b"content-length: 5\r\n")].concat()),
-        ("trailers that cannot be read", [post(1, ""), frame(1, Kind::Trailers, true, b"a: b\n")].concat()),
-        ("window update", frame(0, Kind::Window, false, &[0; 4])),
-        ("window update", frame(0, Kind::Window, false, &[0, 0, 0, 1])),
-        ("answer to no ping", frame(0, Kind::Pong, false, &[7; 8])),
-        ("too many frames", frame(0, Kind::Ping, false, &[7; 8]).repeat(3000)),
-        ("too many frames", [post(1, ""), frame(1, Kind::Data, false, b"").repeat(3000)].concat()),
+    let cases: Vec<(&str, &str, Vec<u8>)> = vec![
+        ("unknown kind of frame", "unknown_frame", vec![0, 0, 0, 1, 0, 0, 0, 9]),
+        ("unknown kind of frame", "unknown_frame", b"GET / HTTP/1.1\r\nhost: orders.shop\r\n\r\n".to_vec()),
+        ("frame of a length", "frame_length", vec![0, 0, 0, 1, 1, 0, 1, 2]),
+        ("frame of a length", "frame_length", vec![0, 0, 0, 1, 0, 0, 3, 4, 0, 0, 0]),
+        ("frame where its kind", "wrong_stream", frame(0, Kind::Data, false, b"x")),
+        ("frame where its kind", "wrong_stream", frame(1, Kind::Ping, false, &[0; 8])),
+        ("end bit", "end_bit", frame(1, Kind::Trailers, false, b"a: b\r\n")),
+        ("stream number out of order", "stream_number", [get(5, "/a"), get(4, "/b")].concat()),
+        ("second head", "second_head", [post(1, ""), get(1, "/b")].concat()),
+        ("frame of a stream that was never opened", "no_such_stream", frame(3, Kind::Data, false, b"x")),
+        ("frame of a stream that was never opened", "no_such_stream", frame(3, Kind::Reset, false, &[0; 4])),
+        ("frame of a stream that was never opened", "no_such_stream", frame(3, Kind::Window, false, &[0, 0, 0, 1])),
+        ("out of order", "out_of_order", [get(1, "/slow"), frame(1, Kind::Data, true, b"x")].concat()),
+        (
+            "trailers that cannot be read",
+            "bad_trailers",
+            [post(1, ""), frame(1, Kind::Trailers, true, b"content-length: 5\r\n")].concat(),
+        ),
+        ("trailers that cannot be read", "bad_trailers", [post(1, ""), frame(1, Kind::Trailers, true, b"a: b\n")].concat()),
+        ("window update", "window_update", frame(0, Kind::Window, false, &[0; 4])),
+        ("window update", "window_update", frame(0, Kind::Window, false, &[0, 0, 0, 1])),
+        ("answer to no ping", "stray_pong", frame(0, Kind::Pong, false, &[7; 8])),
+        ("too many frames", "flood", frame(0, Kind::Ping, false, &[7; 8]).repeat(3000)),
+        ("too many frames", "flood", [post(1, ""), frame(1, Kind::Data, false, b"").repeat(3000)].concat()),
         (
             "too many frames",
+            "flood",
             (1..3000).flat_map(|stream| [get(stream, "/slow"), frame(stream, Kind::Reset, false, &[0; 4])].concat()).collect(),
         ),
     ];
-    for (what, bytes) in &cases {
+    for (what, _, bytes) in &cases {
         let mut connection = scene.connect().await;
         // The agent may have ended it before all of a flood is written.
         let _ = connection.io.write_all(bytes).await;
@@ -242,12 +247,17 @@ async fn each_broken_rule_of_the_protocol_ends_the_connection_and_is_recorded() 
         scene.works().await;
     }
     let lines = scene.orders.access_log().await;
-    for (what, _) in &cases {
+    for (what, ..) in &cases {
         let told = lines.iter().any(|line| {
             line["reason"] == if *what == "too many frames" { "control_flood" } else { "malformed" }
                 && line["detail"].as_str().is_some_and(|detail| detail.starts_with("mesh protocol") && detail.contains(what))
         });
         assert!(told, "{what} is in no record");
+    }
+    for (_, word, _) in &cases {
+        let wanted = cases.iter().filter(|(_, other, _)| other == word).count();
+        let counted = format!("outrider_agent_mesh_violations_total{{side=\"inbound\",violation=\"{word}\"}}");
+        assert_eq!(scene.orders.metric(&counted).await, wanted as f64, "{word}");
     }
     Ok(())
 }
@@ -292,8 +302,15 @@ async fn streams_above_the_limit_are_refused_and_the_others_are_served() -> Outc
     let mut refused = Vec::new();
     while refused.len() < 6 {
         let frame = connection.frame().await.expect("a frame");
+        let what = String::from_utf8_lossy(&frame.payload);
+        assert!(
+            frame.stream == 0 || frame.kind == Kind::Reset,
+            "stream {}: {what:?}, {:#?}",
+            frame.stream,
+            scene.orders.access_log().await
+        );
         if frame.kind == Kind::Reset {
-            assert_eq!(frame.number(), REFUSED);
+            assert_eq!(frame.number(), REFUSED, "stream {}", frame.stream);
             refused.push(frame.stream);
         }
     }

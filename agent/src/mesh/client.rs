@@ -163,11 +163,11 @@ pub async fn exchange(
     let ends = without_body && head.upgrade.is_none();
     let length = body.length();
     let place = Rc::new(link.open(asked, ends, |out| head::write_request(out, head, added, length)));
-    let mut pump = (!without_body).then(|| Pump::start(place.clone(), body, limits.stall));
+    let mut pump = if without_body { None } else { Some(Pump::start(place.clone(), body, limits.stall).await?) };
     // The time for an answer begins when the upstream has the whole request.
-    let early = match &mut pump {
+    let early = match pump.as_mut().and_then(|pump| pump.task.as_mut()) {
         None => None,
-        Some(Pump { task, .. }) => tokio::select! {
+        Some(task) => tokio::select! {
             biased;
             answer = place.answer() => Some(answer),
             refused = task => match refused {
@@ -211,7 +211,7 @@ pub async fn exchange(
         let _ = place.finish().await;
     }
     let is_end = place.stream.state.borrow().is_exhausted();
-    let body = if is_end && pump.as_ref().is_none_or(|pump| pump.task.is_finished()) {
+    let body = if is_end && pump.as_ref().is_none_or(Pump::is_finished) {
         Body::Empty
     } else {
         let length = match framing {

@@ -178,7 +178,8 @@ fn trailers(state: &mut State, frame: &Frame) -> Result<(), Violation> {
     let Some(stream) = known(state, frame.stream)? else { return spend(state) };
     let mut receiving = stream.state.borrow_mut();
     if receiving.over().is_some() {
-        return Ok(());
+        drop(receiving);
+        return spend(state);
     }
     if !receiving.is_receiving() {
         return Err(Violation::OutOfOrder);

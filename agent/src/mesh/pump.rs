@@ -24,7 +24,8 @@ const KEPT_PIECES: usize = 16;
 /// Sends a request's body. Dropped, it stops.
 #[derive(Debug)]
 pub(super) struct Pump {
-    pub(super) task: JoinHandle<Option<Refusal>>,
+    /// `None` once all of it is sent.
+    pub(super) task: Option<JoinHandle<Option<Refusal>>>,
     kept: Rc<RefCell<Kept>>,
 }
 
@@ -58,7 +59,7 @@ impl Kept {
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        self.task.abort();
+        self.task.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -99,10 +100,14 @@ pub(super) enum Unsent {
 }
 
 impl Pump {
-    pub(super) fn start(place: Rc<Place>, mut body: Body, stall: Duration) -> Self {
+    /// Begins. What is there already is sent at once; the rest is sent by a task.
+    ///
+    /// # Errors
+    /// When the body may not go on.
+    pub(super) async fn start(place: Rc<Place>, mut body: Body, stall: Duration) -> Result<Self, Refusal> {
         let kept = Rc::<RefCell<Kept>>::default();
         let keeper = kept.clone();
-        let task = tokio::task::spawn_local(async move {
+        let mut work = Box::pin(async move {
             let length = body.length();
             let copied = tokio::select! {
                 biased;
@@ -126,7 +131,18 @@ impl Pump {
             }
             None
         });
-        Self { task, kept }
+        // Most bodies are small and come with their head: they need no task.
+        let task = match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            Poll::Ready(Some(refusal)) => return Err(refusal),
+            Poll::Ready(None) => None,
+            Poll::Pending => Some(tokio::task::spawn_local(work)),
+        };
+        Ok(Self { task, kept })
+    }
+
+    /// All of it is sent, or will never be.
+    pub(super) fn is_finished(&self) -> bool {
+        self.task.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// An answer has begun: nothing is sent again.
@@ -138,8 +154,8 @@ impl Pump {
 
     /// The whole body of a stream that was given up, if little enough of it was sent.
     pub(super) async fn take_back(mut self) -> Option<Body> {
-        if !self.task.is_finished() {
-            let _ = (&mut self.task).await;
+        if let Some(task) = self.task.as_mut().filter(|task| !task.is_finished()) {
+            let _ = task.await;
         }
         self.kept.borrow_mut().rest.take()
     }
@@ -195,12 +211,11 @@ mod tests {
         let body = Body::Again(Box::new(Again { pieces, rest: Body::Empty, length: Some(7) }));
         LocalSet::new()
             .run_until(async {
-                let pump = Pump::start(place.clone(), body, Duration::from_secs(5));
                 if left > 0 {
                     // Nothing more fits.
                     place.stream.state.borrow_mut().window = 4;
                 }
-                yield_now().await;
+                let pump = Pump::start(place.clone(), body, Duration::from_secs(5)).await.ok()?;
                 yield_now().await;
                 place.stream.state.borrow_mut().give_up(Code::Refused);
                 let mut body = pump.take_back().await?;

@@ -29,8 +29,14 @@ const LINGER: Duration = Duration::from_secs(30);
 /// How long the goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Serves one connection to its end.
-pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
+/// Serves one connection to its end; `count` hears of the rule that the peer broke, if it did.
+pub async fn serve<S: Service + 'static>(
+    io: SharedIo,
+    service: Rc<S>,
+    limits: &Limits,
+    tasks: &Tasks,
+    count: impl FnOnce(Violation),
+) {
     let Some(sealed) = Sealed::new(io) else { return };
     let link = Rc::new(Link::new(limits));
     let mut driver = Driver::new(link.clone(), sealed);
@@ -75,6 +81,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     };
     if let Some(violation) = violation {
         tracing::warn!(%violation, "another agent broke the mesh protocol");
+        count(violation);
         // Its record says what the peer did.
         let reason = if violation == Violation::Flood { Reason::ControlFlood } else { Reason::Malformed };
         drop(service.refuse(Refusal::new(reason, format!("mesh protocol: {violation}"))));

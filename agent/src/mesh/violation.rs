@@ -46,3 +46,25 @@ pub enum Violation {
     #[error("answer to no ping")]
     StrayPong,
 }
+
+impl Violation {
+    /// The word that metrics count it by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownFrame => "unknown_frame",
+            Self::FrameLength => "frame_length",
+            Self::WrongStream => "wrong_stream",
+            Self::EndBit => "end_bit",
+            Self::StreamNumber => "stream_number",
+            Self::NoSuchStream => "no_such_stream",
+            Self::SecondHead => "second_head",
+            Self::OutOfOrder => "out_of_order",
+            Self::BadHead => "bad_head",
+            Self::BadTrailers => "bad_trailers",
+            Self::WindowExceeded => "window_exceeded",
+            Self::WindowUpdate => "window_update",
+            Self::Flood => "flood",
+            Self::StrayPong => "stray_pong",
+        }
+    }
+}

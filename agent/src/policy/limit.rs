@@ -172,9 +172,9 @@ mod tests {
         let through: usize = (2..100_000).filter(|number| limiter.take(Some(&id(*number))).is_ok()).count();
         assert!(through <= SETS * WAYS * 2, "{through}");
         assert!(limiter.take(Some(&a)).is_err());
-        // When their time has passed, the cells are free for others.
+        // When their time has passed, the cells are free for others: so few that no nine of them share a set, whatever the seed.
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert!((0..1000).all(|number| limiter.take(Some(&id(200_000 + number))).is_ok()));
+        assert!((0..100).all(|number| limiter.take(Some(&id(200_000 + number))).is_ok()));
     }
 
     #[test]

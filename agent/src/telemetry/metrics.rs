@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{record::Side, series::SeriesTable, upstream::UpstreamMetrics};
+use super::{MeshViolations, record::Side, series::SeriesTable, upstream::UpstreamMetrics};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -73,6 +73,8 @@ pub struct Metrics {
     pub control_plane_connected: Gauge,
     /// Calls by service.
     pub upstream: UpstreamMetrics,
+    /// What other agents do against the mesh protocol.
+    pub mesh_violations: MeshViolations,
 }
 
 impl Metrics {
@@ -105,6 +107,7 @@ impl Metrics {
             renewal_failures: renewals.get_or_create_owned(&ResultLabels { result: "failed" }),
             control_plane_connected: Gauge::default(),
             upstream: UpstreamMetrics::new(registry),
+            mesh_violations: MeshViolations::new(registry),
         };
         metrics.register(registry);
         metrics

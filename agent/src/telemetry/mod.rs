@@ -14,6 +14,7 @@ mod series;
 mod span;
 mod trace;
 mod upstream;
+mod violations;
 
 pub use access_log::{AccessLog, AccessLogTarget};
 use clock::Clock;
@@ -27,3 +28,4 @@ pub use series::{Series, SeriesTable};
 pub use span::{Span, SpanQueue, SpanReceiver};
 pub use trace::{Sampler, TraceContext, Traced};
 pub use upstream::{ServiceCounters, UpstreamMetrics};
+pub use violations::MeshViolations;

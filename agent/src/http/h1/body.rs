@@ -61,6 +61,14 @@ impl Decoder {
         self.state == State::End
     }
 
+    /// Bytes of data that come next without anything else between them, if known.
+    pub(super) fn next_data(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) | State::ChunkData(left) => Some(left),
+            _ => None,
+        }
+    }
+
     /// Bytes still to come, if known.
     pub(super) fn remaining(&self) -> Option<u64> {
         match self.state {

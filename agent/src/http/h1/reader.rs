@@ -10,6 +10,7 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 use super::{
     body::{Decoded, Decoder, Framing},
@@ -28,6 +29,8 @@ use crate::{
 
 /// Bytes asked for at a time; a body of this size passes in one piece.
 const READ: usize = 16 << 10;
+/// The same of a body of which more than [`READ`] is still to come.
+const READ_BODY: usize = 64 << 10;
 /// Bytes of a refused request that are read and dropped.
 const DISCARD: usize = 1 << 20;
 /// Bytes of further requests taken while one is answered.
@@ -56,6 +59,19 @@ impl Reader {
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
         self.buf.extend_from_slice(space.filled());
         Poll::Ready(Ok(space.filled().len()))
+    }
+
+    /// The same within a body. Much that is still to come is read where it stays: a large body is not copied here.
+    fn poll_fill_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let large = self.body.next_data().filter(|left| *left > READ as u64);
+        let Some(left) = large else { return self.poll_fill(cx) };
+        self.buf.reserve(usize::try_from(left).unwrap_or(READ_BODY).min(READ_BODY));
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.buf);
+        if read.is_pending() {
+            // Who waits holds no buffer.
+            self.release();
+        }
+        read
     }
 
     /// Takes all bytes that were read and not used: what follows a head that switched protocols.
@@ -93,7 +109,7 @@ impl Reader {
                 Decoded::Data(data) => return Poll::Ready(Ok(Some(Frame::Data(data)))),
                 Decoded::Trailers(fields) => return Poll::Ready(Ok(Some(Frame::Trailers(fields)))),
                 Decoded::End => return Poll::Ready(Ok(None)),
-                Decoded::NeedMore => match ready!(self.poll_fill(cx)) {
+                Decoded::NeedMore => match ready!(self.poll_fill_body(cx)) {
                     Ok(0) => self.body.end_of_input()?,
                     Ok(_) => {}
                     Err(error) => return Poll::Ready(Err(BodyError::Broken(error.to_string()))),

@@ -1,14 +1,15 @@
 //! The client's side of an HTTP/2 connection: many exchanges at a time.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use outrider_runtime::Tasks;
 use tokio::task::JoinHandle;
 
-use super::{BodyReader, WINDOW, as_map, server::send_data, websocket};
+use super::{BodyReader, WINDOW, as_map, gathered::Gathered, server::send_data, websocket};
 use crate::{
+    alarm::within,
     http::{Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo},
     refusal::{Reason, Refusal},
     tls::Tenure,
@@ -59,7 +60,7 @@ impl H2Client {
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .handshake::<_, Bytes>(io);
+            .handshake::<_, Bytes>(Gathered::new(io));
         let (send, connection) = tokio::time::timeout(limits.handshake, handshake)
             .await
             .map_err(|_| Refusal::new(Reason::ConnectFailed, "HTTP/2 preface timed out"))?
@@ -130,8 +131,14 @@ pub async fn exchange(
         Err(error) => return Ok(Exchange::Unsent(body, failed(&error))),
     };
     let (mut sending, mut pump) = (Some(stream), None);
-    if !without_body {
-        pump = sending.take().map(|stream| Pump(tasks.spawn_scoped_local(send_body(body, stream))));
+    if !without_body && let Some(stream) = sending.take() {
+        // Most bodies are small and come with their head: they need no task.
+        let mut work = Box::pin(send_body(body, stream));
+        pump = match std::future::poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            Poll::Ready(Some(refusal)) => return Err(refusal),
+            Poll::Ready(None) => None,
+            Poll::Pending => Some(Pump(tasks.spawn_scoped_local(work))),
+        };
     }
     let mut response = std::pin::pin!(response);
     // The time for an answer begins when the upstream has the whole request.
@@ -150,7 +157,7 @@ pub async fn exchange(
         Some(response) => response,
         None => tokio::select! {
             biased;
-            response = tokio::time::timeout(limits.response_head, response) => {
+            response = within(limits.response_head, response) => {
                 response.map_err(|_| Refusal::new(Reason::UpstreamTimeout, "no response in time"))?
             }
             refusal = client.tenure.fallen() => return Err(refusal),

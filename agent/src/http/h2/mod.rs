@@ -3,6 +3,7 @@
 mod body;
 mod client;
 mod flood;
+mod gathered;
 mod server;
 mod websocket;
 

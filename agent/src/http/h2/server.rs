@@ -7,7 +7,7 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use outrider_runtime::Tasks;
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
-use super::{BodyReader, WINDOW, as_map, flood::Guarded, is_connection_field, websocket};
+use super::{BodyReader, WINDOW, as_map, flood::Guarded, gathered::Gathered, is_connection_field, websocket};
 use crate::{
     alarm,
     http::{
@@ -38,28 +38,34 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         .max_concurrent_reset_streams(50)
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .handshake::<_, Bytes>(io);
+        .handshake::<_, Bytes>(Gathered::new(io));
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits.handshake, handshake).await else { return };
     let open = Rc::new(());
     let mut closing = false;
     let end = limits.connection_end();
     // Of a connection without streams, and later of one that is closing.
     let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
+    let mut last = Instant::now();
+    let mut leaving = std::pin::pin!(leaving(&*service, end));
+    let mut head_stalls = std::pin::pin!(flood.head_stalls(limits.head_read));
+    // A little later than the streams on it, whose records say why they ended.
+    let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.stall + FAREWELL));
+    let mut exhausted = std::pin::pin!(flood.exhausted());
+    let bounds = Rc::new(limits.clone());
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
-            () = leaving(&*service, end), if !closing => {
+            () = &mut leaving, if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
                 deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
                 connection.graceful_shutdown();
                 continue;
             }
-            () = flood.head_stalls(limits.head_read) => return,
-            // A little later than the streams on it, whose records say why they ended.
-            () = flood.write_stalls(limits.stall + FAREWELL) => return near.reset(),
-            () = flood.exhausted() => {
+            () = &mut head_stalls => return,
+            () = &mut write_stalls => return near.reset(),
+            () = &mut exhausted => {
                 drop(service.refuse(Refusal::new(Reason::ControlFlood, "too many frames that carry nothing")));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
@@ -69,6 +75,10 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             () = &mut deadline => {
                 if closing {
                     return;
+                }
+                if last.elapsed() < limits.idle {
+                    deadline.as_mut().reset(last + limits.idle);
+                    continue;
                 }
                 let idle = Rc::strong_count(&open) == 1;
                 closing = idle;
@@ -81,9 +91,11 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         };
         match accepted {
             Some(Ok((request, respond))) => {
-                deadline.as_mut().reset(Instant::now() + if closing { LINGER } else { limits.idle });
-                let (service, held, flood) = (service.clone(), open.clone(), flood.clone());
-                let limits = limits.clone();
+                last = alarm::instant();
+                if closing {
+                    deadline.as_mut().reset(last + LINGER);
+                }
+                let (service, held, flood, limits) = (service.clone(), open.clone(), flood.clone(), bounds.clone());
                 tasks.spawn_scoped_local(async move {
                     match stream(&*service, request, respond, &limits).await {
                         Some(()) => flood.answered(),
@@ -167,7 +179,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
             return Err(malformed("field name with an underscore"));
         }
         match name {
-            "host" if host.replace(value.to_vec()).is_some() => {
+            "host" if host.replace(value).is_some() => {
                 return Err(Refusal::new(Reason::BadHost, "more than one host field"));
             }
             "host" => {}
@@ -199,8 +211,8 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
         fields.push(b"cookie", &cookies);
     }
     let target = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let host =
-        Host::Authority { pseudo: head.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec()), field: host };
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = Host::authority(authority, host);
     let is_grpc = fields.single("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
     let (mut switching, mut stream) = (None, Some(stream));
     if switches {
@@ -301,7 +313,7 @@ async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Reco
         match frame {
             Some(Frame::Data(data)) => {
                 record.sent(data.len());
-                let sending = tokio::time::timeout(stall, send_data(stream, data, body.is_end()));
+                let sending = alarm::within(stall, send_data(stream, data, body.is_end()));
                 let sent = sending.await.map_err(|_| Broken::slow())?;
                 if sent.map_err(Broken::caller)? {
                     return Ok(());
