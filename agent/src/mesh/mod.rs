@@ -12,6 +12,7 @@ pub mod frame;
 mod head;
 mod link;
 mod pump;
+mod running;
 mod server;
 mod stream;
 mod transport;
