@@ -3,15 +3,20 @@
 //! The revision in the store is the truth. A replica that hears of a newer one, or that asks because it has heard nothing for a
 //! while, takes in everything between its own and that one at one moment of the store.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use outrider_policy::ServiceName;
 use outrider_runtime::Drain;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{ChangeError, Command, Policy, Route, Session, Sessions, World, routes::label_of, targets_of};
 use crate::{
     publish::{Mesh, Publisher},
-    store::{Changes, PolicyRow, SessionRow, Store, StoreError},
+    store::{Changes, PolicyRow, SessionRow, Store, StoreError, WantsRow},
 };
 
 /// Attempts at a change while other replicas make theirs.
@@ -150,14 +155,16 @@ pub(crate) async fn tell(store: Store, sessions: Sessions, drain: Drain) -> Resu
     let mut changes = sessions.changes();
     let mut again = interval(ASSERT);
     again.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut told = BTreeMap::new();
+    let mut told = Told::default();
     loop {
         tokio::select! {
             _ = changes.changed() => sleep(TELL).await,
             _ = again.tick() => {
                 let ours: Vec<SessionRow> = sessions.ours().iter().map(row).collect();
-                if let Err(error) = store.assert_sessions(&ours).await {
-                    tracing::debug!(error = outrider_runtime::tasks::chain(&error), "sessions not told");
+                match store.assert_sessions(&ours).await {
+                    Ok(0) => {}
+                    Ok(_) => told.wants.clear(),
+                    Err(error) => tracing::debug!(error = outrider_runtime::tasks::chain(&error), "sessions not told"),
                 }
             }
             () = drain.stopping() => return Ok(()),
@@ -170,25 +177,52 @@ pub(crate) async fn tell(store: Store, sessions: Sessions, drain: Drain) -> Resu
     }
 }
 
-async fn tell_once(store: &Store, sessions: &Sessions, told: &mut BTreeMap<String, SessionRow>) -> Result<(), StoreError> {
-    let ours: BTreeMap<String, SessionRow> = sessions.ours().iter().map(|one| (one.agent_id.clone(), row(one))).collect();
+/// What the other replicas were told, by agent.
+#[derive(Default)]
+struct Told {
+    sessions: BTreeMap<String, SessionRow>,
+    /// The stream, and what the program calls.
+    wants: BTreeMap<String, (u64, Arc<BTreeSet<ServiceName>>)>,
+}
+
+async fn tell_once(store: &Store, sessions: &Sessions, told: &mut Told) -> Result<(), StoreError> {
+    let open = sessions.ours();
+    let ours: BTreeMap<String, SessionRow> = open.iter().map(|one| (one.agent_id.clone(), row(one))).collect();
     let news = |new: &&SessionRow| {
-        told.get(&new.agent_id).is_none_or(|old| {
+        told.sessions.get(&new.agent_id).is_none_or(|old| {
             let seen = if new.last_seen - old.last_seen < SEEN { old.last_seen } else { new.last_seen };
             SessionRow { last_seen: seen, ..(*new).clone() } != *old
         })
     };
     let changed: Vec<SessionRow> = ours.values().filter(news).cloned().collect();
-    let gone: Vec<(String, u64)> =
-        told.values().filter(|old| !ours.contains_key(&old.agent_id)).map(|old| (old.agent_id.clone(), old.epoch)).collect();
-    if !changed.is_empty() || !gone.is_empty() {
-        store.tell_sessions(&changed, &gone).await?;
+    let gone: Vec<(String, u64)> = told
+        .sessions
+        .values()
+        .filter(|old| !ours.contains_key(&old.agent_id))
+        .map(|old| (old.agent_id.clone(), old.epoch))
+        .collect();
+    // They change seldom: a row that is told again and again does not carry them along.
+    let other = |one: &&Session| match told.wants.get(&one.agent_id) {
+        Some((epoch, wants)) => *epoch != one.epoch || *wants != one.wants,
+        None => !one.wants.is_empty(),
+    };
+    let wanting: Vec<&Session> = open.iter().filter(other).collect();
+    if !changed.is_empty() || !gone.is_empty() || !wanting.is_empty() {
+        let wants: Vec<WantsRow> = wanting.iter().map(|one| wants(one)).collect();
+        store.tell_sessions(&changed, &wants, &gone).await?;
         for (agent, _) in &gone {
-            told.remove(agent);
+            told.sessions.remove(agent);
+            told.wants.remove(agent);
         }
-        told.extend(changed.into_iter().map(|row| (row.agent_id.clone(), row)));
+        told.wants.extend(wanting.iter().map(|one| (one.agent_id.clone(), (one.epoch, Arc::clone(&one.wants)))));
+        told.sessions.extend(changed.into_iter().map(|row| (row.agent_id.clone(), row)));
     }
     Ok(())
+}
+
+fn wants(session: &Session) -> WantsRow {
+    let services: Vec<&str> = session.wants.iter().map(ServiceName::as_str).collect();
+    WantsRow { agent_id: session.agent_id.clone(), epoch: session.epoch, services: services.join(" ") }
 }
 
 fn row(session: &Session) -> SessionRow {
@@ -210,6 +244,7 @@ pub(crate) async fn learn(store: Store, mesh: Mesh, drain: Drain) -> Result<(), 
     let mut hints = store.hints.sessions.subscribe();
     let mut ask = interval(ASK);
     ask.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut known = Wanted::new();
     loop {
         tokio::select! {
             _ = ask.tick() => {}
@@ -217,14 +252,24 @@ pub(crate) async fn learn(store: Store, mesh: Mesh, drain: Drain) -> Result<(), 
             () = drain.stopping() => return Ok(()),
         }
         hints.mark_unchanged();
-        if let Err(error) = learn_once(&store, &mesh).await {
+        if let Err(error) = learn_once(&store, &mesh, &mut known).await {
             tracing::debug!(error = outrider_runtime::tasks::chain(&error), "other replicas' sessions not read, trying again");
         }
     }
 }
 
-async fn learn_once(store: &Store, mesh: &Mesh) -> Result<(), StoreError> {
+/// What agents elsewhere call, as it was read and as it was understood.
+type Wanted = BTreeMap<String, (String, Arc<BTreeSet<ServiceName>>)>;
+
+async fn learn_once(store: &Store, mesh: &Mesh, known: &mut Wanted) -> Result<(), StoreError> {
     let rows = store.other_sessions().await?;
+    let understood = |(agent, text): (String, String)| {
+        let names = || text.split(' ').filter_map(|name| name.parse().ok()).collect::<BTreeSet<ServiceName>>();
+        let before = known.get(&agent).filter(|(before, _)| *before == text);
+        let wants = before.map_or_else(|| Arc::new(names()), |(_, wants)| Arc::clone(wants));
+        (agent, (text, wants))
+    };
+    *known = store.other_wants().await?.into_iter().map(understood).collect();
     let world = Arc::clone(&mesh.world.borrow());
     let session = |row: SessionRow| {
         let agent = world.agents.get(&row.agent_id)?;
@@ -235,8 +280,7 @@ async fn learn_once(store: &Store, mesh: &Mesh) -> Result<(), StoreError> {
             version: agent.version.clone(),
             targets: targets_of(agent).into(),
             namespace: agent.identity.namespace().unwrap_or_default().to_owned(),
-            // What its program calls only its own replica knows.
-            wants: Arc::default(),
+            wants: known.get(&agent.id).map(|(_, wants)| Arc::clone(wants)).unwrap_or_default(),
             in_force: row.in_force,
             refused: row.refused,
             considered: row.considered,

@@ -26,6 +26,7 @@ mod sessions;
 mod sql;
 mod sqlite;
 mod tokens;
+mod wants;
 
 use std::sync::Arc;
 
@@ -59,6 +60,7 @@ pub(crate) use revocations::{MAX_REVOCATIONS, RevocationRow};
 pub(crate) use rotation::{HeldRow, OpenTokens, RotationRow};
 pub(crate) use sessions::SessionRow;
 pub(crate) use tokens::{TokenHash, TokenRow};
+pub(crate) use wants::WantsRow;
 
 /// The store. Clones share it.
 #[derive(Clone, Debug)]

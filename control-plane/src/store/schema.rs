@@ -1,7 +1,7 @@
 //! The schema, step by step, for both databases.
 
 /// The steps. They are only ever added.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     include_str!("../../migrations/0001_spine.sql"),
     include_str!("../../migrations/0002_grants_at_redemption.sql"),
     include_str!("../../migrations/0003_history.sql"),
@@ -13,6 +13,7 @@ const STEPS: [&str; 11] = [
     include_str!("../../migrations/0009_token_roots.sql"),
     include_str!("../../migrations/0010_authors.sql"),
     include_str!("../../migrations/0011_handovers.sql"),
+    include_str!("../../migrations/0012_wants.sql"),
 ];
 
 /// How many steps this version knows.

@@ -3,11 +3,12 @@
 //! Only a store that replicas share is told. The row of an agent belongs to the replica that the agent joined last.
 
 use super::{
-    Deed, Lease, Store, StoreError,
+    Deed, Lease, Store, StoreError, WantsRow,
     audit::enter,
     replica::SILENT,
     signed,
     sql::{Change, Sql, composed, rows, sql},
+    wants,
 };
 
 /// Rows of one statement.
@@ -60,7 +61,12 @@ impl SessionRow {
 
 impl Store {
     /// Tells the others what changed at our agents. Rows that another replica has taken over stay as they are.
-    pub(crate) async fn tell_sessions(&self, changed: &[SessionRow], gone: &[(String, u64)]) -> Result<(), StoreError> {
+    pub(crate) async fn tell_sessions(
+        &self,
+        changed: &[SessionRow],
+        wants: &[WantsRow],
+        gone: &[(String, u64)],
+    ) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         for some in changed.chunks(TOGETHER) {
             let text = format!(
@@ -73,6 +79,7 @@ impl Store {
             );
             some.iter().fold(composed(text).bind(self.replica()), |query, row| row.bind(query)).run(&mut change).await?;
         }
+        wants::tell(&mut change, self.replica(), wants).await?;
         for (agent_id, epoch) in gone {
             let delete = sql("DELETE FROM sessions WHERE agent_id = $1 AND epoch = $2 AND replica = $3");
             delete.bind(agent_id).bind(signed(*epoch)).bind(self.replica()).run(&mut change).await?;
@@ -81,17 +88,18 @@ impl Store {
         Ok(change.commit().await?)
     }
 
-    /// Says again which agents we have, in case that the others had given us up.
-    pub(crate) async fn assert_sessions(&self, ours: &[SessionRow]) -> Result<(), StoreError> {
+    /// Says again which agents we have, in case that the others had given us up. How many were new to them.
+    pub(crate) async fn assert_sessions(&self, ours: &[SessionRow]) -> Result<u64, StoreError> {
+        let mut new = 0;
         for some in ours.chunks(TOGETHER) {
             let text = format!(
                 "INSERT INTO sessions (replica, agent_id, epoch, in_force, refused, reason, considered, answering, serial,
                  certificate_end, last_seen) SELECT $1, news.* FROM (VALUES {}) AS news WHERE true ON CONFLICT (agent_id) DO NOTHING",
                 rows(2, some.len(), 10)
             );
-            some.iter().fold(composed(text).bind(self.replica()), |query, row| row.bind(query)).run(&self.writer).await?;
+            new += some.iter().fold(composed(text).bind(self.replica()), |query, row| row.bind(query)).run(&self.writer).await?;
         }
-        Ok(())
+        Ok(new)
     }
 
     /// Agents of the other replicas that live.
@@ -160,7 +168,7 @@ pub(super) async fn take(change: &mut Change, replica: &str, joined: &[(String, 
             "INSERT INTO sessions (replica, in_force, refused, reason, considered, answering, serial, certificate_end, last_seen,
              agent_id, epoch) SELECT $1, 0, 0, '', 0, 0, '', 0, 0, news.* FROM (VALUES {}) AS news WHERE true
              ON CONFLICT (agent_id) DO UPDATE SET replica = excluded.replica, epoch = excluded.epoch, in_force = 0, refused = 0,
-             reason = '', considered = 0, answering = 0, renewals_asked = 0, renewals_passed = 0",
+             reason = '', considered = 0, answering = 0, renewals_asked = 0, renewals_passed = 0, wants = ''",
             rows(2, some.len(), 2)
         );
         let query = composed(text).bind(replica);

@@ -227,6 +227,51 @@ async fn certificates_are_rotated_at_the_agents_of_all_replicas() {
     assert_eq!(done.await, 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_is_followed_at_the_agents_of_all_replicas_whose_programs_call_its_service() {
+    let shared = Shared::new();
+    let (here, there) = (shared.replica().await, shared.replica().await);
+    let mut orders = member(&here, ONE, "shop/orders").await;
+    let svid = there.join("shop/files", &[]).await;
+    let mut caller = there.subscribe(&svid).await;
+    caller.say(hello(TWO, &["shop/files"], &["shop/orders"])).await;
+    let first = caller.update().await;
+    caller.ack(&first).await;
+    let yaml = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: orders, namespace: shop }\n\
+                spec:\n  parentRefs: [{ kind: Service, name: orders }]\n  rules: [{ backendRefs: [{ name: files, port: 80 }] }]\n";
+    let listed = async |plane: &Plane| {
+        let routes = plane.admin().await.list_routes(v1::ListRoutesRequest::default()).await.unwrap().into_inner().routes;
+        routes.first().map(|route| (route.agents, route.in_force))
+    };
+    until("what it calls is known everywhere", async || {
+        let request = v1::DeleteRequest { kind: "HTTPRoute".into(), names: vec!["shop/orders".into()] };
+        let applied = here.apply(yaml).await;
+        assert!(applied.diagnostics.iter().all(|one| one.severity() != v1::diagnostic::Severity::Error), "{applied:?}");
+        let known = listed(&here).await.is_some_and(|(agents, _)| agents == 1);
+        here.admin().await.delete(request).await.unwrap();
+        known.then_some(())
+    })
+    .await;
+    let applied = here.apply(yaml).await;
+    let rollout = here.admin().await.watch_rollout(v1::WatchRolloutRequest { revision: applied.revision }).await.unwrap();
+    let mut rollout = rollout.into_inner();
+    let status = rollout.message().await.unwrap().unwrap();
+    assert_eq!((status.agents, status.done), (1, false), "{status:?}");
+    let follow = async {
+        loop {
+            tokio::select! {
+                update = caller.update() => caller.ack(&update).await,
+                update = orders.update() => orders.ack(&update).await,
+            }
+        }
+    };
+    let done = tokio::select! { done = last(rollout) => done, () = follow => unreachable!() };
+    assert_eq!((done.agents, done.in_force), (1, 1), "{done:?}");
+    for plane in [&here, &there] {
+        until("both know where it is in force", async || (listed(plane).await == Some((1, 1))).then_some(())).await;
+    }
+}
+
 /// Roots that a replica believes.
 async fn believed(plane: &Plane) -> Vec<String> {
     let status = plane.admin().await.status(v1::StatusRequest {}).await.unwrap().into_inner();
