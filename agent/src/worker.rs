@@ -192,6 +192,7 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
             behind: shared.behind,
             fleets: Default::default(),
             metrics: metrics.upstream.clone(),
+            violations: metrics.mesh_violations.clone(),
         }),
         observer: observer.clone(),
         limits: limits.clone(),

@@ -27,7 +27,7 @@ use crate::{
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
     route::{AnswerParts, Directory, Endpoint, Kind, Route},
-    telemetry::UpstreamMetrics,
+    telemetry::{MeshViolations, UpstreamMetrics},
     tls::{MeshConnector, MeshProtocol, Tenure},
 };
 
@@ -59,6 +59,8 @@ pub struct Upstreams {
     pub fleets: Fleets,
     /// Where calls are counted.
     pub metrics: UpstreamMetrics,
+    /// Where what other agents do against the mesh protocol is counted.
+    pub violations: MeshViolations,
 }
 
 pub(super) struct Connected {
