@@ -1,5 +1,12 @@
 //! The checks of `fuzz/` on a stable compiler: over a corpus, and over random variations of it.
 
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test may stop at what it did not expect"
+)]
+
 #[path = "../fuzz/src/checks.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets name these checks from outside")]
 mod checks;
@@ -13,6 +20,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+/// Kind, flags, stream and payload of a frame of HTTP/2.
+type H2Frame = (u8, u8, u8, &'static [u8]);
+/// A check, and bytes for it.
+type Seed = (fn(&[u8]), Vec<u8>);
 type Written = (u32, Kind, bool, &'static [u8]);
 
 const GET: &[u8] = b"GET /a/%62?c HTTP/1.1\r\nhost: orders.shop\r\nx-a: b\r\n\r\n";
@@ -93,7 +104,7 @@ const HTTP1: [(bool, &[u8]); 8] = [
 ];
 
 /// Frames of HTTP/2 without their lengths.
-const HTTP2: [&[(u8, u8, u8, &[u8])]; 4] = [
+const HTTP2: [&[H2Frame]; 4] = [
     &[(4, 0, 0, &[]), (1, 4, 1, &[0x82, 0x86, 0x84, 0x41, 1, b'a']), (0, 0, 1, b"body"), (1, 5, 1, b"\x40\x01a\x01b")],
     &[(1, 0x28, 1, &[2, 0, 0, 0, 0, 9, 0x82, 0x7f, 0x80, 1, 0, 0, 0]), (9, 0, 1, &[0x3f, 0xe1, 0x1f, 0x82]), (9, 4, 1, &[])],
     &[(1, 4, 3, &[0x82; 90]), (1, 4, 5, &[0x82; 150]), (1, 0, 7, &[0x82; 110]), (9, 4, 7, &[0x82; 20]), (3, 0, 3, &[0; 4])],
@@ -115,15 +126,15 @@ const CLAIMS: [&[u8]; 3] = [
 
 const RECORDS: [&[u8]; 2] = [b"\x01\x14outrider handover 1\0", b"\x03\x0dmesh.sock.0\xc3\xa4"];
 
-fn frames(frames: &[(u8, u8, u8, &[u8])]) -> Vec<u8> {
-    let frame = |(kind, flags, stream, payload): &(u8, u8, u8, &[u8])| {
+fn frames(frames: &[H2Frame]) -> Vec<u8> {
+    let frame = |(kind, flags, stream, payload): &H2Frame| {
         [&[0, 0, u8::try_from(payload.len()).unwrap(), *kind, *flags, 0, 0, 0, *stream][..], payload].concat()
     };
     frames.iter().flat_map(frame).collect()
 }
 
 /// All but those of the mesh, each with the check that it is for.
-fn seeds() -> Vec<(fn(&[u8]), Vec<u8>)> {
+fn seeds() -> Vec<Seed> {
     let http1 = HTTP1.map(|(requests, bytes)| [&[u8::from(!requests)], bytes].concat());
     let http2 = HTTP2.map(|each| [vec![3], frames(each)].concat());
     let of = |check: fn(&[u8]), bytes: Vec<Vec<u8>>| bytes.into_iter().map(move |bytes| (check, bytes)).collect::<Vec<_>>();
