@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Identity, Process, Space, Tmpfs, careless_client, free_port, program};
+use crate::{Identity, Image, Process, Space, Tmpfs, careless_client, free_port, program};
 
 /// How a mesh is started.
 #[derive(Clone, Debug, Default)]
@@ -133,6 +133,13 @@ impl Mesh {
         let dir = directory();
         let disk = Tmpfs::mount(&dir.path().join("control-plane"), size);
         (Self::begin_in(dir, MeshOptions::default(), Vec::new(), loopback(free_port()), None).await, disk)
+    }
+
+    /// Starts a control plane whose state directory is on a disk of its own, which can fail; `None` where that cannot be had.
+    pub async fn start_on_failing_disk() -> Option<(Self, Image)> {
+        let dir = directory();
+        let disk = Image::mount(&dir.path().join("control-plane"))?;
+        Some((Self::begin_in(dir, MeshOptions::default(), Vec::new(), loopback(free_port()), None).await, disk))
     }
 
     async fn begin(options: MeshOptions, flags: Vec<String>, address: SocketAddr, space: Option<String>) -> Self {

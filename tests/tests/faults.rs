@@ -108,3 +108,46 @@ async fn a_control_plane_does_not_start_on_a_store_that_it_cannot_write_to_and_a
     assert_eq!(call(&web).await, 200);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_disk_turns_read_only_calls_pass_nothing_is_acknowledged_and_after_the_repair_all_that_was_is_there() -> Outcome
+{
+    let backend = Backend::start().await;
+    let Some((mut mesh, disk)) = Mesh::start_on_failing_disk().await else {
+        eprintln!("SKIPPED: a disk that fails cannot be had here");
+        return Ok(());
+    };
+    let (_orders, web) = shop(&mesh, &backend).await;
+    let token = mesh.token("shop/late", &[]).await;
+    assert!(apply(&mesh, "before"));
+    assert_eq!(call(&web).await, 200);
+    disk.fail();
+    for number in 0..3 {
+        assert!(!apply(&mesh, &format!("more-{number}")), "nothing is acknowledged that is not stored");
+        assert!(join(mesh.address, &token).await.is_err(), "nothing is issued that is not on record");
+        assert_eq!(call(&web).await, 200, "what is known is served on");
+    }
+    let says = async {
+        while !get(mesh.health(), "/readyz")
+            .await
+            .is_ok_and(|answer| answer.body_text().contains("does not take what is to be stored"))
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), says).await.expect("it is not ready, and says why");
+    let known = policies(&mesh);
+    assert_eq!(known, ["before", "reads"], "{}", mesh.control_plane.log());
+    let log = mesh.control_plane.log();
+    assert!(log.contains("readonly") || log.contains("read-only") || log.contains("disk I/O"), "it says so:\n{log}");
+
+    mesh.control_plane.kill();
+    disk.mend();
+    mesh.restart_control_plane().await;
+    assert_eq!(policies(&mesh), known);
+    assert!(apply(&mesh, "after"), "{}", mesh.control_plane.log());
+    assert!(join(mesh.address, &token).await.is_ok(), "a token that bought nothing is still good");
+    web.connected().await;
+    assert_eq!(call(&web).await, 200);
+    Ok(())
+}

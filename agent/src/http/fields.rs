@@ -2,15 +2,17 @@
 
 use std::ops::{ControlFlow, Range};
 
-/// Fields that there is room for at first.
-const USUAL: usize = 12;
+use smallvec::SmallVec;
+
+/// Fields that there is room for without an allocation.
+const USUAL: usize = 8;
 
 /// Header fields of one message, or its trailers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields {
     /// `name: value\r\n` for every field.
     wire: Vec<u8>,
-    lines: Vec<Line>,
+    lines: SmallVec<[Line; USUAL]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Line {
 impl Fields {
     /// None, with room for `bytes` of them.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { wire: Vec::with_capacity(bytes), lines: Vec::with_capacity(USUAL) }
+        Self { wire: Vec::with_capacity(bytes), lines: SmallVec::new() }
     }
 
     /// Adds a field. The caller has checked that `name` is a token and `value` has no line breaks; heads are at most
@@ -133,18 +135,7 @@ impl Fields {
 
 /// Appends a number in decimal, without the machinery of formatting.
 pub(crate) fn put_number(out: &mut Vec<u8>, number: u64) {
-    let (mut digits, mut at, mut left) = ([0_u8; 20], 20, number);
-    loop {
-        at -= 1;
-        if let Some(digit) = digits.get_mut(at) {
-            *digit = b'0' + (left % 10) as u8;
-        }
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 impl outrider_policy::Headers for Fields {

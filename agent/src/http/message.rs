@@ -4,7 +4,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 
-use super::{Fields, h1, h2, put_number};
+use super::{Fields, HostName, h1, h2, put_number};
 use crate::{
     mesh,
     refusal::{Reason, Refusal},
@@ -33,7 +33,7 @@ pub struct RequestHead {
     /// Length of the path in `target`.
     pub path_len: usize,
     /// Canonical host name, without port.
-    pub host: String,
+    pub host: HostName,
     /// Port in the host, if the caller named one.
     pub host_port: Option<u16>,
     /// End-to-end fields, without `host` and without framing fields.
@@ -75,7 +75,7 @@ impl RequestHead {
     pub fn authority(&self) -> String {
         match self.host_port {
             Some(port) => format!("{}:{port}", self.host),
-            None => self.host.clone(),
+            None => self.host.to_string(),
         }
     }
 }

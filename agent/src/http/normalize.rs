@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
-use outrider_policy::{host, path};
+use outrider_policy::path;
 
 use super::{
     Fields,
+    host::{self, HostRead},
     message::{RequestHead, Version},
 };
 use crate::{
@@ -16,18 +17,25 @@ use crate::{
 /// Longest request id taken over from a caller.
 const REQUEST_ID: usize = 64;
 
-/// Where a codec found the host.
+/// Where a codec found the host, and what it says.
 #[derive(Debug)]
-pub enum Host {
+pub struct Host {
+    /// HTTP/1 must have the field; HTTP/2 may have `:authority` instead.
+    needs_field: bool,
+    pseudo: Option<HostRead>,
+    field: Option<HostRead>,
+}
+
+impl Host {
     /// The `Host` field of HTTP/1.
-    Field(Option<Vec<u8>>),
+    pub fn field(field: Option<&[u8]>) -> Self {
+        Self { needs_field: true, pseudo: None, field: field.map(host::read) }
+    }
+
     /// `:authority` and `host` of HTTP/2.
-    Authority {
-        /// `:authority`.
-        pseudo: Option<Vec<u8>>,
-        /// `host`.
-        field: Option<Vec<u8>>,
-    },
+    pub fn authority(pseudo: Option<&[u8]>, field: Option<&[u8]>) -> Self {
+        Self { needs_field: false, pseudo: pseudo.map(host::read), field: field.map(host::read) }
+    }
 }
 
 /// A request's head as a codec read it.
@@ -81,13 +89,10 @@ impl RequestParts {
     pub fn normalize(self) -> Result<RequestHead, Refusal> {
         let Self { method, target, host, mut fields, version } = self;
         let (target_authority, path_and_query) = split_target(&method, &target)?;
-        let named = match &host {
-            Host::Field(field) => {
-                let field = field.as_deref().ok_or_else(|| bad_host("no host field"))?;
-                agree(target_authority, Some(field))?
-            }
-            Host::Authority { pseudo, field } => agree(pseudo.as_deref(), field.as_deref())?,
-        };
+        if host.needs_field && host.field.is_none() {
+            return Err(bad_host("no host field"));
+        }
+        let (host, host_port) = agree(host.pseudo.or_else(|| target_authority.map(host::read)), host.field)?;
         let (path, query) = match path_and_query.iter().position(|&byte| byte == b'?') {
             Some(at) => (path_and_query.get(..at).unwrap_or_default(), path_and_query.get(at + 1..)),
             None => (path_and_query, None),
@@ -114,29 +119,18 @@ impl RequestParts {
             canonical
         };
         let (id, trace) = (request_id(&mut fields), TraceContext::take(&mut fields));
-        let (host, host_port) = (named.name, named.port);
         Ok(RequestHead { method, target, path_len, host, host_port, fields, version, id, trace, upgrade: None })
     }
 }
 
-struct Named {
-    name: String,
-    port: Option<u16>,
-}
-
-fn canonical_host(raw: &[u8]) -> Result<Named, Refusal> {
-    let host = host::canonical(raw).map_err(|problem| bad_host(problem.to_string()))?;
-    Ok(Named { name: host.name.into_owned(), port: host.port })
-}
-
 /// Two places may name the host; both must name the same one.
-fn agree(first: Option<&[u8]>, second: Option<&[u8]>) -> Result<Named, Refusal> {
+fn agree(first: Option<HostRead>, second: Option<HostRead>) -> HostRead {
     match (first, second) {
         (None, None) => Err(bad_host("no host")),
-        (Some(one), None) | (None, Some(one)) => canonical_host(one),
+        (Some(one), None) | (None, Some(one)) => one,
         (Some(first), Some(second)) => {
-            let (first, second) = (canonical_host(first)?, canonical_host(second)?);
-            let same = first.name == second.name && first.port.unwrap_or(80) == second.port.unwrap_or(80);
+            let (first, second) = (first?, second?);
+            let same = first.0 == second.0 && first.1.unwrap_or(80) == second.1.unwrap_or(80);
             if same { Ok(first) } else { Err(bad_host("the request target names another host than the host field")) }
         }
     }
@@ -212,6 +206,10 @@ pub fn is_identity_claim(name: &[u8]) -> bool {
     const NAMES: &[&[u8]] =
         &[b"x-forwarded-client-cert", b"l5d-client-id", b"x-original-url", b"x-original-path", b"x-rewrite-url"];
     const PREFIXES: &[&[u8]] = &[b"x-outrider-", b"x-envoy-"];
+    // Nearly every field has another first letter.
+    if !matches!(name.first(), Some(b'x' | b'X' | b'l' | b'L')) {
+        return false;
+    }
     NAMES.iter().any(|each| name.eq_ignore_ascii_case(each))
         || PREFIXES.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
 }
@@ -237,14 +235,14 @@ mod tests {
     use super::*;
 
     fn head(method: &str, target: &str, host: &str) -> Result<RequestHead, Refusal> {
-        RequestParts::new(method, target.as_bytes(), Host::Field(Some(host.into())), Fields::default(), Version::Http11)?
+        RequestParts::new(method, target.as_bytes(), Host::field(Some(host.as_bytes())), Fields::default(), Version::Http11)?
             .normalize()
     }
 
     #[test]
     fn hosts_become_one_form() {
         for host in ["files.shop", "FILES.shop", "files.shop.", "files.shop:80", "files.shop:0080"] {
-            assert_eq!(head("GET", "/", host).unwrap().host, "files.shop", "{host}");
+            assert_eq!(head("GET", "/", host).unwrap().host, "files.shop".into(), "{host}");
         }
         for host in ["files.shop:", "files.shop:99999", "a@files.shop", "", "files shop", "files.shop:1:2"] {
             assert_eq!(head("GET", "/", host).unwrap_err().reason(), Reason::BadHost, "{host}");
@@ -254,7 +252,7 @@ mod tests {
     #[test]
     fn absolute_targets_must_agree_with_the_host() {
         let request = head("GET", "http://files.shop/a?b", "files.shop:80").unwrap();
-        assert_eq!((request.path(), request.query(), request.host.as_str()), ("/a", Some("b"), "files.shop"));
+        assert_eq!((request.path(), request.query(), &*request.host), ("/a", Some("b"), "files.shop"));
         assert_eq!(head("GET", "http://files.shop", "files.shop").unwrap().path(), "/");
         let request = head("GET", "http://files.shop?b", "files.shop").unwrap();
         assert_eq!((request.path(), request.target.as_str()), ("/", "/?b"), "no path is the shortest one");

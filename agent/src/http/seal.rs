@@ -51,8 +51,8 @@ pub fn meant_for(head: &RequestHead, service: Option<&ServiceName>) -> Result<()
     if head.method == http::Method::CONNECT {
         return Err(Refusal::new(Reason::MethodNotServed, "CONNECT into a program"));
     }
-    match (ServiceName::from_host(&head.host), service) {
-        (Some(named), Some(service)) if named != *service => {
+    match (head.host.service(), service) {
+        (Some(named), Some(service)) if named != service => {
             Err(Refusal::new(Reason::Misdirected, format!("the request names `{named}`, its connection `{service}`")))
         }
         _ => Ok(()),

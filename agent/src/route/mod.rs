@@ -90,13 +90,13 @@ impl LocalPort {
 /// # Errors
 /// `egress_denied` when the host is not in the mesh.
 pub fn called(head: &RequestHead) -> Result<(ServiceName, Option<u16>), Refusal> {
-    let service = ServiceName::from_host(&head.host).ok_or_else(|| {
+    let service = head.host.service().ok_or_else(|| {
         Refusal::new(
             Reason::EgressDenied,
-            format!("`{}` is not a service of the mesh (NAME.NAMESPACE), and no egress rule allows it", head.host),
+            format!("`{}` is not a service of the mesh (NAME.NAMESPACE), and no egress rule allows it", &*head.host),
         )
     })?;
-    Ok((service, head.host_port))
+    Ok((service.clone(), head.host_port))
 }
 
 /// The way to a port of a service, by the routes to it where it is a request's.

@@ -144,8 +144,8 @@ impl RequestHead {
     /// Names the service that the request goes to instead of the one that was called. The agent there takes no request that
     /// names another service of the mesh than its connection.
     pub fn lead_to(&mut self, called: &ServiceName, (service, port): (&ServiceName, u16)) {
-        if service != called && ServiceName::from_host(&self.host).is_some() {
-            self.host = service.host();
+        if service != called && self.host.service().is_some() {
+            self.host = service.host().as_str().into();
             self.host_port = self.host_port.and(Some(port));
         }
     }

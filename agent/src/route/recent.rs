@@ -5,7 +5,10 @@ use std::cell::RefCell;
 use outrider_policy::ServiceName;
 
 use super::{Directory, Kind, Route, called, to_service};
-use crate::{http::RequestHead, refusal::Refusal};
+use crate::{
+    http::{HostName, RequestHead},
+    refusal::Refusal,
+};
 
 /// The last route of one connection. It holds until anything changes in the directory.
 #[derive(Debug, Default)]
@@ -14,7 +17,7 @@ pub struct Recent(RefCell<Option<Kept>>);
 #[derive(Debug)]
 struct Kept {
     version: u64,
-    host: String,
+    host: HostName,
     port: Option<u16>,
     route: Route,
 }
@@ -74,7 +77,7 @@ mod tests {
 
     fn head(method: &str, host: &str) -> RequestHead {
         let target = if method == "CONNECT" { host } else { "/a" };
-        let host = Host::Field(Some(host.into()));
+        let host = Host::field(Some(host.as_bytes()));
         let parts = RequestParts::new(method, target.as_bytes(), host, Fields::default(), crate::http::Version::Http11);
         parts.unwrap().normalize().unwrap()
     }

@@ -1,27 +1,45 @@
 //! The time of day as log lines write it: the second is written once, however many lines it has.
 
 use std::{
-    cell::RefCell,
-    time::{SystemTime, UNIX_EPOCH},
+    cell::{Cell, RefCell},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::time::Instant;
 
 /// Length of `2026-11-25T20:45:21`.
 const SECOND: usize = 19;
 
+/// How long the system's clock is believed to go on as it did: reading it costs as much as a small field.
+const KEPT: Duration = Duration::from_millis(500);
+
 /// One worker's clock.
 #[derive(Debug, Default)]
-pub(super) struct Clock(RefCell<(i64, [u8; SECOND])>);
+pub(super) struct Clock {
+    /// When the system's clock was read, and what it said.
+    read: Cell<Option<(Instant, SystemTime)>>,
+    second: RefCell<(i64, [u8; SECOND])>,
+}
 
 impl Clock {
-    /// Writes now, in UTC with microseconds (RFC 3339).
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        self.write_at(SystemTime::now(), out);
+    /// Writes `now`, in UTC with microseconds (RFC 3339).
+    pub(super) fn write(&self, now: Instant, out: &mut Vec<u8>) {
+        let known = self.read.get().map(|(at, said)| (now.saturating_duration_since(at), said));
+        let time = match known.filter(|(since, _)| *since < KEPT) {
+            Some((since, said)) => said + since,
+            None => {
+                let said = SystemTime::now();
+                self.read.set(Some((now, said)));
+                said
+            }
+        };
+        self.write_at(time, out);
     }
 
     fn write_at(&self, time: SystemTime, out: &mut Vec<u8>) {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let second = i64::try_from(since.as_secs()).unwrap_or_default();
-        let mut cached = self.0.borrow_mut();
+        let mut cached = self.second.borrow_mut();
         if cached.0 != second || cached.1.first() == Some(&0) {
             let text = jiff::Timestamp::from_second(second).unwrap_or_default().to_string();
             let text = text.as_bytes().get(..SECOND).and_then(|text| text.try_into().ok());

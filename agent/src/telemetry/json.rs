@@ -21,12 +21,17 @@ impl<'a> Object<'a> {
     }
 
     fn key(&mut self, key: &str) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(b',');
-        }
-        self.out.push(b'"');
-        self.out.extend_from_slice(key.as_bytes());
-        self.out.extend_from_slice(b"\":");
+        // In one piece: a line has twenty of them.
+        let mut piece = *b",\"                      ";
+        let first = usize::from(std::mem::take(&mut self.first));
+        let end = 2 + key.len();
+        let written = piece.get_mut(2..end + 2).map(|place| {
+            let (name, rest) = place.split_at_mut(key.len());
+            name.copy_from_slice(key.as_bytes());
+            rest.copy_from_slice(b"\":");
+        });
+        debug_assert!(written.is_some(), "keys are short words of ours");
+        self.out.extend_from_slice(piece.get(first..end + 2).unwrap_or_default());
     }
 
     /// A string; empty ones are left out.

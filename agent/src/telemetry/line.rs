@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use outrider_policy::{Effect, Protocol};
 use outrider_proto::v1::{DecisionRecord, HeaderValue, Protocol as WireProtocol, Side as WireSide};
 
+use tokio::time::Instant;
+
 use super::{
     Record, Side, Span, Traced,
     json::{self, Object},
@@ -16,9 +18,9 @@ const CAP: usize = 1024;
 
 impl Record {
     /// One line of JSON.
-    pub(super) fn write(&self, out: &mut Vec<u8>, took: Duration) {
+    pub(super) fn write(&self, out: &mut Vec<u8>, now: Instant, took: Duration) {
         let mut line = Object::new(out);
-        line.plain("time", |out| self.observer.clock.write(out));
+        line.plain("time", |out| self.observer.clock.write(now, out));
         line.text("side", self.side.as_str());
         line.text("id", self.id());
         if let Some(traced) = &self.traced {

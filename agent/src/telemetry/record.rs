@@ -250,7 +250,8 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let took = self.started.elapsed();
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.started);
         if self.admitted {
             self.observer.under_way.set(self.observer.under_way.get().saturating_sub(1));
         }
@@ -263,7 +264,7 @@ impl Drop for Record {
         let series =
             self.destination.as_ref().map_or_else(|| self.observer.nowhere(self.side), |destination| &*destination.series);
         series.count(self.effect(), self.status, self.reason(), took, recorded.map(|traced| traced.context));
-        self.observer.log.line(|out| self.write(out, took));
+        self.observer.log.line(|out| self.write(out, now, took));
         self.observer.reports.offer(self.weight(), || self.report(took));
         if let Some(traced) = recorded {
             self.observer.spans.offer(|| self.span(&traced, took));

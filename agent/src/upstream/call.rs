@@ -126,15 +126,16 @@ impl Upstreams {
         let mut replay = Replay::new(body, sending, &head, self.limits.stall).await?;
         let mut tried: SmallVec<[Chosen; 4]> = SmallVec::new();
         let idempotent = head.method.is_idempotent();
-        fleet.request(self.now());
+        let mut now = self.now();
+        fleet.request(now);
         loop {
-            let chosen = fleet.choose(self.now(), &tried, self.bounds.endpoint_requests)?;
+            let chosen = fleet.choose(now, &tried, self.bounds.endpoint_requests)?;
             trail.tries += 1;
             trail.endpoint = Some(chosen.what.address.clone());
             tried.push(chosen.clone());
             let body = replay.take().ok_or_else(|| Refusal::new(Reason::UpstreamFailed, "the body is gone"))?;
             let stream = StreamLease::take(&chosen.load, Some(held.clone()));
-            let outcome = self.attempt(fleet, &chosen, sending, (&head, added), (body, stream)).await;
+            let outcome = self.attempt((fleet, &chosen), (sending, &mut now), (&head, added), (body, stream)).await;
             let known = Known { tries: trail.tries, idempotent, another: fleet.has_another(&tried) };
             let next = match &outcome {
                 Ok(response) => sending.after_response(response, known),
@@ -154,26 +155,27 @@ impl Upstreams {
                 _ if !replay.is_there() => None,
                 Next::End => None,
                 Next::Elsewhere => Some(Duration::ZERO),
-                Next::Again(pause) => fleet.may_retry(self.now()).then_some(pause),
+                Next::Again(pause) => fleet.may_retry(now).then_some(pause),
             };
             let Some(pause) = pause else { return outcome };
             self.behind.retried();
             if !pause.is_zero() {
                 Box::pin(tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64()))).await;
+                now = self.now();
             }
         }
     }
 
-    /// One try at one endpoint, and what it says about the endpoint.
+    /// One try at one endpoint, begun `now`, and what it says about the endpoint. Afterwards `now` is its end: the clock is read
+    /// once for each try.
     async fn attempt(
         &self,
-        fleet: &Fleet,
-        chosen: &Chosen,
-        sending: &Sending,
+        (fleet, chosen): (&Fleet, &Chosen),
+        (sending, now): (&Sending, &mut Duration),
         (head, added): (&Rc<RequestHead>, &Fields),
         (body, stream): (Body, StreamLease),
     ) -> Result<Response, Failure> {
-        let (began, connects) = (Instant::now(), self.fleets.connects.get());
+        let (began, connects) = (*now, self.fleets.connects.get());
         let stop = &chosen.what;
         let to = (&stop.slot, &stop.endpoint);
         let outcome = match sending.try_timeout {
@@ -186,19 +188,20 @@ impl Upstreams {
                 })
             }
         };
-        let now = self.now();
+        *now = self.now();
+        let (now, took) = (*now, now.saturating_sub(began));
         match &outcome {
             Ok(response) => {
                 let own_fault = response.status >= 500 && response.fields.single(retry::FIELD) != Some(retry::FURTHER_DOWN);
                 // Failing is quick: it must not look like a quick endpoint. And handshakes say nothing about answers.
                 if !own_fault && self.fleets.connects.get() == connects {
-                    chosen.answered(now, began.elapsed());
+                    chosen.answered(now, took);
                 }
                 fleet.note(chosen, if own_fault { Outcome::Failed } else { Outcome::Served }, now);
             }
             Err(failure) if failure.is_endpoints() => {
                 // What does not answer must not look quick.
-                chosen.answered(now, began.elapsed().max(Duration::from_millis(100)));
+                chosen.answered(now, took.max(Duration::from_millis(100)));
                 fleet.note(chosen, Outcome::Failed, now);
             }
             Err(_) => {}

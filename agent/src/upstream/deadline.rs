@@ -51,7 +51,7 @@ mod tests {
             method: http::Method::POST,
             target: "/a/B".to_owned(),
             path_len: 4,
-            host: "orders.shop".to_owned(),
+            host: "orders.shop".into(),
             host_port: None,
             fields,
             version: Version::Http2,

@@ -57,7 +57,7 @@ impl Upstreams {
             method: http::Method::GET,
             target: check.path.clone(),
             path_len: check.path.len(),
-            host: service.host(),
+            host: service.host().as_str().into(),
             host_port: None,
             fields: Fields::default(),
             version: Version::Http11,

@@ -27,6 +27,7 @@ use crate::{
     identity::{Peer, Svids},
     refusal::{Reason, Refusal},
     route::{AnswerParts, Directory, Endpoint, Kind, Route},
+    spare,
     telemetry::{MeshViolations, UpstreamMetrics},
     tls::{MeshConnector, MeshProtocol, Tenure},
 };
@@ -186,7 +187,10 @@ impl Upstreams {
             };
             let lease = Lease::new(slot.clone(), client, generation, reused, held);
             match h1::exchange(lease, head, &wire, body, &self.limits).await.map_err(Failure::sent)? {
-                Exchange::Answered(response) => return Ok(response),
+                Exchange::Answered(response) => {
+                    spare::give(wire);
+                    return Ok(response);
+                }
                 Exchange::Stale(unsent) => body = unsent,
             }
         }
@@ -305,7 +309,8 @@ async fn dial(address: SocketAddr) -> Result<TcpStream, Refusal> {
 
 /// A request's head as HTTP/1.1 writes it.
 fn request_wire(head: &RequestHead, added: &Fields, body: &Body) -> Vec<u8> {
-    let mut wire = Vec::with_capacity(160 + head.target.len() + head.fields.as_wire().len() + added.as_wire().len());
+    let mut wire = spare::take();
+    wire.reserve(160 + head.target.len() + head.fields.as_wire().len() + added.as_wire().len());
     head.put_start(&mut wire);
     wire.extend_from_slice(head.fields.as_wire());
     wire.extend_from_slice(added.as_wire());

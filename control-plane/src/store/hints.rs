@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use outrider_runtime::Drain;
 use sqlx::postgres::PgListener;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     Store, StoreError,
@@ -13,6 +16,8 @@ use super::{
 
 /// Pause before the next attempt to listen.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A server that says nothing for so long, or does not answer for so long, is asked whether it is there, or given up.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// What changed. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -51,10 +56,19 @@ impl Store {
             // There is nobody else.
             return std::future::pending().await;
         };
-        let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen("outrider").await?;
+        let late = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        let begin = async {
+            let mut listener = PgListener::connect_with(pool).await?;
+            listener.listen("outrider").await?;
+            Ok::<_, sqlx::Error>(listener)
+        };
+        let mut listener = timeout(QUIET, begin).await.map_err(late)??;
         loop {
-            let hint = listener.recv().await?;
+            let Ok(hint) = timeout(QUIET, listener.recv()).await else {
+                timeout(QUIET, sqlx::query("SELECT 'still listening'").execute(&mut listener)).await.map_err(late)??;
+                continue;
+            };
+            let hint = hint?;
             let what = if hint.payload() == "sessions" { &self.hints.sessions } else { &self.hints.mesh };
             what.send_modify(|count| *count += 1);
         }

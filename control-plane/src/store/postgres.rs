@@ -16,6 +16,9 @@ const CONNECTIONS: u32 = 12;
 const CONNECT: Duration = Duration::from_secs(5);
 /// A connection that was idle for longer is asked whether it lives before it is used.
 const IDLE: Duration = Duration::from_secs(1);
+/// Longest wait for a connection that somebody gave back, maybe in the middle of a query. The pool itself would wait for ever when
+/// the server's host has vanished, and would be empty before long.
+const GIVEN_BACK: Duration = Duration::from_secs(3);
 /// Of the advisory lock under which the schema is changed: "OUTRIDER".
 const SCHEMA_LOCK: i64 = 0x4f55_5452_4944_4552;
 /// What the server does for us. A replica that is paused or cut off within a change must not keep the others out, and a
@@ -120,7 +123,8 @@ async fn connect(url: &PostgresUrl) -> Result<Pool, OpenError> {
         .max_connections(CONNECTIONS)
         .acquire_timeout(CONNECT)
         .test_before_acquire(false)
-        .before_acquire(|connection, meta| Box::pin(is_usable(connection, meta.idle_for)));
+        .before_acquire(|connection, meta| Box::pin(is_usable(connection, meta.idle_for)))
+        .after_release(|connection, _| Box::pin(answers(connection)));
     let pool = pool.connect_with(first).await.map_err(wrong)?;
     Ok(Pool { database: Connections::Postgres(pool), health: Health::new() })
 }
@@ -131,6 +135,12 @@ async fn is_usable(connection: &mut PgConnection, idle: Duration) -> Result<bool
     }
     let ask = sqlx::query_as("SELECT pg_is_in_recovery()").fetch_one(connection);
     Ok(matches!(tokio::time::timeout(Duration::from_secs(1), ask).await, Ok(Ok((false,)))))
+}
+
+/// An error closes the connection without another word to it.
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let silent = |_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()));
+    tokio::time::timeout(GIVEN_BACK, sqlx::Connection::ping(connection)).await.unwrap_or_else(silent).map(|()| true)
 }
 
 /// The first of the servers that answers and takes writes.

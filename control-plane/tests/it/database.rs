@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use outrider_proto::v1;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 
 use crate::{
     harness::{PATIENCE, Plane, get, settings, start},
     postgres::{Cluster, Disk},
+    vanishing::Vanishing,
 };
 
 /// An authority, as PEM.
@@ -104,4 +106,38 @@ async fn a_control_plane_whose_database_is_away_is_not_ready_until_it_is_back() 
     cluster.sql("postgres", "ALTER SYSTEM RESET default_transaction_read_only");
     cluster.sql("postgres", "SELECT pg_reload_conf()");
     until_ready_says(&plane, "ready\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_host_of_the_database_vanishes_calls_fail_in_time_and_no_silent_connection_is_waited_for_when_it_is_back() {
+    let port = free_port();
+    let cluster = Cluster::start(Disk::Fast, Some(port));
+    cluster.database();
+    let way = Vanishing::before(([127, 0, 0, 1], port).into()).await;
+    let url = format!("postgres://postgres@{}/mesh_0", way.address);
+    let plane = Plane::start_with(move |raw| raw.store = Some(url)).await;
+    until_ready_says(&plane, "ready\n").await;
+    let token = async || {
+        let request = v1::CreateTokenRequest { identity: "shop/web".into(), ..Default::default() };
+        plane.admin().await.create_token(request).await
+    };
+    // All connections are in use, so that all of them fall silent.
+    assert!(futures_util::future::join_all((0..40).map(|_| token())).await.iter().all(Result::is_ok));
+    let listening = || {
+        let text = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE '%listen%' AND pid <> pg_backend_pid()";
+        cluster.sql("mesh_0", text).trim().parse::<u32>().unwrap()
+    };
+    let before = listening();
+    way.vanish();
+    let calls = tokio::time::timeout(Duration::from_secs(30), futures_util::future::join_all((0..40).map(|_| token())));
+    assert!(calls.await.expect("no call hangs").iter().all(Result::is_err));
+    way.come_back();
+    until_ready_says(&plane, "ready\n").await;
+    token().await.unwrap();
+    let hears = async {
+        while listening() <= before {
+            tokio::time::sleep(Duration::from_millis(200)).await
+        }
+    };
+    tokio::time::timeout(PATIENCE, hears).await.expect("hints of other replicas are heard again");
 }

@@ -28,3 +28,5 @@ mod starting;
 mod streams;
 #[cfg(test)]
 mod tokens;
+#[cfg(test)]
+mod vanishing;

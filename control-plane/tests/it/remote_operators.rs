@@ -1,9 +1,16 @@
 //! Operators on other machines: login, roles, removal, and the log of what they do.
 
+use std::{sync::Arc, time::Duration};
+
 use outrider_proto::v1::{self, admin_client::AdminClient, operator_client::OperatorClient};
 use rcgen::KeyPair;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::time::timeout;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::harness::{PATIENCE, Plane, Svid, connect, csr, policy};
@@ -180,6 +187,46 @@ async fn an_operator_whose_certificate_is_revoked_loses_open_streams_and_every_c
     };
     assert!(refused, "nor a new certificate");
     assert!(operator(&plane, "ann", "admin").await.admin(&plane).await.status(v1::StatusRequest {}).await.is_ok());
+    plane.stop().await;
+}
+
+/// Asks for steps of a change of the trust anchor, and waits until they are made.
+async fn rotate(plane: &Plane, step: bool) {
+    let request = v1::RotateCaRequest { step, skip_away: true, ..Default::default() };
+    let mut told = plane.admin().await.rotate_ca(request).await.unwrap().into_inner();
+    while told.message().await.unwrap().is_some_and(|rotation| !rotation.reached) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_connection_ends_when_the_root_of_its_certificate_is_retired_and_none_is_made_with_it() {
+    let plane = plane().await;
+    let ann = operator(&plane, "ann", "admin").await;
+    let door = plane.running.operators.unwrap();
+    let open = async || {
+        let config = crate::harness::client_config(Some((ann.chain.clone(), ann.key.clone_key())));
+        let name = ServerName::try_from("control-plane.invalid").unwrap();
+        let stream = TcpStream::connect(door).await.unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+        // The settings of the server: it has let us in.
+        stream.read_exact(&mut [0; 9]).await?;
+        Ok::<_, std::io::Error>(stream)
+    };
+    let ended = async |mut stream: TlsStream<TcpStream>| while stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {};
+    let (first, mut second) = (open().await.unwrap(), open().await.unwrap());
+    // Prepared, distributing, issuing, proving.
+    for _ in 0..4 {
+        rotate(&plane, true).await;
+    }
+    second.write_all(b"\0\0\x08\x06\0\0\0\0\0pingping").await.unwrap();
+    second.read_exact(&mut [0; 1]).await.expect("as long as the root is believed");
+    rotate(&plane, false).await;
+    // Earlier than the control plane would miss an answer to its pings.
+    let both = async { tokio::join!(ended(first), ended(second)) };
+    timeout(Duration::from_secs(15), both).await.expect("both end");
+    assert!(open().await.is_err(), "nor is one made");
+    let again = operator(&plane, "ann", "admin").await;
+    assert!(again.admin(&plane).await.status(v1::StatusRequest {}).await.is_ok(), "a new login is of the new root");
     plane.stop().await;
 }
 

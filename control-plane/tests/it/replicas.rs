@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use outrider_control_plane::{Raw, StartError};
 use outrider_proto::v1::{self, subscribe_request::Message};
+use prost::Message as _;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -224,6 +225,56 @@ async fn certificates_are_rotated_at_the_agents_of_all_replicas() {
         0
     };
     assert_eq!(done.await, 1);
+}
+
+/// Roots that a replica believes.
+async fn believed(plane: &Plane) -> Vec<String> {
+    let status = plane.admin().await.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    status.certificate_authorities.into_iter().filter(|one| one.role == "root").map(|one| one.serial).collect()
+}
+
+/// Roots that the agent of a stream was told of, once it is told of so many.
+async fn told_of(agent: &mut Agent, roots: usize) {
+    loop {
+        let update = agent.update().await;
+        agent.ack(&update).await;
+        let bundle = update.upserts.iter().find(|one| one.kind() == v1::ResourceKind::TrustBundle);
+        if bundle.is_some_and(|one| v1::TrustBundle::decode(one.body.as_slice()).unwrap().roots.len() == roots) {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_that_one_replica_began_is_taken_back_at_another_for_the_agents_of_all() {
+    let shared = Shared::new();
+    let (one, two) = (shared.replica().await, shared.replica().await);
+    let before = believed(&one).await;
+    let (mut here, mut there) = (member(&one, ONE, "shop/orders").await, member(&two, TWO, "shop/files").await);
+    let ask = async |plane: &Plane, step: bool, abort: bool| {
+        let mut asked = plane.admin().await.rotate_ca(v1::RotateCaRequest { step, abort, skip_away: true }).await?.into_inner();
+        while asked.message().await?.is_some_and(|rotation| !rotation.reached) {}
+        Ok::<_, tonic::Status>(())
+    };
+    ask(&one, true, false).await.unwrap();
+    ask(&two, true, false).await.unwrap();
+    told_of(&mut here, 2).await;
+    told_of(&mut there, 2).await;
+    for plane in [&one, &two] {
+        until("both roots are believed", async || (believed(plane).await.len() == 2).then_some(())).await;
+    }
+    ask(&two, false, true).await.unwrap();
+    told_of(&mut here, 1).await;
+    told_of(&mut there, 1).await;
+    for plane in [&one, &two] {
+        until("the old root alone is believed", async || (believed(plane).await == before).then_some(())).await;
+        assert_eq!(ask(plane, false, true).await.unwrap_err().code(), Code::FailedPrecondition, "there is nothing left to abort");
+        plane.join("shop/web", &[]).await;
+    }
+    // Whichever of them begins the next one.
+    ask(&one, true, false).await.unwrap();
+    let rotation = two.admin().await.get_ca_rotation(v1::GetCaRotationRequest {}).await.unwrap().into_inner();
+    assert_eq!(rotation.phase(), v1::ca_rotation::Phase::Prepared);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -94,7 +94,7 @@ pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
         return Err(malformed("transfer-encoding in HTTP/1.0"));
     }
     let framing = seen.framing()?.unwrap_or(Framing::Length(0));
-    let host = Host::Field(host.map(<[u8]>::to_vec));
+    let host = Host::field(host);
     let parts = RequestParts::new(method, target.as_bytes(), host, fields, version)?;
     let upgrade = seen.upgrade.take().filter(|_| seen.upgrades && version == Version::Http11 && framing == Framing::Length(0));
     let keep_alive = seen.keeps_alive(version);
@@ -207,13 +207,16 @@ impl Seen {
     }
 
     fn connection(&mut self, value: &[u8]) {
-        for option in value.split(|&byte| byte == b',').map(|option| option.trim_ascii().to_ascii_lowercase()) {
-            match option.as_slice() {
-                b"" => {}
-                b"close" => self.close = true,
-                b"keep-alive" => self.keep_alive = true,
-                b"upgrade" => self.upgrades = true,
-                _ => self.nominated.push(option),
+        for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+            let is = |known: &[u8]| option.eq_ignore_ascii_case(known);
+            if is(b"close") {
+                self.close = true;
+            } else if is(b"keep-alive") {
+                self.keep_alive = true;
+            } else if is(b"upgrade") {
+                self.upgrades = true;
+            } else if !option.is_empty() {
+                self.nominated.push(option.to_ascii_lowercase());
             }
         }
     }

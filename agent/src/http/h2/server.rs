@@ -179,7 +179,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
             return Err(malformed("field name with an underscore"));
         }
         match name {
-            "host" if host.replace(value.to_vec()).is_some() => {
+            "host" if host.replace(value).is_some() => {
                 return Err(Refusal::new(Reason::BadHost, "more than one host field"));
             }
             "host" => {}
@@ -211,8 +211,8 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
         fields.push(b"cookie", &cookies);
     }
     let target = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let host =
-        Host::Authority { pseudo: head.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec()), field: host };
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let host = Host::authority(authority, host);
     let is_grpc = fields.single("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
     let (mut switching, mut stream) = (None, Some(stream));
     if switches {
