@@ -135,7 +135,7 @@ impl Worker {
     /// Serves a connection of the mesh protocol to its end.
     pub(crate) async fn serve_mesh(&self, io: SharedIo, service: impl Service + 'static) {
         let count = |violation| self.observer.metrics.mesh_violations.count(Side::Inbound, violation);
-        mesh::serve(io, Rc::new(service), &self.limits, &self.tasks, count).await;
+        mesh::serve(io, Rc::new(service), &self.limits, count).await;
     }
 
     /// Ends when a connection of this peer should take no more requests.
@@ -192,7 +192,6 @@ async fn work(shared: Shared, log: AccessLog, sockets: Sockets) -> std::io::Resu
             behind: shared.behind,
             fleets: Default::default(),
             metrics: metrics.upstream.clone(),
-            violations: metrics.mesh_violations.clone(),
         }),
         observer: observer.clone(),
         limits: limits.clone(),

@@ -12,6 +12,7 @@ pub mod frame;
 mod head;
 mod link;
 mod pump;
+mod running;
 mod server;
 mod stream;
 mod transport;
@@ -21,7 +22,6 @@ pub use body::BodyReader;
 pub use client::{Exchange, MeshClient, exchange};
 pub use dry::digest;
 pub use duplex::Duplex;
-pub(crate) use head::write_request;
 pub use server::serve;
 pub use violation::Violation;
 

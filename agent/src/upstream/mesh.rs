@@ -118,7 +118,7 @@ impl Upstreams {
             }
         };
         if connected.protocol == MeshProtocol::Mesh {
-            let violations = self.violations.clone();
+            let violations = self.metrics.violations.clone();
             let count = move |violation| violations.count(Side::Outbound, violation);
             let client = MeshClient::open(connected.io, connected.tenure, &self.limits, &self.tasks, count)?;
             *place = MeshPlace::Open(client.clone(), generation);

@@ -28,7 +28,7 @@ use crate::{
     refusal::{Reason, Refusal},
     route::{AnswerParts, Directory, Endpoint, Kind, Route},
     spare,
-    telemetry::{MeshViolations, UpstreamMetrics},
+    telemetry::UpstreamMetrics,
     tls::{MeshConnector, MeshProtocol, Tenure},
 };
 
@@ -60,8 +60,6 @@ pub struct Upstreams {
     pub fleets: Fleets,
     /// Where calls are counted.
     pub metrics: UpstreamMetrics,
-    /// Where what other agents do against the mesh protocol is counted.
-    pub violations: MeshViolations,
 }
 
 pub(super) struct Connected {
