@@ -1,6 +1,6 @@
 //! What a frame does to its stream or connection; what it may not do is a violation.
 
-use std::rc::Rc;
+use std::{rc::Rc, task::Context};
 
 use super::{
     STREAMS,
@@ -26,8 +26,16 @@ pub(super) struct Opened {
 pub(super) enum Role<'a> {
     /// We open streams.
     Caller,
-    /// The peer opens streams, and gives them here.
-    Callee(&'a mut dyn FnMut(Opened)),
+    /// The peer opens streams.
+    Callee(&'a mut dyn Serving),
+}
+
+/// Who serves the streams that the peer opens.
+pub(super) trait Serving {
+    /// A stream was opened.
+    fn open(&mut self, opened: Opened);
+    /// Lets streams go on that can.
+    fn run(&mut self, cx: &mut Context<'_>);
 }
 
 impl Link {
@@ -37,10 +45,10 @@ impl Link {
         match frame.kind {
             Kind::Head => match role {
                 Role::Caller => answered(&mut state, &frame, limits),
-                Role::Callee(open) => {
+                Role::Callee(serving) => {
                     let opened = opened(self, &mut state, &frame, limits)?;
                     drop(state);
-                    opened.into_iter().for_each(open);
+                    opened.into_iter().for_each(|opened| serving.open(opened));
                     Ok(())
                 }
             },

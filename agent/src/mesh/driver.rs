@@ -60,6 +60,12 @@ impl Driver {
             Poll::Ready(ended) => return Poll::Ready(ended),
             Poll::Pending => {}
         }
+        if let Role::Callee(serving) = role {
+            // What they have to say is sent right afterwards: they need wake nobody for it, nor is there anybody to wait for.
+            self.link.state.borrow_mut().undriven();
+            serving.run(cx);
+            self.gathered = true;
+        }
         match self.poll_send(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(Ended::Gone),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,

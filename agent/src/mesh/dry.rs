@@ -1,12 +1,12 @@
 //! A connection without sockets: what the fuzz targets and their stable twin feed bytes to.
 
-use std::rc::Rc;
+use std::{rc::Rc, task::Context};
 
 use bytes::BytesMut;
 
 use super::{
     CONNECTION_WINDOW, STREAMS,
-    dispatch::{Opened, Role},
+    dispatch::{Opened, Role, Serving},
     frame,
     link::{Link, Place},
     stream::Asked,
@@ -25,21 +25,14 @@ use crate::http::Limits;
 pub fn digest(bytes: &[u8], step: usize, callee: bool) -> Result<usize, Violation> {
     let limits = Limits::default();
     let link = Rc::new(Link::new(&limits));
-    let mut places: Vec<Place> = Vec::new();
+    let mut held = Held::default();
     if !callee {
         for upgrade in [None, None, Some("websocket".into())] {
-            let asked = Asked { to_head: places.len() == 1, upgrade };
-            places.push(link.open(asked, true, |out| out.push(b'x')));
+            let asked = Asked { to_head: held.0.len() == 1, upgrade };
+            held.0.push(link.open(asked, true, |out| out.push(b'x')));
         }
     }
-    let mut opened = |opened: Opened| {
-        // What a stream's task does first.
-        if let Ok(parsed) = opened.parsed {
-            drop(parsed.parts.normalize());
-        }
-        places.push(opened.place);
-    };
-    let mut role = if callee { Role::Callee(&mut opened) } else { Role::Caller };
+    let mut role = if callee { Role::Callee(&mut held) } else { Role::Caller };
     let mut buf = BytesMut::new();
     for piece in bytes.chunks(step.max(1)) {
         buf.extend_from_slice(piece);
@@ -50,11 +43,27 @@ pub fn digest(bytes: &[u8], step: usize, callee: bool) -> Result<usize, Violatio
     }
     let state = link.state.borrow();
     assert!(state.streams.len() <= STREAMS, "more streams than there may be");
-    let held: usize = state.streams.values().map(|stream| stream.state.borrow().held()).sum();
-    assert!(held <= CONNECTION_WINDOW as usize, "more data than there may be");
+    let waiting: usize = state.streams.values().map(|stream| stream.state.borrow().held()).sum();
+    assert!(waiting <= CONNECTION_WINDOW as usize, "more data than there may be");
     drop(state);
-    let answered = places.iter().filter(|place| callee || place.stream.state.borrow().head.is_some()).count();
-    drop(places);
+    let answered = held.0.iter().filter(|place| callee || place.stream.state.borrow().head.is_some()).count();
+    drop(held);
     assert!(link.state.borrow().streams.is_empty(), "streams outlive those who use them");
     Ok(answered)
+}
+
+/// Streams that were opened and that nobody serves.
+#[derive(Default)]
+struct Held(Vec<Place>);
+
+impl Serving for Held {
+    fn open(&mut self, opened: Opened) {
+        // What a stream does first.
+        if let Ok(parsed) = opened.parsed {
+            drop(parsed.parts.normalize());
+        }
+        self.0.push(opened.place);
+    }
+
+    fn run(&mut self, _: &mut Context<'_>) {}
 }

@@ -138,6 +138,11 @@ impl State {
         }
     }
 
+    /// The driver is at work, and will send what there is.
+    pub(super) fn undriven(&mut self) {
+        self.driver = None;
+    }
+
     fn wait(&mut self, waker: &Waker) {
         if !self.waiting.iter().any(|known| known.will_wake(waker)) {
             self.waiting.push(waker.clone());

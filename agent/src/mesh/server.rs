@@ -1,19 +1,24 @@
 //! The callee's side of a connection: each stream that the peer opens is one request.
 
-use std::{rc::Rc, task::Poll, time::Duration};
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use outrider_runtime::Tasks;
 use tokio::time::Instant;
 
 use super::{
     body::BodyReader,
-    dispatch::{Opened, Role},
+    dispatch::{Opened, Role, Serving},
     driver::{Driver, Ended},
     duplex::Duplex,
     frame::Code,
     head,
     link::{Gone, Link, Place},
     pump::{Unsent, copy},
+    running::{Inbox, Running},
     transport::Sealed,
     violation::Violation,
 };
@@ -26,26 +31,28 @@ use crate::{
 
 /// How long streams may go on once the connection is closing.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long rooms for streams are kept that nobody needs.
+const TIDY: Duration = Duration::from_secs(1);
 /// How long the goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves one connection to its end; `count` hears of the rule that the peer broke, if it did.
-pub async fn serve<S: Service + 'static>(
-    io: SharedIo,
-    service: Rc<S>,
-    limits: &Limits,
-    tasks: &Tasks,
-    count: impl FnOnce(Violation),
-) {
+pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, count: impl FnOnce(Violation)) {
     let Some(sealed) = Sealed::new(io) else { return };
     let link = Rc::new(Link::new(limits));
     let mut driver = Driver::new(link.clone(), sealed);
     let (end, bounds) = (limits.connection_end(), Rc::new(limits.clone()));
-    let mut open = |opened: Opened| {
+    let running = Running::new(|inbox: Inbox<Opened>| {
         let (service, bounds) = (service.clone(), bounds.clone());
-        tasks.spawn_scoped_local(async move { stream(&*service, opened, &bounds).await });
-    };
-    let mut role = Role::Callee(&mut open);
+        async move {
+            loop {
+                let opened = inbox.next().await;
+                stream(&*service, opened, &bounds).await;
+            }
+        }
+    });
+    let mut streams = Streams { running, tidy: None };
+    let mut role = Role::Callee(&mut streams);
     // Of a connection without streams, and later of one that is closing.
     let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
     let (mut closing, mut last) = (false, 0);
@@ -89,6 +96,36 @@ pub async fn serve<S: Service + 'static>(
     }
     let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| driver.poll_end(cx))).await;
     link.state.borrow_mut().close();
+    // They see that the connection has ended, and write their records.
+    let ended = std::future::poll_fn(|cx| {
+        streams.run(cx);
+        if streams.running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    let _ = tokio::time::timeout(LINGER, ended).await;
+}
+
+/// The streams of a connection.
+struct Streams<B, F> {
+    running: Running<Opened, B, F>,
+    /// When rooms are given back.
+    tidy: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl<B: FnMut(Inbox<Opened>) -> F, F: Future<Output = ()>> Serving for Streams<B, F> {
+    fn open(&mut self, opened: Opened) {
+        self.running.start(opened);
+    }
+
+    fn run(&mut self, cx: &mut Context<'_>) {
+        self.running.run(cx);
+        if self.running.is_roomy() {
+            let tidy = self.tidy.get_or_insert_with(|| Box::pin(alarm::at(alarm::instant() + TIDY)));
+            if tidy.as_mut().poll(cx).is_ready() {
+                self.tidy = None;
+                self.running.tidy();
+            }
+        }
+    }
 }
 
 /// Ends when a connection should take no more streams.

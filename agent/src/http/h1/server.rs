@@ -13,7 +13,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    alarm::{self, within},
+    alarm::{self, Late, within},
     http::{
         BodyError, Limits, Meter,
         io::SharedIo,
@@ -67,8 +67,8 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
         if !matches!(arrived, Ok(Ok(true))) {
             break false;
         }
-        // In a box: an idle connection need not hold the room that an exchange takes.
-        match Box::pin(exchange(service, &reader, &mut writer, limits, end)).await {
+        // In a box: an idle connection need not hold the room that exchanges take.
+        match Box::pin(exchanges(service, &reader, &mut writer, limits, end)).await {
             Next::Another => {}
             Next::Last => break true,
             Next::Gone => break false,
@@ -80,6 +80,31 @@ pub async fn serve(io: SharedIo, already: BytesMut, service: &impl Service, limi
         }
     };
     Box::pin(leave(&reader, &mut writer, limits, answered_last)).await;
+}
+
+/// One request after another, for as long as the next one does not let wait for itself.
+async fn exchanges(
+    service: &impl Service,
+    reader: &Rc<RefCell<Reader>>,
+    writer: &mut Writer,
+    limits: &Limits,
+    end: Instant,
+) -> Next {
+    loop {
+        match exchange(service, reader, writer, limits, end).await {
+            Next::Another => {}
+            next => return next,
+        }
+        reader.borrow_mut().release();
+        if service.is_closing() || alarm::instant() >= end {
+            return Next::Another;
+        }
+        match within(alarm::TICK, wait_for_bytes(reader)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false) | Err(_)) => return Next::Gone,
+            Err(Late) => return Next::Another,
+        }
+    }
 }
 
 /// What follows an exchange.

@@ -1,0 +1,286 @@
+//! The streams of a connection, run by the connection's own task. Each has a room, which serves one stream after another: a task
+//! of the runtime for each would cost several allocations and a place in its queues for every request.
+
+use std::{
+    cell::Cell,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+/// Rooms that have a turn before sockets are looked at.
+const TURN: usize = 64;
+/// Rooms that are always kept.
+const KEPT: usize = 1;
+
+/// Jobs that one task does side by side.
+pub(super) struct Running<T, B, F> {
+    /// Furnishes a room: returns what takes jobs out of its inbox for ever.
+    furnish: B,
+    rooms: Vec<Room<T, F>>,
+    free: Vec<usize>,
+    /// Most that were taken at a time lately.
+    most: usize,
+    woken: Arc<Woken>,
+    /// Whoever has its turn; kept for its capacity.
+    turn: Vec<usize>,
+}
+
+struct Room<T, F> {
+    future: Pin<Box<F>>,
+    inbox: Inbox<T>,
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+/// Where a room finds its next job.
+pub(super) struct Inbox<T>(Rc<Post<T>>);
+
+struct Post<T> {
+    job: Cell<Option<T>>,
+    /// Nothing is done in the room.
+    idle: Cell<bool>,
+}
+
+impl<T> Inbox<T> {
+    /// The next job.
+    pub(super) async fn next(&self) -> T {
+        std::future::poll_fn(|_| {
+            let job = self.0.job.take();
+            self.0.idle.set(job.is_none());
+            // Who brings a job rings.
+            job.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+/// Wakes one room.
+#[derive(Debug)]
+struct Bell {
+    room: usize,
+    /// It waits for its turn already.
+    rung: AtomicBool,
+    woken: Arc<Woken>,
+}
+
+/// Who was woken, and the task that runs them. Wakers may be used on any thread, so there is a lock, which nobody else holds.
+#[derive(Debug, Default)]
+struct Woken {
+    rooms: Mutex<Vec<usize>>,
+    task: Mutex<Option<Waker>>,
+}
+
+impl Bell {
+    /// Whether it did not wait for its turn yet.
+    fn ring(&self) -> bool {
+        let first = !self.rung.swap(true, Ordering::AcqRel);
+        if first {
+            self.woken.rooms.lock().unwrap_or_else(PoisonError::into_inner).push(self.room);
+        }
+        first
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.ring() {
+            let task = self.woken.task.lock().unwrap_or_else(PoisonError::into_inner);
+            task.iter().for_each(Waker::wake_by_ref);
+        }
+    }
+}
+
+impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
+    /// Nobody yet.
+    pub(super) fn new(furnish: B) -> Self {
+        Self { furnish, rooms: Vec::new(), free: Vec::new(), most: 0, woken: Arc::default(), turn: Vec::new() }
+    }
+
+    /// Takes a job, which is begun at the next [`Running::run`].
+    pub(super) fn start(&mut self, job: T) {
+        let at = self.free.pop().unwrap_or_else(|| {
+            let room = self.rooms.len();
+            let post = Rc::new(Post { job: Cell::new(None), idle: Cell::new(true) });
+            let bell = Arc::new(Bell { room, rung: AtomicBool::new(false), woken: self.woken.clone() });
+            let future = Box::pin((self.furnish)(Inbox(post.clone())));
+            self.rooms.push(Room { future, inbox: Inbox(post), waker: bell.clone().into(), bell });
+            room
+        });
+        if let Some(Room { inbox: Inbox(post), bell, .. }) = self.rooms.get(at) {
+            post.job.set(Some(job));
+            post.idle.set(false);
+            bell.ring();
+        }
+        self.most = self.most.max(self.rooms.len() - self.free.len());
+    }
+
+    /// Whether nothing is left to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.rooms.len()
+    }
+
+    /// Gives each that was woken one turn. Whoever is woken meanwhile wakes the task again.
+    pub(super) fn run(&mut self, cx: &mut Context<'_>) {
+        {
+            let mut task = self.woken.task.lock().unwrap_or_else(PoisonError::into_inner);
+            if task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+                *task = Some(cx.waker().clone());
+            }
+        }
+        if self.turn.is_empty() {
+            std::mem::swap(&mut self.turn, &mut self.woken.rooms.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        if self.turn.is_empty() {
+            return;
+        }
+        let waiting = self.turn.split_off(self.turn.len().min(TURN));
+        for at in self.turn.drain(..) {
+            let Some(Room { future, inbox: Inbox(post), bell, waker }) = self.rooms.get_mut(at) else { continue };
+            // Before its turn: what happens during it must be noticed.
+            bell.rung.store(false, Ordering::Release);
+            if post.idle.get() {
+                continue;
+            }
+            let _ = future.as_mut().poll(&mut Context::from_waker(waker));
+            if post.idle.get() {
+                self.free.push(at);
+            }
+        }
+        if !waiting.is_empty() {
+            self.turn = waiting;
+            // Sockets and other tasks first: it is what most of these wait for.
+            let _ = pin!(tokio::task::yield_now()).poll(cx);
+        }
+    }
+
+    /// Whether there are rooms to be given back when they are not needed for a while.
+    pub(super) fn is_roomy(&self) -> bool {
+        self.rooms.len() > KEPT
+    }
+
+    /// Gives back the rooms that were not needed since this was last done. Rooms in the middle stay as long as one behind them
+    /// is taken.
+    pub(super) fn tidy(&mut self) {
+        let needed = self.most.max(KEPT);
+        // A late bell of a room that is no more rings for nobody, or for its successor, which looks and finds nothing.
+        while self.rooms.len() > needed && self.rooms.pop_if(|room| room.inbox.0.idle.get()).is_some() {}
+        let left = self.rooms.len();
+        self.free.retain(|at| *at < left);
+        self.most = left - self.free.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot::{Receiver, channel};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_job_ends_by_itself_and_rooms_are_used_again() {
+        let ended = Rc::new(Cell::new(0));
+        let mut running = Running::new(|inbox: Inbox<Receiver<()>>| {
+            let ended = ended.clone();
+            async move {
+                loop {
+                    let _ = inbox.next().await.await;
+                    ended.set(ended.get() + 1);
+                }
+            }
+        });
+        for round in 0..3 {
+            let mut ends = Vec::new();
+            for _ in 0..5 {
+                let (end, wait) = channel::<()>();
+                running.start(wait);
+                ends.push(end);
+            }
+            assert!(!running.is_empty() && running.rooms.len() <= 5);
+            // In another order than they began.
+            for (at, end) in ends.into_iter().rev().enumerate() {
+                let before = ended.get();
+                assert_eq!(before, round * 5 + at);
+                let _ = end.send(());
+                std::future::poll_fn(|cx| {
+                    running.run(cx);
+                    if ended.get() > before { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+            assert!(running.is_empty() && running.rooms.len() == 5, "kept for those who come");
+        }
+        running.tidy();
+        assert_eq!(running.rooms.len(), 5, "they were needed a moment ago");
+        let (end, wait) = channel::<()>();
+        running.start(wait);
+        running.run(&mut Context::from_waker(Waker::noop()));
+        running.tidy();
+        assert!(!running.rooms.is_empty() && !running.is_empty(), "one is taken");
+        drop(end);
+        running.run(&mut Context::from_waker(Waker::noop()));
+        assert!(running.is_empty());
+        running.tidy();
+        running.tidy();
+        assert_eq!((running.rooms.len(), running.free.len()), (KEPT, KEPT));
+    }
+
+    #[tokio::test]
+    async fn who_wakes_itself_has_another_turn_and_nobody_a_turn_unasked() {
+        let turns = Rc::new(Cell::new(0));
+        let mut running = Running::new(|inbox: Inbox<()>| {
+            let counted = turns.clone();
+            async move {
+                inbox.next().await;
+                std::future::poll_fn(move |cx| {
+                    counted.set(counted.get() + 1);
+                    if counted.get() < 3 {
+                        cx.waker().wake_by_ref();
+                    }
+                    Poll::<()>::Pending
+                })
+                .await;
+            }
+        });
+        running.start(());
+        std::future::poll_fn(|cx| {
+            running.run(cx);
+            if turns.get() == 3 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let mut cx = Context::from_waker(Waker::noop());
+        (0..3).for_each(|_| running.run(&mut cx));
+        assert_eq!(turns.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_crowd_lets_sockets_have_their_turn() {
+        let begun = Rc::new(Cell::new(0));
+        let mut running = Running::new(|inbox: Inbox<()>| {
+            let begun = begun.clone();
+            async move {
+                loop {
+                    inbox.next().await;
+                    begun.set(begun.get() + 1);
+                }
+            }
+        });
+        (0..3 * TURN + 1).for_each(|_| running.start(()));
+        let mut seen = Vec::new();
+        std::future::poll_fn(|cx| {
+            running.run(cx);
+            seen.push(begun.get());
+            if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert_eq!(seen, [TURN, 2 * TURN, 3 * TURN, 3 * TURN + 1]);
+    }
+}
