@@ -204,6 +204,7 @@ async fn prune_once(store: &Store, lease: &Lease) -> Result<(), StoreError> {
     store.prune_decisions(lease, DECISIONS_KEPT, DECISIONS_BYTES).await?;
     store.prune_certificates(lease, before).await?;
     store.prune_agents(lease, before).await?;
+    store.prune_handovers(lease, before).await?;
     if store.is_shared() {
         store.forget_sessions_of_the_dead(lease).await?;
     }

@@ -113,7 +113,11 @@ impl Flooded {
             let asked = Instant::now();
             let request = b"GET /fine HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
             let answer = exchange(&mut stream, request).await.expect("the neighbour is answered");
-            assert_eq!(answer.status, 200);
+            if answer.status != 200 {
+                let log = self.orders.access_log().await;
+                let refused: Vec<_> = log.iter().filter(|line| line.get("status").is_some_and(|status| *status != 200)).collect();
+                panic!("the neighbour got {}: {:#?}", answer.status, refused.last());
+            }
             waited.push(asked.elapsed());
             tokio::time::sleep(PACE).await;
         }

@@ -4,7 +4,13 @@
 use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
-use super::{Author, Deed, Kek, KeyError, RotationRow, Store, StoreError, audit::enter, rotation::read_phase, sql::sql};
+use super::{
+    Author, Deed, Kek, KeyError, Lease, RotationRow, Store, StoreError,
+    audit::enter,
+    replica::SILENT,
+    rotation::read_phase,
+    sql::{composed, sql},
+};
 use crate::ca::Phase;
 
 /// The CA that goes.
@@ -104,6 +110,18 @@ impl Store {
     pub(crate) async fn forget_handover(&self) -> Result<(), StoreError> {
         sql("DELETE FROM ca_handovers WHERE replica = $1").bind(self.replica()).run(&self.writer).await?;
         Ok(())
+    }
+
+    /// Forgets what replicas that do not live left behind before `before`: no key stays of one that never comes back.
+    pub(crate) async fn prune_handovers(&self, lease: &Lease, before: i64) -> Result<(), StoreError> {
+        let mut change = self.begin_under(lease).await?;
+        let text = format!(
+            "DELETE FROM ca_handovers WHERE phase_started < $1
+             AND replica NOT IN (SELECT id FROM replicas WHERE last_seen > {} - $2)",
+            self.writer.now()
+        );
+        composed(text).bind(before).bind(SILENT).run(&mut change).await?;
+        Ok(change.commit().await?)
     }
 }
 

@@ -52,4 +52,21 @@ on_both! {
         sql("UPDATE ca_handovers SET chain = $1").bind(forged).run(&store.writer).await.unwrap();
         assert!(store.handover(&kek).await.is_err());
     }
+
+    #[tokio::test]
+    async fn no_key_stays_of_a_replica_that_never_comes_back(place) {
+        let (store, _claim, kek) = place.try_open_as("solo").await.unwrap();
+        let (gone, late) = (store.as_replica("gone"), store.as_replica("late"));
+        for replica in [&store, &gone, &late] {
+            replica.heartbeat("a:1").await.unwrap();
+            replica.begin_handover(&row(Phase::Distributing), &going(), &kek, 1).await.unwrap();
+        }
+        gone.farewell().await.unwrap();
+        let lease = store.take_lease("prune", Duration::from_secs(60)).await.unwrap().unwrap();
+        store.prune_handovers(&lease, 2).await.unwrap();
+        assert!(gone.handover(&kek).await.unwrap().is_some(), "it may only have stopped for a moment");
+        store.prune_handovers(&lease, 3).await.unwrap();
+        assert!(gone.handover(&kek).await.unwrap().is_none());
+        assert!(store.handover(&kek).await.unwrap().is_some() && late.handover(&kek).await.unwrap().is_some());
+    }
 }
