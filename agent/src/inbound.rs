@@ -38,8 +38,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
         None => Box::pin(worker.acceptor.accept(stream, address, worker.limits.handshake)).await, // Accepted → Secured
         Some(port) => Box::pin(tls::plaintext(stream, address, port, worker.limits.head_read)).await,
     };
-    let opened = secured.and_then(|secured| open(&worker, secured));
-    let (inbound, secured) = match opened {
+    let (inbound, secured) = match secured.and_then(|secured| open(&worker, secured)) {
         Ok(opened) => opened,
         Err(refusal) => {
             let mut record = Record::new(&worker.observer, Side::Inbound);
