@@ -15,6 +15,7 @@ use crate::{
     tcp::Tunnel,
     telemetry::{Record, Side},
     tls::{self, MeshProtocol, Secured},
+    upstream::Turnstile,
     worker::Worker,
 };
 
@@ -27,6 +28,7 @@ struct Inbound {
     local: LocalPort,
     /// Who called, in Envoy's format: always ours, never a caller's.
     client_cert: Option<String>,
+    turnstile: Rc<Turnstile>,
 }
 
 /// Serves one connection to its end: from another agent, or in plaintext to a port.
@@ -36,8 +38,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
         None => Box::pin(worker.acceptor.accept(stream, address, worker.limits.handshake)).await, // Accepted → Secured
         Some(port) => Box::pin(tls::plaintext(stream, address, port, worker.limits.head_read)).await,
     };
-    let opened = secured.and_then(|secured| open(&worker, secured));
-    let (inbound, secured) = match opened {
+    let (inbound, secured) = match secured.and_then(|secured| open(&worker, secured)) {
         Ok(opened) => opened,
         Err(refusal) => {
             let mut record = Record::new(&worker.observer, Side::Inbound);
@@ -69,7 +70,7 @@ fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Ref
     }
     let peer = Rc::new(secured.peer.clone());
     let client_cert = peer.id().map(|id| format!("By={};URI={id}", worker.own_identity()));
-    Ok((Inbound { worker: worker.clone(), peer, target, local, client_cert }, secured))
+    Ok((Inbound { worker: worker.clone(), peer, target, local, client_cert, turnstile: Rc::default() }, secured))
 }
 
 impl Inbound {
@@ -100,7 +101,7 @@ impl Inbound {
         }
         let response = tokio::select! {
             biased;
-            response = self.worker.upstreams.serve(&route, request, &added) => response?,
+            response = self.worker.upstreams.serve(&route, request, &added, &self.turnstile) => response?,
             revoked = permit.revoked() => return Err(revoked),
         };
         Ok((response, permit))

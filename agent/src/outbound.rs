@@ -71,7 +71,7 @@ impl Outbound {
     async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
         record.admit(self.worker.limits.requests)?;
         let route = self.route(&request, record).await?;
-        self.worker.upstreams.send(&route, request, &record.onward(), record.trail()).await
+        self.worker.upstreams.send(&route, request, &record.onward(), record.trail(), None).await
     }
 
     /// CONNECT to a port that carries opaque bytes.

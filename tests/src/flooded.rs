@@ -48,8 +48,8 @@ impl Way {
 pub struct Ridden {
     /// The agent ended the connection.
     pub closed: bool,
-    /// How often it was sent before its sender saw the end, buffers of the system included.
-    pub sent: usize,
+    /// Frames that were sent before their sender saw the end, buffers of the system included.
+    pub frames: usize,
     /// How much more the agent held at most, in KiB.
     pub grown: u64,
     /// How long the neighbour waited, each time.
@@ -113,7 +113,11 @@ impl Flooded {
             let asked = Instant::now();
             let request = b"GET /fine HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
             let answer = exchange(&mut stream, request).await.expect("the neighbour is answered");
-            assert_eq!(answer.status, 200);
+            if answer.status != 200 {
+                let log = self.orders.access_log().await;
+                let refused: Vec<_> = log.iter().filter(|line| line.get("status").is_some_and(|status| *status != 200)).collect();
+                panic!("the neighbour got {}: {:#?}", answer.status, refused.last());
+            }
             waited.push(asked.elapsed());
             tokio::time::sleep(PACE).await;
         }
@@ -121,22 +125,33 @@ impl Flooded {
 
     /// Sends a flood on a connection of its own, with the neighbour asking meanwhile, and once more afterwards.
     pub async fn ride(&self, flood: &Flood, way: Way) -> Ridden {
+        self.ride_in(flood, way, Pace::Fast).await
+    }
+
+    /// The same so slowly that hardly more is sent than what the agent takes.
+    pub async fn ride_slowly(&self, flood: &Flood, way: Way) -> Ridden {
+        self.ride_in(flood, way, Pace::Slow).await
+    }
+
+    async fn ride_in(&self, flood: &Flood, way: Way, pace: Pace) -> Ridden {
         self.backend.forget();
         let before = self.memory("VmRSS:");
         // From here on the most it ever held is the most since now (proc(5)).
         let marked = std::fs::write(format!("/proc/{}/clear_refs", self.orders.process.id()), "5").is_ok();
         let mut waited = Vec::new();
-        let (closed, sent) = {
+        let (closed, frames) = {
             let neighbour = self.neighbour(&mut waited, usize::MAX);
             let sending = async {
                 let protocol = match way {
-                    Way::Plaintext => return send(TcpStream::connect(self.plain).await.expect("a connection"), flood).await,
+                    Way::Plaintext => {
+                        return send(TcpStream::connect(self.plain).await.expect("a connection"), flood, pace, way).await;
+                    }
                     Way::Http2 => MeshProtocol::Http2,
                     Way::Mesh => MeshProtocol::Mesh,
                 };
                 let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
                 let connected = self.peer.connect(self.orders.mesh, "shop/orders", 80, protocol, expected).await;
-                send(connected.expect("a mesh connection"), flood).await
+                send(connected.expect("a mesh connection"), flood, pace, way).await
             };
             tokio::select! {
                 sent = sending => sent,
@@ -145,19 +160,45 @@ impl Flooded {
         };
         self.neighbour(&mut waited, 1).await;
         let most = self.memory(if marked { "VmHWM:" } else { "VmRSS:" });
-        Ridden { closed, sent, grown: most.saturating_sub(before), waited }
+        Ridden { closed, frames, grown: most.saturating_sub(before), waited }
     }
 }
 
-/// Sends a flood while what comes back is read. Whether the agent ended the connection, and how often it was sent before.
-async fn send(io: impl AsyncRead + AsyncWrite, flood: &Flood) -> (bool, usize) {
+/// How fast a flood is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    Fast,
+    Slow,
+}
+
+/// Frames in what is sent.
+fn frames(way: Way, mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    loop {
+        let length = match (way, bytes) {
+            (Way::Mesh, [_, _, _, _, high, middle, low, ..]) => 8 + u32::from_be_bytes([0, *high, *middle, *low]) as usize,
+            (Way::Plaintext | Way::Http2, [high, middle, low, ..]) => 9 + u32::from_be_bytes([0, *high, *middle, *low]) as usize,
+            _ => return count,
+        };
+        count += 1;
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+}
+
+/// Sends a flood while what comes back is read. Whether the agent ended the connection, and after how many frames.
+async fn send(io: impl AsyncRead + AsyncWrite, flood: &Flood, pace: Pace, way: Way) -> (bool, usize) {
     let (mut read, mut write) = tokio::io::split(io);
-    let mut sent = 0;
+    let (mut sent, mut count) = (0, 0);
     let sending = async {
         write.write_all(flood.opening()).await?;
         while sent < TIMES {
-            write.write_all(&flood.next(sent)).await?;
-            sent += 1;
+            let next = flood.next(sent);
+            write.write_all(&next).await?;
+            (sent, count) = (sent + 1, count + frames(way, &next));
+            if pace == Pace::Slow && sent % 10 == 0 {
+                write.flush().await?;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
         }
         write.flush().await?;
         // What a slow agent still has to read.
@@ -170,5 +211,5 @@ async fn send(io: impl AsyncRead + AsyncWrite, flood: &Flood) -> (bool, usize) {
         sent = sending => sent.is_err(),
         () = ended => true,
     };
-    (closed, sent)
+    (closed, count)
 }

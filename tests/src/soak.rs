@@ -1,6 +1,9 @@
 //! Everything about certificates that can change, changed under load: leaves, issuing CAs, the trust anchor, and the replicas
 //! of the control plane that do it, each killed in its turn. Not one request may fail.
 
+pub mod floods;
+pub mod slow;
+
 use std::{
     net::SocketAddr,
     sync::{

@@ -20,7 +20,10 @@ async fn withstands(floods: &[Flood], way: Way) {
         let what = format!("{} ({})", flood.name, way.as_str());
         let ridden = flooded.ride(flood, way).await;
         let slowest = ridden.waited.iter().max().copied().unwrap_or_default();
-        println!("{what}: closed {} after {}, slowest {slowest:?}, grew {} KiB", ridden.closed, ridden.sent, ridden.grown);
+        println!(
+            "{what}: closed {} after {} frames, slowest {slowest:?}, grew {} KiB",
+            ridden.closed, ridden.frames, ridden.grown
+        );
         assert!(ridden.closed || flood.end == End::Bounded, "{what}: all was taken");
         assert!(slowest < Duration::from_secs(2), "{what}: the neighbour waited {slowest:?}");
         assert!(ridden.grown <= GROWTH, "{what}: the agent grew by {} KiB", ridden.grown);

@@ -45,7 +45,10 @@ impl Scene {
             format!("shop/orders:80/http={}", backend.address),
             format!("shop/orders:81/http={}", sink.local_addr().expect("address")),
         ];
-        let orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+        // Streams whose bodies do not come stay for as long as a busy machine takes: else they are answered, and their places free.
+        let more = ["stall-time", "connect-time", "response-time"].map(|limit| ["--limit".to_owned(), format!("{limit}=1h")]);
+        let options = AgentOptions { services, more: more.concat(), ..AgentOptions::default() };
+        let orders = mesh.agent("shop/orders", options).await;
         mesh.apply(POLICY);
         let peer = MeshPeer::join(&mesh, "shop/web").await;
         Self { _mesh: mesh, orders, backend, _sink: sink, peer }
@@ -90,7 +93,7 @@ impl Connection {
             if self.ended {
                 return None;
             }
-            let read = tokio::time::timeout(std::time::Duration::from_secs(20), self.io.read_buf(&mut self.buf)).await;
+            let read = tokio::time::timeout(std::time::Duration::from_secs(60), self.io.read_buf(&mut self.buf)).await;
             self.ended = !matches!(read.expect("never silent"), Ok(count) if count > 0);
         }
     }

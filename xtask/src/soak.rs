@@ -1,5 +1,7 @@
 //! `cargo xtask soak`: what the tests do in short, for as long as it takes to believe it.
 
+mod attacks;
+
 use std::{
     path::PathBuf,
     process::{Command, Stdio},
@@ -41,6 +43,10 @@ enum Name {
     Rotation,
     /// 10^7 requests through a pair of agents, then 20 000 idle connections: nothing fails, memory does not grow
     Dataplane,
+    /// Each flood of frames again and again: it ends, memory does not grow, a neighbour waits no longer
+    Floods,
+    /// 1000 connections of each kind that take their time: gone in 30 s, the service answers
+    Slow,
     /// 200 times kill -9 during issuance, on SQLite and on PostgreSQL
     Store,
 }
@@ -67,6 +73,20 @@ impl Soak {
         self.json.map_or(Ok(()), |path| report.write(&path))
     }
 
+    fn attacks(self, mut soak: Command) -> anyhow::Result<()> {
+        let quick: &[&str] = match self.name {
+            Name::Floods if self.quick => &["floods", "--rounds", "1", "--window", "200"],
+            Name::Floods => &["floods"],
+            _ if self.quick => &["slow", "--connections", "50"],
+            _ => &["slow"],
+        };
+        // Its progress goes to the terminal as it comes.
+        soak.args(quick).stdin(Stdio::null()).stderr(Stdio::inherit());
+        let rows = soak.output().context("cannot run outrider-soak")?.stdout;
+        let judge = if self.name == Name::Floods { attacks::floods } else { attacks::slow };
+        judge(&rows, self.json.as_deref())
+    }
+
     /// Runs it, prints what was seen, and fails when a request did.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         if self.name == Name::Dataplane {
@@ -81,6 +101,9 @@ impl Soak {
         command::run(&mut build)?;
         let output = if self.profile == "dev" { "debug" } else { self.profile.as_str() };
         let mut soak = Command::new(target_directory()?.join(output).join("outrider-soak"));
+        if matches!(self.name, Name::Floods | Name::Slow) {
+            return self.attacks(soak);
+        }
         soak.arg("rotation");
         if self.quick {
             soak.args(["--requests", "20000", "--renewals", "20"]);

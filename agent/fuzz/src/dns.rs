@@ -12,7 +12,7 @@ pub fn dns(data: &[u8]) {
             return assert!(answer.len() == 12 && answer[..2] == data[..2] && answer[2] & 0x80 != 0 && code != Code::NoError);
         }
     };
-    assert!(data.len() <= LARGEST_QUERY && query.name.len() < 255);
+    assert!(data.len() <= LARGEST_QUERY && query.name.chars().count() < 255);
     // The question ends where kind and class end: what stands there is repeated to the letter.
     let asked = query.ask(0x1234);
     let question = &asked[12..asked.len() - 11];

@@ -10,6 +10,7 @@ mod sockets;
 mod take;
 
 pub(crate) use give::{Offer, Succeeded};
+pub use record::reread;
 pub(crate) use sockets::Sockets;
 pub use take::{TakeOver, TakeOverError};
 

@@ -54,11 +54,7 @@ pub(super) struct Record {
 /// # Errors
 /// When the other side is gone, or the text is too long.
 pub(super) fn send(stream: &UnixStream, word: Word, text: &str, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut bytes = [0; SIZE];
-    let (head, rest) = bytes.split_at_mut(2);
-    let place = rest.get_mut(..text.len()).ok_or_else(|| io::Error::other(format!("`{text}` is too long")))?;
-    place.copy_from_slice(text.as_bytes());
-    head.copy_from_slice(&[word as u8, u8::try_from(text.len()).map_err(io::Error::other)?]);
+    let bytes = written(word, text)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let descriptors = descriptor.as_slice();
@@ -89,11 +85,29 @@ pub(super) fn receive(stream: &UnixStream) -> io::Result<Record> {
         }
     }
     io::Read::read_exact(&mut &*stream, bytes.get_mut(got..).unwrap_or_default())?;
-    let no_record = || io::Error::other("what it says is no record");
-    let [word, length, text @ ..] = &bytes;
-    let text = text.get(..usize::from(*length)).ok_or_else(no_record)?;
-    let text = String::from_utf8(text.to_vec()).map_err(|_| no_record())?;
-    Ok(Record { word: Word::of(*word).ok_or_else(no_record)?, text, descriptor })
+    let (word, text) = read(&bytes).ok_or_else(|| io::Error::other("what it says is no record"))?;
+    Ok(Record { word, text, descriptor })
+}
+
+fn written(word: Word, text: &str) -> io::Result<[u8; SIZE]> {
+    let mut bytes = [0; SIZE];
+    let (head, rest) = bytes.split_at_mut(2);
+    let place = rest.get_mut(..text.len()).ok_or_else(|| io::Error::other(format!("`{text}` is too long")))?;
+    place.copy_from_slice(text.as_bytes());
+    head.copy_from_slice(&[word as u8, u8::try_from(text.len()).map_err(io::Error::other)?]);
+    Ok(bytes)
+}
+
+fn read(bytes: &[u8; SIZE]) -> Option<(Word, String)> {
+    let [word, length, text @ ..] = bytes;
+    let text = std::str::from_utf8(text.get(..usize::from(*length))?).ok()?;
+    Some((Word::of(*word)?, text.to_owned()))
+}
+
+/// A record as an agent would write what it read in these bytes; none when they are no record. For the fuzz targets.
+pub fn reread(bytes: &[u8; SIZE]) -> Option<[u8; SIZE]> {
+    let (word, text) = read(bytes)?;
+    written(word, &text).ok()
 }
 
 /// Receives a record that must be this word.

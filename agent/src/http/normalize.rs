@@ -98,7 +98,10 @@ impl RequestParts {
             None => (path_and_query, None),
         };
         let path = match path {
-            b"*" | b"" => std::str::from_utf8(path).unwrap_or_default().into(),
+            b"*" => "*".into(),
+            b"" if method == http::Method::CONNECT => "".into(),
+            // Of a URL that goes on with its query (RFC 9112 section 3.2.1).
+            b"" => "/".into(),
             path => path::canonical(path).map_err(|problem| Refusal::new(Reason::AmbiguousPath, problem.to_string()))?,
         };
         let path_len = path.len();
@@ -251,6 +254,8 @@ mod tests {
         let request = head("GET", "http://files.shop/a?b", "files.shop:80").unwrap();
         assert_eq!((request.path(), request.query(), &*request.host), ("/a", Some("b"), "files.shop"));
         assert_eq!(head("GET", "http://files.shop", "files.shop").unwrap().path(), "/");
+        let request = head("GET", "http://files.shop?b", "files.shop").unwrap();
+        assert_eq!((request.path(), request.target.as_str()), ("/", "/?b"), "no path is the shortest one");
         for target in ["https://files.shop/", "ftp://files.shop/", "files.shop/", "pkg.Svc/Del", "*"] {
             assert!(head("GET", target, "files.shop").is_err(), "{target}");
         }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     body::{BodyReader, Upstream},
     dispatch::Role,
-    driver::Driver,
+    driver::{Driver, Ended},
     duplex::Duplex,
     frame::{Code, Kind},
     head,
@@ -16,6 +16,7 @@ use super::{
     pump::Pump,
     stream::{Asked, Waiter},
     transport::Sealed,
+    violation::Violation,
 };
 use crate::{
     alarm::within,
@@ -65,14 +66,21 @@ pub enum Exchange {
 }
 
 impl MeshClient {
-    /// Takes over a connection on which the protocol was agreed; a task of its own drives it.
+    /// Takes over a connection on which the protocol was agreed; a task of its own drives it. `count` hears of the rule that the
+    /// peer broke, if it did.
     ///
     /// # Errors
     /// When `io` is not a TLS connection of which this is the only handle.
-    pub fn open(io: SharedIo, tenure: Tenure, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
+    pub fn open(
+        io: SharedIo,
+        tenure: Tenure,
+        limits: &Limits,
+        tasks: &Tasks,
+        count: impl FnOnce(Violation) + 'static,
+    ) -> Result<Self, Refusal> {
         let sealed = Sealed::new(io).ok_or_else(|| Refusal::new(Reason::ConnectFailed, "not a connection of our own"))?;
         let link = Rc::new(Link::new(limits));
-        tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), tenure.clone(), limits.clone()));
+        tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), tenure.clone(), limits.clone(), count));
         Ok(Self { shared: Rc::new(Shared { link, tenure }) })
     }
 
@@ -84,7 +92,7 @@ impl MeshClient {
 }
 
 /// Drives a connection until it has ended, or nobody uses it any more.
-async fn drive(mut driver: Driver, tenure: Tenure, limits: Limits) {
+async fn drive(mut driver: Driver, tenure: Tenure, limits: Limits, count: impl FnOnce(Violation)) {
     let link = driver.link.clone();
     let mut timer = std::pin::pin!(tokio::time::sleep(SILENCE));
     let mut ended = std::pin::pin!(tenure.ended());
@@ -130,8 +138,9 @@ async fn drive(mut driver: Driver, tenure: Tenure, limits: Limits) {
         Poll::Pending
     })
     .await;
-    if let Some(super::driver::Ended::Broke(violation)) = &end {
+    if let Some(Ended::Broke(violation)) = end {
         tracing::warn!(%violation, "another agent broke the mesh protocol");
+        count(violation);
         driver.leave(Code::Protocol);
     } else if end.is_none() {
         driver.leave(Code::Done);

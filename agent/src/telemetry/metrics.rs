@@ -88,6 +88,7 @@ impl Metrics {
         registry.register("connections", "Open connections from callers", connections.clone());
         let upstream = Family::<StateLabels, Gauge>::default();
         registry.register("upstream_connections", "Connections to upstreams that wait or are shared", upstream.clone());
+        let violations = MeshViolations::new(registry);
         let metrics = Self {
             series: Arc::default(),
             allowed: decisions.get_or_create_owned(&DecisionLabels { effect: "allow" }),
@@ -106,8 +107,8 @@ impl Metrics {
             renewals: renewals.get_or_create_owned(&ResultLabels { result: "ok" }),
             renewal_failures: renewals.get_or_create_owned(&ResultLabels { result: "failed" }),
             control_plane_connected: Gauge::default(),
-            upstream: UpstreamMetrics::new(registry),
-            mesh_violations: MeshViolations::new(registry),
+            upstream: UpstreamMetrics::new(registry, violations.clone()),
+            mesh_violations: violations,
         };
         metrics.register(registry);
         metrics

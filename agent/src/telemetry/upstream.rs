@@ -11,6 +11,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::MeshViolations;
+
 /// Services with a series of their own; the rest is `other`.
 const MOST: usize = 256;
 
@@ -39,6 +41,8 @@ pub struct UpstreamMetrics {
     retries: Family<RetryLabels, Counter>,
     ejections: Family<ServiceLabels, Counter>,
     named: Arc<Mutex<HashSet<String>>>,
+    /// What other agents that were called do against the mesh protocol.
+    pub violations: MeshViolations,
 }
 
 /// The counters of one service, looked up once.
@@ -56,8 +60,8 @@ pub struct ServiceCounters {
 
 impl UpstreamMetrics {
     /// Registers the families.
-    pub fn new(registry: &mut Registry) -> Self {
-        let own = Self::default();
+    pub fn new(registry: &mut Registry, violations: MeshViolations) -> Self {
+        let own = Self { violations, ..Self::default() };
         registry.register("upstream_tries", "Tries of requests at endpoints, by service, zone and outcome", own.tries.clone());
         registry.register("upstream_retries", "Retries, by service and whether the budget had room", own.retries.clone());
         registry.register("upstream_ejections", "Endpoints left alone for their failures", own.ejections.clone());

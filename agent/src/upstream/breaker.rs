@@ -4,6 +4,9 @@ use std::{cell::Cell, rc::Rc};
 
 use crate::refusal::{Reason, Refusal};
 
+/// Requests that may wait for a connection to be made.
+pub(super) const CONNECTING: usize = 256;
+
 /// Most of everything, for each worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -17,7 +20,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { requests: 4096, endpoint_requests: 1024, connecting: 256 }
+        Self { requests: 4096, endpoint_requests: 1024, connecting: CONNECTING }
     }
 }
 

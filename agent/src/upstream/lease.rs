@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use super::{breaker::Held, pool::Slot};
+use super::{breaker::Held, pool::Slot, turnstile::Turnstile};
 use crate::{
     http::h1::H1Client,
     refusal::{Reason, Refusal},
@@ -45,12 +45,25 @@ impl Lease {
 pub struct StreamLease {
     load: Rc<Cell<usize>>,
     _service: Option<Rc<Held>>,
+    /// The caller's, where callers share a program.
+    turnstile: Option<Rc<Turnstile>>,
 }
 
 impl StreamLease {
     pub(super) fn take(load: &Rc<Cell<usize>>, service: Option<Rc<Held>>) -> Self {
         load.set(load.get() + 1);
-        Self { load: load.clone(), _service: service }
+        Self { load: load.clone(), _service: service, turnstile: None }
+    }
+
+    /// The same for a request of this caller.
+    pub(super) fn of(mut self, turnstile: Option<Rc<Turnstile>>) -> Self {
+        self.turnstile = turnstile;
+        self
+    }
+
+    /// Where it waits for its turn to open a connection.
+    pub(super) fn turnstile(&self) -> Option<Rc<Turnstile>> {
+        self.turnstile.clone()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     mesh::{self, MeshClient},
     refusal::Refusal,
     route::Endpoint,
+    telemetry::Side,
     tls::MeshProtocol,
 };
 
@@ -117,7 +118,9 @@ impl Upstreams {
             }
         };
         if connected.protocol == MeshProtocol::Mesh {
-            let client = MeshClient::open(connected.io, connected.tenure, &self.limits, &self.tasks)?;
+            let violations = self.metrics.violations.clone();
+            let count = move |violation| violations.count(Side::Outbound, violation);
+            let client = MeshClient::open(connected.io, connected.tenure, &self.limits, &self.tasks, count)?;
             *place = MeshPlace::Open(client.clone(), generation);
             return Ok(Way::Mesh(client, true));
         }

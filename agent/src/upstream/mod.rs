@@ -17,6 +17,7 @@ mod pool;
 mod probe;
 mod retry;
 mod send;
+mod turnstile;
 
 pub use behind::Behind;
 pub use breaker::Bounds;
@@ -26,3 +27,4 @@ pub use lease::{Lease, StreamLease};
 pub use pool::{Key, Pool};
 pub use retry::{FIELD, FURTHER_DOWN, Sending, UNSENT};
 pub use send::Upstreams;
+pub use turnstile::Turnstile;

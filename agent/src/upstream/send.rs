@@ -16,6 +16,7 @@ use super::{
     outlier::Outcome,
     pool::{Http2Place, Key, Pool, Slot},
     retry::{FIELD, FURTHER_DOWN, Failure, Sending},
+    turnstile::Turnstile,
 };
 use crate::{
     http::{
@@ -70,7 +71,7 @@ pub(super) struct Connected {
 }
 
 impl Upstreams {
-    /// Sends a request. `added` are fields of our own; `trail` says how it went.
+    /// Sends a request. `added` are fields of our own; `trail` says how it went; `turnstile` is that of a caller among others.
     ///
     /// # Errors
     /// `connect_failed`, `peer_identity`, `upstream_failed`, `upstream_timeout`, `protocol_mismatch`, `no_identity`,
@@ -81,12 +82,13 @@ impl Upstreams {
         request: Request,
         added: &Fields,
         trail: &mut Trail,
+        turnstile: Option<&Rc<Turnstile>>,
     ) -> Result<Response, Refusal> {
         match route.kind() {
             Kind::Local { program, protocol } => {
                 let Request { head, body } = request;
                 let slot = self.pool.slot(&Key::Program(*program));
-                let stream = StreamLease::take(&slot.load, None);
+                let stream = StreamLease::take(&slot.load, None).of(turnstile.cloned());
                 let outcome = match protocol {
                     Protocol::Http2 | Protocol::Grpc => {
                         Box::pin(self.exchange_http2(&slot, None, &head, added, body, stream)).await
@@ -116,9 +118,15 @@ impl Upstreams {
     ///
     /// # Errors
     /// As [`Upstreams::send`].
-    pub async fn serve(self: &Rc<Self>, route: &Route, request: Request, added: &Fields) -> Result<Response, Refusal> {
+    pub async fn serve(
+        self: &Rc<Self>,
+        route: &Route,
+        request: Request,
+        added: &Fields,
+        turnstile: &Rc<Turnstile>,
+    ) -> Result<Response, Refusal> {
         let before = self.behind.count();
-        let mut response = self.send(route, request, added, &mut Trail::default()).await?;
+        let mut response = self.send(route, request, added, &mut Trail::default(), Some(turnstile)).await?;
         response.fields.remove(FIELD);
         if response.status >= 500 && self.behind.count() != before {
             response.fields.push(FIELD.as_bytes(), FURTHER_DOWN);
@@ -178,7 +186,7 @@ impl Upstreams {
             let held = stream.take().unwrap_or_else(|| StreamLease::take(&slot.load, None));
             let (client, reused) = match slot.take(generation) {
                 Some(client) => (client, true),
-                None => match Box::pin(self.connect(&slot.key, endpoint, MeshProtocol::Http1)).await {
+                None => match Box::pin(self.connect_in_turn(slot, endpoint, held.turnstile())).await {
                     Ok(connected) => (H1Client::new(connected.io, connected.tenure), false),
                     Err(refusal) => return Err(Failure::unsent(refusal, body)),
                 },
@@ -252,6 +260,20 @@ impl Upstreams {
                 Err(refusal)
             }
         }
+    }
+
+    /// A new connection for HTTP/1.1, when it is the turn of one more request of its caller.
+    async fn connect_in_turn(
+        &self,
+        slot: &Slot,
+        endpoint: Option<&Endpoint>,
+        turnstile: Option<Rc<Turnstile>>,
+    ) -> Result<Connected, Refusal> {
+        let _turn = match &turnstile {
+            Some(turnstile) => Some(turnstile.pass(self.limits.connect).await?),
+            None => None,
+        };
+        self.connect(&slot.key, endpoint, MeshProtocol::Http1).await
     }
 
     /// A new connection to an endpoint, or to the own program when there is none.

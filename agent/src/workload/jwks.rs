@@ -8,6 +8,8 @@ use outrider_policy::TrustDomain;
 use outrider_proto::v1::JwtBundle;
 use tokio::sync::watch;
 
+use super::token::{Claims, TokenError};
+
 /// Longest name of a key.
 const MAX_ID: usize = 128;
 /// Most keys at a time: rotation needs three.
@@ -91,6 +93,16 @@ impl Default for JwtKeys {
 }
 
 impl JwtKeys {
+    /// Checks a token for `audience` at `now`, Unix seconds.
+    ///
+    /// # Errors
+    /// Names the first rule that it breaks; without keys that none is known.
+    pub fn read(&self, token: &str, audience: &str, now: f64) -> Result<Claims, TokenError> {
+        let keys = self.current();
+        let keys = keys.as_ref().as_ref().ok_or(TokenError::UnknownKey)?;
+        Claims::read(token, audience, keys, now)
+    }
+
     /// Checks keys without putting them in force.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::http::{Fields, message::BodyError};
+use crate::http::{Fields, MOST_TRAILERS, TRAILER_BYTES, message::BodyError};
 
 /// How a body ends (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,6 @@ pub enum Framing {
 
 /// Most bytes of one chunk-size line, CR LF included. Chunk extensions are refused: nobody needs them and readers differ.
 const CHUNK_LINE: usize = 18;
-/// Most bytes of all trailers.
-const TRAILERS: usize = 8 << 10;
 
 /// Takes a body out of a buffer that holds whatever has been read so far.
 #[derive(Debug)]
@@ -152,10 +150,10 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BodyError> {
     }
     let end = super::head::head_end(buf, 0).map_err(|_| BodyError::Malformed("bare CR or LF in trailers"))?;
     let Some(end) = end else {
-        return if buf.len() > TRAILERS { Err(BodyError::Malformed("trailers too long")) } else { Ok(None) };
+        return if buf.len() > TRAILER_BYTES { Err(BodyError::Malformed("trailers too long")) } else { Ok(None) };
     };
     let text = buf.split_to(end);
-    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
     let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&text, &mut headers) else {
         return Err(BodyError::Malformed("trailers are not header fields"));
     };

@@ -2,6 +2,7 @@
 
 mod body;
 mod client;
+mod dry;
 mod head;
 mod reader;
 mod server;
@@ -9,6 +10,7 @@ mod writer;
 
 pub use body::Framing;
 pub use client::{Exchange, H1Client, Switched, exchange, request_framing};
+pub use dry::{Digest, digest};
 pub(crate) use head::{ParsedRequest, ParsedResponse, head_end, request as parse_request, response as parse_response};
 pub use reader::{BodyReader, Reader};
 pub use server::{Reply, Service, serve};

@@ -170,23 +170,8 @@ pub(super) async fn wait_for_bytes(reader: &RefCell<Reader>) -> io::Result<bool>
 pub(super) async fn read_head(reader: &RefCell<Reader>, limits: &Limits) -> Result<BytesMut, Refusal> {
     let mut searched = 0;
     loop {
-        {
-            let reader = &mut *reader.borrow_mut();
-            // An empty line before a request line is a leftover of a client that ends bodies with one (RFC 9112, 2.2).
-            if reader.buf.starts_with(b"\r\n") && searched == 0 {
-                let _ = reader.buf.split_to(2);
-            }
-            if let Some(end) = head_end(&reader.buf, searched)? {
-                if end > limits.head_bytes {
-                    return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
-                }
-                return Ok(reader.buf.split_to(end));
-            }
-            if reader.buf.len() > limits.head_bytes {
-                return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
-            }
-            // The last bytes may be the first part of the end.
-            searched = reader.buf.len().saturating_sub(3);
+        if let Some(head) = take_head(&mut reader.borrow_mut().buf, &mut searched, limits)? {
+            return Ok(head);
         }
         match std::future::poll_fn(|cx| reader.borrow_mut().poll_fill(cx)).await {
             Ok(0) => return Err(Refusal::new(Reason::Malformed, "the connection ended within a head")),
@@ -194,6 +179,22 @@ pub(super) async fn read_head(reader: &RefCell<Reader>, limits: &Limits) -> Resu
             Err(error) => return Err(Refusal::caused(Reason::Malformed, &error)),
         }
     }
+}
+
+/// Takes the next head out of what has arrived; `searched` bytes of it are known to be no end.
+pub(super) fn take_head(buf: &mut BytesMut, searched: &mut usize, limits: &Limits) -> Result<Option<BytesMut>, Refusal> {
+    // Empty lines before a request line are a leftover of a client that ends bodies with one (RFC 9112, 2.2): none or all of them,
+    // or it would depend on how they arrive.
+    while *searched == 0 && buf.starts_with(b"\r\n") {
+        let _ = buf.split_to(2);
+    }
+    let end = head_end(buf, *searched)?;
+    if end.unwrap_or(buf.len()) > limits.head_bytes {
+        return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
+    }
+    // The last bytes may be the first part of the end.
+    *searched = buf.len().saturating_sub(3);
+    Ok(end.map(|end| buf.split_to(end)))
 }
 
 /// A body that is read from a connection.

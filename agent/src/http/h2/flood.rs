@@ -3,6 +3,7 @@
 //! streams that are over, and fields it would decode by the hundred before anybody can count them (CVE-2026-47774).
 
 mod block;
+mod dry;
 mod field_count;
 
 use std::{
@@ -21,6 +22,7 @@ use tokio::{
 };
 
 use block::Block;
+pub use dry::within_budget;
 
 use crate::http::Limits;
 
@@ -52,6 +54,8 @@ struct Budget {
     /// Frames that may come at once, and that are earned back a second.
     burst: u32,
     refill: u32,
+    /// What it was used up by.
+    why: Cell<&'static str>,
     /// Told when the budget is used up.
     exhausted: Notify,
     since: Cell<Instant>,
@@ -100,9 +104,10 @@ impl Flood {
         lasts(&self.0.stuck, limit).await;
     }
 
-    /// Ends when the budget is used up; from then on nothing is read.
-    pub(super) async fn exhausted(&self) {
+    /// Ends when the budget is used up, and says by what; from then on nothing is read.
+    pub(super) async fn exhausted(&self) -> &'static str {
         self.0.exhausted.notified().await;
+        self.0.why.get()
     }
 
     /// A stream was answered.
@@ -163,6 +168,7 @@ impl<I> Guarded<I> {
             left: Cell::new(burst),
             burst,
             refill,
+            why: Cell::new("too many frames that carry nothing"),
             exhausted: Notify::new(),
             since: Cell::new(Instant::now()),
             head: Cell::default(),
@@ -245,7 +251,15 @@ impl<I> Guarded<I> {
     /// Counts what a header block has: each field that it has too many costs as much as a frame.
     fn count(&mut self, payload: &[u8]) -> bool {
         let excess = self.block.take(payload, self.most);
-        !self.block.is_long() && (excess == 0 || self.flood.spend(excess))
+        let why = if self.block.is_long() {
+            "trailers too long"
+        } else if excess > 0 && !self.flood.spend(excess) {
+            "too many header fields"
+        } else {
+            return true;
+        };
+        self.flood.0.why.set(why);
+        false
     }
 }
 

@@ -9,6 +9,7 @@ mod websocket;
 
 pub use body::BodyReader;
 pub use client::{Exchange, H2Client, exchange};
+pub use flood::within_budget;
 pub use server::serve;
 pub use websocket::Duplex;
 

@@ -65,8 +65,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
             () = &mut head_stalls => return,
             () = &mut write_stalls => return near.reset(),
-            () = &mut exhausted => {
-                drop(service.refuse(Refusal::new(Reason::ControlFlood, "too many frames that carry nothing")));
+            why = &mut exhausted => {
+                drop(service.refuse(Refusal::new(Reason::ControlFlood, why)));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
                 let _ = tokio::time::timeout(FAREWELL, discard(near)).await;

@@ -1,0 +1,106 @@
+//! Each flood again and again beside a well-behaved neighbour: what the neighbour waits, and what the agent holds.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    Flooded, Ridden, Way,
+    floods::{End, Flood, over_http2, over_mesh},
+};
+
+/// Between two floods of one attacker.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+pub struct FloodPlan {
+    /// Times without a flood and with it, in turn.
+    pub rounds: u32,
+    /// How long each takes.
+    pub window: Duration,
+}
+
+/// What one flood did.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FloodSeen {
+    /// Its name.
+    pub name: &'static str,
+    /// How it came in.
+    pub way: &'static str,
+    /// Frames that its sender had sent when it saw the end; none when there was none and need not be.
+    pub frames: Option<usize>,
+    /// It ended, or need not end.
+    pub ended: bool,
+    /// How often it was sent.
+    pub times: usize,
+    /// How much more the agent held at most, in KiB.
+    pub grown: u64,
+    /// Median and 99th percentile of what the neighbour waited before, in microseconds: the median of the rounds.
+    pub before: [u64; 2],
+    /// The same with the flood.
+    pub during: [u64; 2],
+}
+
+/// Runs all of them. `tell` hears of each one.
+pub async fn floods(plan: FloodPlan, mut tell: impl FnMut(&FloodSeen, usize)) -> Vec<FloodSeen> {
+    let mut all = Vec::new();
+    let ways = [(Way::Plaintext, over_http2()), (Way::Http2, over_http2()), (Way::Mesh, over_mesh())];
+    let mut left: usize = ways.iter().map(|(_, rows)| rows.len()).sum();
+    for (way, rows) in ways {
+        let flooded = Flooded::start().await;
+        for flood in rows {
+            let seen = one(&flooded, &flood, way, plan).await;
+            left -= 1;
+            tell(&seen, left);
+            all.push(seen);
+        }
+    }
+    all
+}
+
+async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: FloodPlan) -> FloodSeen {
+    // Slowly, so that what was sent is nearly what was taken.
+    let slow = flooded.ride_slowly(flood, way).await;
+    let mut grown = slow.grown;
+    let mut ended = slow.closed;
+    let (mut before, mut during, mut times) = (Vec::new(), Vec::new(), 1);
+    for _ in 0..plan.rounds {
+        before.push(percentiles(flooded.quiet(plan.window).await));
+        let (mut waited, began) = (Vec::new(), Instant::now());
+        while began.elapsed() < plan.window {
+            let Ridden { closed, grown: more, waited: so_far, .. } = flooded.ride(flood, way).await;
+            waited.extend(so_far);
+            waited.extend(flooded.quiet(PAUSE).await);
+            (ended, grown, times) = (ended && closed, grown.max(more), times + 1);
+        }
+        during.push(percentiles(waited));
+    }
+    let is_bounded = flood.end == End::Bounded;
+    FloodSeen {
+        name: flood.name,
+        way: way.as_str(),
+        frames: slow.closed.then_some(slow.frames),
+        ended: ended || is_bounded,
+        times,
+        grown,
+        before: middle(&before),
+        during: middle(&during),
+    }
+}
+
+/// Median and 99th percentile, in microseconds.
+fn percentiles(mut waited: Vec<Duration>) -> [u64; 2] {
+    waited.sort_unstable();
+    [50, 99].map(|part| {
+        let at = (waited.len() * part / 100).min(waited.len().saturating_sub(1));
+        waited.get(at).map_or(0, |waited| u64::try_from(waited.as_micros()).unwrap_or(u64::MAX))
+    })
+}
+
+/// The median of each over the rounds.
+fn middle(rounds: &[[u64; 2]]) -> [u64; 2] {
+    [0, 1].map(|which| {
+        let mut each: Vec<u64> = rounds.iter().map(|round| round[which]).collect();
+        each.sort_unstable();
+        each.get(each.len() / 2).copied().unwrap_or_default()
+    })
+}
