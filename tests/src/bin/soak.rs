@@ -46,7 +46,7 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: u32,
         /// Milliseconds that each takes
-        #[arg(long, default_value_t = 2000)]
+        #[arg(long, default_value_t = 1000)]
         window: u64,
     },
     /// Connections that take their time, beside a neighbour

@@ -16,6 +16,8 @@ use crate::{AgentOptions, Mesh, MeshOptions, exchange, free_port};
 
 /// A flood is over when nobody is left, or after this.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attackers.
+const GAP: Duration = Duration::from_millis(3);
 /// Between two bytes of an attacker.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -97,7 +99,8 @@ async fn attack(address: SocketAddr, kind: Kind) -> io::Result<Duration> {
             Ok(_) => false,
             Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         };
-        if ended || (!matches!(kind, Kind::Read) && stream.write_all(b"a").await.is_err()) {
+        // What was said to us waits to be read, so that a reset shows before.
+        if ended || stream.take_error()?.is_some() || (!matches!(kind, Kind::Read) && stream.write_all(b"a").await.is_err()) {
             return Ok(began.elapsed());
         }
     }
@@ -135,8 +138,12 @@ pub async fn slow(connections: usize, mut tell: impl FnMut(&str)) -> Vec<SlowSee
 
 async fn one(name: &'static str, kind: Kind, plain: SocketAddr, connections: usize, tell: &mut impl FnMut(&str)) -> SlowSeen {
     let mut attackers = JoinSet::new();
-    for _ in 0..connections {
-        attackers.spawn(attack(plain, kind));
+    for number in 0..u32::try_from(connections).unwrap_or(u32::MAX) {
+        attackers.spawn(async move {
+            // All at once would find the program's own bound on new connections first.
+            tokio::time::sleep(GAP * number).await;
+            attack(plain, kind).await
+        });
     }
     let mut seen = SlowSeen { name, connections, gone: None, served: 0, failed: 0, slowest_ms: 0 };
     let (began, mut gone, mut told) = (Instant::now(), Vec::new(), Instant::now());
