@@ -132,3 +132,32 @@ on_both! {
         assert_eq!(outcomes, ["aborted", "ok"]);
     }
 }
+
+#[tokio::test]
+async fn who_changed_policies_before_authors_were_named_is_kept_as_it_was_known() {
+    for (place, mark) in
+        [(Place::sqlite(), "PRAGMA user_version = 9"), (Place::postgres(), "UPDATE outrider_schema SET version = 9")]
+    {
+        let (store, claim) = place.open().await;
+        let put = Written { puts: vec![("shop".into(), "a".into(), "{}".into())], deletes: Vec::new() };
+        let (local, ann) = (Author::local(), ann());
+        store.write_policies(&put, u64::MAX, deed(&local, "Apply", "shop/a"), 1).await.unwrap();
+        store.write_policies(&put, u64::MAX, deed(&ann, "Apply", "shop/a"), 2).await.unwrap();
+        // As the version before left it: it knew user ids only, and 65534 was whoever came from elsewhere.
+        for step in [
+            "DROP TABLE ca_handovers",
+            "ALTER TABLE sessions DROP COLUMN wants",
+            "ALTER TABLE audit ADD COLUMN uid BIGINT NOT NULL DEFAULT 1000",
+            "UPDATE audit SET uid = 65534 WHERE revision = 2",
+            "ALTER TABLE audit DROP COLUMN who",
+            mark,
+        ] {
+            store.meddle(step).await;
+        }
+        store.close().await.unwrap();
+        drop(claim);
+        let (store, _claim) = place.open().await;
+        let who: Vec<String> = store.policy_revisions(9).await.unwrap().into_iter().map(|one| one.who).collect();
+        assert_eq!(who, ["an operator", "uid 1000"]);
+    }
+}
