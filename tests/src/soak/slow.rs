@@ -17,7 +17,7 @@ use crate::{AgentOptions, Mesh, MeshOptions, exchange, free_port};
 /// A flood is over when nobody is left, or after this.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two attackers.
-const GAP: Duration = Duration::from_millis(3);
+const GAP: Duration = Duration::from_millis(5);
 /// Between two bytes of an attacker.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -28,6 +28,8 @@ pub struct SlowSeen {
     pub name: &'static str,
     /// How many there were.
     pub connections: usize,
+    /// Those that were refused at once, as everybody would have been in that moment.
+    pub refused: usize,
     /// When the first and the last of them were gone, in seconds after they had connected; none when some never were.
     pub gone: Option<[f64; 2]>,
     /// Calls of the neighbour that were answered, and those that were not.
@@ -79,13 +81,20 @@ async fn program(listener: TcpListener) {
     }
 }
 
-/// One attacker, until its connection is over. How long it had it.
-async fn attack(address: SocketAddr, kind: Kind) -> io::Result<Duration> {
+/// One attacker, until its connection is over. How long it had it; none when it was refused at once.
+async fn attack(address: SocketAddr, kind: Kind) -> io::Result<Option<Duration>> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4 << 10)?;
     let mut stream = socket.connect(address).await?;
     let began = Instant::now();
     stream.write_all(kind.begin()).await?;
+    if matches!(kind, Kind::Read) {
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await?;
+        if start != *b"HTTP/1.1 200" {
+            return Ok(None);
+        }
+    }
     loop {
         tokio::time::sleep(PACE).await;
         let mut piece = [0; 4096];
@@ -101,7 +110,7 @@ async fn attack(address: SocketAddr, kind: Kind) -> io::Result<Duration> {
         };
         // What was said to us waits to be read, so that a reset shows before.
         if ended || stream.take_error()?.is_some() || (!matches!(kind, Kind::Read) && stream.write_all(b"a").await.is_err()) {
-            return Ok(began.elapsed());
+            return Ok(Some(began.elapsed()));
         }
     }
 }
@@ -145,7 +154,7 @@ async fn one(name: &'static str, kind: Kind, plain: SocketAddr, connections: usi
             attack(plain, kind).await
         });
     }
-    let mut seen = SlowSeen { name, connections, gone: None, served: 0, failed: 0, slowest_ms: 0 };
+    let mut seen = SlowSeen { name, connections, refused: 0, gone: None, served: 0, failed: 0, slowest_ms: 0 };
     let (began, mut gone, mut told) = (Instant::now(), Vec::new(), Instant::now());
     while !attackers.is_empty() && began.elapsed() < PATIENCE {
         let asked = Instant::now();
@@ -155,7 +164,10 @@ async fn one(name: &'static str, kind: Kind, plain: SocketAddr, connections: usi
         }
         seen.slowest_ms = seen.slowest_ms.max(u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX));
         while let Some(ended) = attackers.try_join_next() {
-            gone.push(ended.expect("an attacker").map_or(0.0, |time| time.as_secs_f64()));
+            match ended.expect("an attacker") {
+                Ok(Some(time)) => gone.push(time.as_secs_f64()),
+                Ok(None) | Err(_) => seen.refused += 1,
+            }
         }
         if told.elapsed() > Duration::from_secs(5) {
             told = Instant::now();

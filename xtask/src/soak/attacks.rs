@@ -63,6 +63,7 @@ impl Flood {
 struct Slow {
     name: String,
     connections: usize,
+    refused: usize,
     gone: Option<[f64; 2]>,
     served: usize,
     failed: usize,
@@ -84,6 +85,7 @@ impl Slow {
         vec![
             self.name.clone(),
             self.connections.to_string(),
+            self.refused.to_string(),
             self.gone.map_or_else(|| "never".to_owned(), |[first, last]| format!("{first:.1}–{last:.1}")),
             self.served.to_string(),
             self.failed.to_string(),
@@ -114,7 +116,8 @@ pub(super) fn floods(rows: &[u8], json: Option<&Path>) -> anyhow::Result<()> {
 /// When a bound is broken.
 pub(super) fn slow(rows: &[u8], json: Option<&Path>) -> anyhow::Result<()> {
     let rows: Vec<Slow> = read(rows, json)?;
-    let heads = ["connections that send or take", "each", "gone after, s", "calls served", "failed", "slowest, ms", ""];
+    let heads =
+        ["connections that send or take", "each", "refused", "gone after, s", "calls served", "failed", "slowest, ms", ""];
     print(&heads, rows.iter().map(Slow::cells))?;
     judge(rows.iter().filter(|row| !row.problems().is_empty()).count())
 }
@@ -172,8 +175,9 @@ mod tests {
 
     #[test]
     fn each_bound_of_slow_connections_is_judged() {
-        let slow =
-            |gone, served, failed| Slow { name: "x".to_owned(), connections: 9, gone, served, failed, slowest_ms: 5 }.problems();
+        let slow = |gone, served, failed| {
+            Slow { name: "x".to_owned(), connections: 9, refused: 0, gone, served, failed, slowest_ms: 5 }.problems()
+        };
         assert!(slow(Some([9.0, 30.0]), 5, 0).is_empty());
         assert_eq!(slow(Some([9.0, 30.1]), 5, 1), ["gone late", "a call failed"]);
         assert_eq!(slow(None, 0, 0), ["never gone", "nobody was served"]);
