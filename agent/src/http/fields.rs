@@ -63,6 +63,11 @@ impl Fields {
             .map(|line| (self.wire.get(line.name()).unwrap_or_default(), self.wire.get(line.value()).unwrap_or_default()))
     }
 
+    /// Where names and values stand in [`Fields::as_wire`], in order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        self.lines.iter().map(|line| (line.name(), line.value()))
+    }
+
     /// Values of a field, by its name in lower case, in order.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.iter().filter(move |(each, _)| *each == name.as_bytes()).map(|(_, value)| value)

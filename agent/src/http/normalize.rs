@@ -177,13 +177,14 @@ fn request_id(fields: &mut Fields) -> String {
 
 /// A fresh request id.
 pub fn new_request_id() -> String {
-    let mut id = Vec::with_capacity(32);
-    for word in [fastrand::u64(..), fastrand::u64(..)] {
-        for byte in word.to_be_bytes() {
-            id.extend([byte >> 4, byte & 15].map(|nibble| nibble + if nibble < 10 { b'0' } else { b'a' - 10 }));
-        }
+    let mut id = String::with_capacity(32);
+    let mut bits = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
+    for _ in 0..32 {
+        let nibble = (bits >> 124) as u8;
+        id.push(char::from(nibble + if nibble < 10 { b'0' } else { b'a' - 10 }));
+        bits <<= 4;
     }
-    String::from_utf8(id).unwrap_or_default()
+    id
 }
 
 /// Fields that concern one connection only (RFC 9110 section 7.6.1), and those with which callers try to switch protocols.

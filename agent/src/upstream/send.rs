@@ -212,10 +212,6 @@ impl Upstreams {
         mut body: Body,
         stream: StreamLease,
     ) -> Result<Response, Failure> {
-        let mut fields = head.fields.clone();
-        for (name, value) in added.iter() {
-            fields.push(name, value);
-        }
         let (mut stream, mut attempt) = (Some(stream), 0);
         loop {
             attempt += 1;
@@ -224,7 +220,7 @@ impl Upstreams {
                 Ok(opened) => opened,
                 Err(refusal) => return Err(Failure::unsent(refusal, body)),
             };
-            let exchanged = h2::exchange(client, head, &fields, body, held, &self.limits, &self.tasks).await;
+            let exchanged = h2::exchange(client, head, added, body, held, &self.limits, &self.tasks).await;
             match exchanged.map_err(Failure::sent)? {
                 h2::Exchange::Answered(response) => return Ok(response),
                 // Only a connection that was there before may end in this very moment.

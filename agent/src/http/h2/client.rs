@@ -7,7 +7,7 @@ use h2::client::SendRequest;
 use outrider_runtime::Tasks;
 use tokio::task::JoinHandle;
 
-use super::{BodyReader, WINDOW, as_map, gathered::Gathered, server::send_data, websocket};
+use super::{BodyReader, USUAL, WINDOW, as_map, gathered::Gathered, server::send_data, websocket};
 use crate::{
     alarm::within,
     http::{Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo},
@@ -113,7 +113,7 @@ impl H2Client {
 pub async fn exchange(
     client: H2Client,
     head: &RequestHead,
-    fields: &Fields,
+    added: &Fields,
     body: Body,
     lease: StreamLease,
     limits: &Limits,
@@ -121,7 +121,7 @@ pub async fn exchange(
 ) -> Result<Exchange, Refusal> {
     let failed = |error: &h2::Error| Refusal::caused(Reason::UpstreamFailed, error);
     let without_body = body.is_end();
-    let mut request = wire_head(head, fields, &body)?;
+    let mut request = wire_head(head, added, &body)?;
     let switches = head.upgrade.as_deref() == Some(websocket::PROTOCOL) && without_body && client.takes_websockets().await;
     if switches {
         websocket::extend(&mut request);
@@ -172,7 +172,7 @@ pub async fn exchange(
     };
     let tenure = Some(client.tenure.clone());
     let (parts, stream) = response.into_parts();
-    let mut fields = Fields::default();
+    let mut fields = Fields::with_capacity(USUAL);
     let mut length = None;
     for (name, value) in &parts.headers {
         if name == http::header::CONTENT_LENGTH {
@@ -200,10 +200,10 @@ pub async fn exchange(
     Ok(Exchange::Answered(Response { status, fields, body, tenure, switched: None }))
 }
 
-fn wire_head(head: &RequestHead, fields: &Fields, body: &Body) -> Result<http::Request<()>, Refusal> {
+fn wire_head(head: &RequestHead, added: &Fields, body: &Body) -> Result<http::Request<()>, Refusal> {
     let uri = http::Uri::builder().scheme("http").authority(head.authority()).path_and_query(head.target.as_str()).build();
     let uri = uri.map_err(|error| Refusal::caused(Reason::Malformed, &error))?;
-    let mut map = as_map(fields)?;
+    let mut map = as_map(&[&head.fields, added])?;
     if let Some(length) = body.length().filter(|length| *length > 0) {
         map.insert(http::header::CONTENT_LENGTH, length.into());
     }
@@ -239,7 +239,7 @@ async fn pump(body: &mut Body, stream: &mut h2::SendStream<Bytes>) -> Result<(),
                 }
             }
             Some(Frame::Trailers(fields)) => {
-                let map = as_map(&fields).map_err(|refusal| broken(&refusal))?;
+                let map = as_map(&[&fields]).map_err(|refusal| broken(&refusal))?;
                 return stream.send_trailers(map).map_err(|error| broken(&error));
             }
             None => return stream.send_data(Bytes::new(), true).map_err(|error| broken(&error)),

@@ -7,7 +7,7 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use outrider_runtime::Tasks;
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
-use super::{BodyReader, WINDOW, as_map, flood::Guarded, gathered::Gathered, is_connection_field, websocket};
+use super::{BodyReader, USUAL, WINDOW, as_map, flood::Guarded, gathered::Gathered, is_connection_field, websocket};
 use crate::{
     alarm,
     http::{
@@ -166,7 +166,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
     if !matches!(head.uri.scheme_str(), None | Some("http" | "https")) {
         return Err(malformed("scheme is neither http nor https"));
     }
-    let mut fields = Fields::default();
+    let mut fields = Fields::with_capacity(USUAL);
     let mut length = None;
     let mut host = None;
     let mut cookies = Vec::new();
@@ -238,7 +238,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
 pub(super) async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head: bool, limits: &Limits) -> Option<()> {
     let Reply { response, mut permit, mut record, .. } = reply;
     let (mut body, tenure, late) = (response.body, response.tenure, record.late(limits.request));
-    let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&response.fields)) else {
+    let (Ok(status), Ok(mut fields)) = (http::StatusCode::from_u16(response.status), as_map(&[&response.fields])) else {
         record.broke(Reason::UpstreamFailed, "the response cannot be written in HTTP/2");
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
         return Some(());
@@ -320,7 +320,7 @@ async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Reco
                 }
             }
             Some(Frame::Trailers(fields)) => {
-                let fields = as_map(&fields).map_err(Broken::upstream)?;
+                let fields = as_map(&[&fields]).map_err(Broken::upstream)?;
                 return stream.send_trailers(fields).map_err(Broken::caller);
             }
             None => return stream.send_data(Bytes::new(), true).map_err(Broken::caller),

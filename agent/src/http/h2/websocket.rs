@@ -64,7 +64,7 @@ impl Caller {
         };
         response.fields.remove(ACCEPT);
         let mut head = http::Response::new(());
-        *head.headers_mut() = as_map(&response.fields).ok()?;
+        *head.headers_mut() = as_map(&[&response.fields]).ok()?;
         match respond.send_response(head, false) {
             Ok(send) => {
                 record.status(200);
