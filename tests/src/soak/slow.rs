@@ -14,8 +14,8 @@ use tokio::{
 
 use crate::{AgentOptions, Mesh, MeshOptions, exchange, free_port};
 
-/// A flood is over when nobody is left, or after this.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A kind is over when nobody is left, or after this.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// Between two attackers.
 const GAP: Duration = Duration::from_millis(5);
 /// Between two bytes of an attacker.

@@ -40,6 +40,7 @@ const FRAME_HEAD: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// Fields of a head beside those that a limit counts: `:method` and its like.
 const PSEUDO: u32 = 6;
@@ -243,9 +244,11 @@ impl<I> Guarded<I> {
             self.open = flags & END_HEADERS == 0;
             self.block.begin(if kind == HEADERS { flags } else { 0 }, self.skip);
         }
-        // DATA with a payload and heads are what a connection is for; they have bounds of their own.
+        // DATA with a payload and heads are what a connection is for; they have bounds of their own. Trailers that do not end their
+        // stream are a fault for which it is reset, maybe before anybody has seen it.
         let carries = (kind == DATA && self.skip > 0) || opens;
-        carries || self.flood.spend(1)
+        let cost = if kind == HEADERS && flags & END_STREAM == 0 { RESET_COST } else { 1 };
+        carries || self.flood.spend(cost)
     }
 
     /// Counts what a header block has: each field that it has too many costs as much as a frame.
@@ -358,8 +361,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn trailers_cost_a_frame_each_and_end_the_connection_when_they_are_too_long() {
         let mut guarded = opened();
-        let trailers = frame(HEADERS, END_HEADERS, 7, &[0x82]);
+        let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 7, &[0x82]);
         assert_eq!((0..3 * BURST).take_while(|_| guarded.look(&trailers)).count(), BURST as usize + 1, "the first is a head");
+        let mut guarded = opened();
+        let endless = frame(HEADERS, END_HEADERS, 7, &[0x82]);
+        let taken = (0..3 * BURST).take_while(|_| guarded.look(&endless)).count();
+        assert_eq!(taken, (BURST / RESET_COST) as usize + 1, "each is a fault");
         let mut guarded = opened();
         assert!(guarded.look(&frame(HEADERS, END_HEADERS, 1, &[0x82; 3])));
         let long = [&[0x40, 1, b'a', 0x7f, 0x81, 0x3f][..], &[b'b'; 8192]].concat();

@@ -19,6 +19,8 @@ use crate::{
     telemetry::Record,
 };
 
+/// Streams taken in a row before others of the worker get their turn.
+const TURN: usize = 16;
 /// How long streams may go on once the connection is closing.
 const LINGER: Duration = Duration::from_secs(30);
 /// How long a connection without streams has to say goodbye.
@@ -51,7 +53,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     // A little later than the streams on it, whose records say why they ended.
     let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.stall + FAREWELL));
     let mut exhausted = std::pin::pin!(flood.exhausted());
-    let bounds = Rc::new(limits.clone());
+    let (bounds, mut taken) = (Rc::new(limits.clone()), 0_usize);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -103,6 +105,10 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                     }
                     drop(held);
                 });
+                taken = taken.wrapping_add(1);
+                if taken % TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
             Some(Err(_)) | None => return,
         }
