@@ -182,7 +182,7 @@ pub fn over_mesh() -> Vec<Flood> {
         flood("WINDOW of one", End::Closed, post.clone(), move |_| wire(0, Kind::Window, false, &[0, 0, 0, 1])),
         flood("RESET of one stream", End::Closed, post.clone(), move |_| wire(1, Kind::Reset, false, &[0; 4])),
         flood("GOAWAY", End::Bounded, Vec::new(), move |_| wire(0, Kind::Goaway, false, &[0; 8])),
-        flood("many tiny fields", End::Bounded, Vec::new(), move |at| wire(number(at), Kind::Head, true, &tiny)),
+        flood("many tiny fields", End::Closed, Vec::new(), move |at| wire(number(at), Kind::Head, true, &tiny)),
         flood("trailers after the end", End::Closed, post.clone(), move |_| trailers.clone()),
         flood("trailers after the end of the stream", End::Closed, wire(1, Kind::Head, true, get), move |_| {
             wire(1, Kind::Trailers, true, b"x-a: b\r\n")

@@ -126,6 +126,10 @@ fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame, limits: &Limits) ->
         let begun = stream.state.borrow_mut().begin_body(length, frame.end);
         begun.map(|()| parsed).map_err(|_| head::malformed("content-length of a body that is not sent"))
     });
+    // An agent reads what it passes on: heads like this one are made to cost something.
+    if parsed.is_err() && !state.budget.spend(RESET_COST) {
+        return Err(Violation::Flood);
+    }
     Ok(Some(Opened { place: Place::accepted(link, stream), parsed, end: frame.end }))
 }
 
