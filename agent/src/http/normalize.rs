@@ -17,7 +17,7 @@ use crate::{
 /// Longest request id taken over from a caller.
 const REQUEST_ID: usize = 64;
 
-/// Where a codec found the host, and what it says.
+/// Where a codec found the host, and what it says. What is wrong with it is said by [`RequestParts::normalize`].
 #[derive(Debug)]
 pub struct Host {
     /// HTTP/1 must have the field; HTTP/2 may have `:authority` instead.

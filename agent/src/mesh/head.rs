@@ -18,7 +18,7 @@ pub(super) fn malformed(detail: &str) -> Refusal {
 }
 
 /// Writes a request's head; `added` are fields of our own.
-pub(super) fn write_request(out: &mut Vec<u8>, head: &RequestHead, added: &Fields, length: Option<u64>) {
+pub(crate) fn write_request(out: &mut Vec<u8>, head: &RequestHead, added: &Fields, length: Option<u64>) {
     head.put_start(out);
     out.extend_from_slice(head.fields.as_wire());
     out.extend_from_slice(added.as_wire());

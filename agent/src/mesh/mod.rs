@@ -22,6 +22,7 @@ pub use body::BodyReader;
 pub use client::{Exchange, MeshClient, exchange};
 pub use dry::digest;
 pub use duplex::Duplex;
+pub(crate) use head::write_request;
 pub use server::serve;
 pub use violation::Violation;
 

@@ -36,8 +36,8 @@ struct Kept {
     bytes: usize,
     /// It was too much, or an answer has begun: the body can't be sent again.
     lost: bool,
-    /// What is left, once the pump has stopped.
-    rest: Option<Body>,
+    /// What is left, once the pump has stopped, and how long all of it is.
+    rest: Option<(Body, Option<u64>)>,
 }
 
 impl Kept {
@@ -124,8 +124,7 @@ impl Pump {
                 Ok(()) | Err(Unsent::Sink(_)) => {
                     let mut kept = keeper.borrow_mut();
                     if !kept.lost {
-                        let pieces = std::mem::take(&mut kept.pieces).into();
-                        kept.rest = Some(Body::Again(Box::new(Again { pieces, rest: body, length })));
+                        kept.rest = Some((body, length));
                     }
                 }
             }
@@ -157,7 +156,10 @@ impl Pump {
         if let Some(task) = self.task.as_mut().filter(|task| !task.is_finished()) {
             let _ = task.await;
         }
-        self.kept.borrow_mut().rest.take()
+        let mut kept = self.kept.borrow_mut();
+        let (rest, length) = kept.rest.take()?;
+        let pieces = std::mem::take(&mut kept.pieces).into();
+        Some(Body::Again(Box::new(Again { pieces, rest, length })))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -70,19 +70,30 @@ struct Bell {
 
 /// Who was woken, and the task that runs them. Wakers may be used on any thread, so there is a lock, which nobody else holds.
 #[derive(Debug, Default)]
-struct Woken {
-    rooms: Mutex<Vec<usize>>,
-    task: Mutex<Option<Waker>>,
+struct Woken(Mutex<Turns>);
+
+#[derive(Debug, Default)]
+struct Turns {
+    rooms: Vec<usize>,
+    task: Option<Waker>,
+}
+
+impl Woken {
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        // Nothing in here can panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Bell {
-    /// Whether it did not wait for its turn yet.
-    fn ring(&self) -> bool {
-        let first = !self.rung.swap(true, Ordering::AcqRel);
-        if first {
-            self.woken.rooms.lock().unwrap_or_else(PoisonError::into_inner).push(self.room);
+    /// Puts the room among those that were woken, unless it is there already; then there is nobody to wake either.
+    fn ring(&self) -> Option<MutexGuard<'_, Turns>> {
+        if self.rung.swap(true, Ordering::AcqRel) {
+            return None;
         }
-        first
+        let mut turns = self.woken.turns();
+        turns.rooms.push(self.room);
+        Some(turns)
     }
 }
 
@@ -92,9 +103,8 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.ring() {
-            let task = self.woken.task.lock().unwrap_or_else(PoisonError::into_inner);
-            task.iter().for_each(Waker::wake_by_ref);
+        if let Some(turns) = self.ring() {
+            turns.task.iter().for_each(Waker::wake_by_ref);
         }
     }
 }
@@ -118,7 +128,8 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
         if let Some(Room { inbox: Inbox(post), bell, .. }) = self.rooms.get(at) {
             post.job.set(Some(job));
             post.idle.set(false);
-            bell.ring();
+            // The task is at work: it will run it.
+            drop(bell.ring());
         }
         self.most = self.most.max(self.rooms.len() - self.free.len());
     }
@@ -131,13 +142,13 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
     /// Gives each that was woken one turn. Whoever is woken meanwhile wakes the task again.
     pub(super) fn run(&mut self, cx: &mut Context<'_>) {
         {
-            let mut task = self.woken.task.lock().unwrap_or_else(PoisonError::into_inner);
-            if task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
-                *task = Some(cx.waker().clone());
+            let turns = &mut *self.woken.turns();
+            if turns.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+                turns.task = Some(cx.waker().clone());
             }
-        }
-        if self.turn.is_empty() {
-            std::mem::swap(&mut self.turn, &mut self.woken.rooms.lock().unwrap_or_else(PoisonError::into_inner));
+            if self.turn.is_empty() {
+                std::mem::swap(&mut self.turn, &mut turns.rooms);
+            }
         }
         if self.turn.is_empty() {
             return;

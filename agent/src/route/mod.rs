@@ -93,7 +93,7 @@ pub fn called(head: &RequestHead) -> Result<(ServiceName, Option<u16>), Refusal>
     let service = head.host.service().ok_or_else(|| {
         Refusal::new(
             Reason::EgressDenied,
-            format!("`{}` is not a service of the mesh (NAME.NAMESPACE), and no egress rule allows it", &*head.host),
+            format!("`{}` is not a service of the mesh (NAME.NAMESPACE), and no egress rule allows it", head.host),
         )
     })?;
     Ok((service.clone(), head.host_port))

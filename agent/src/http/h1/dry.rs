@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     http::{Fields, Limits, RequestHead, h1::ParsedRequest},
+    mesh::write_request,
     refusal::Refusal,
 };
 
@@ -89,14 +90,9 @@ fn read(head: &[u8], requests: bool, limits: &Limits) -> Result<(Framing, String
     if head.method == http::Method::CONNECT {
         return Ok((framing, text, true));
     }
-    // What is sent on, from put_start to the empty line, is what was read here.
+    // What is sent on to another agent is what was read here.
     let mut wire = Vec::new();
-    head.put_start(&mut wire);
-    wire.extend_from_slice(head.fields.as_wire());
-    if let Some(protocol) = &head.upgrade {
-        wire.extend_from_slice(format!("connection: upgrade\r\nupgrade: {protocol}\r\n").as_bytes());
-    }
-    wire.extend_from_slice(b"\r\n");
+    write_request(&mut wire, &head, &Fields::default(), None);
     let again = request(&wire, limits).and_then(|parsed| {
         let mut head = parsed.parts.normalize()?;
         head.upgrade = parsed.upgrade;
