@@ -1,14 +1,12 @@
 //! Who takes its time, sends too much, or comes too often is let go, and nobody else notices.
 
-#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
-
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use outrider_tests::{
-    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, Outcome, exchange, free_port, h2_headers, h2_opening,
+    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, Outcome, exchange, free_port, h2_headers, h2_opening, large,
     through_proxy,
 };
 use tokio::{
@@ -41,31 +39,6 @@ impl Scene {
              - { name: web, action: Allow, from: [{ serviceAccounts: [shop/web] }] }\n",
         );
         Self { mesh, orders, web, plain: SocketAddr::from(([127, 0, 0, 1], port)) }
-    }
-}
-
-/// A program that answers every GET, those for /large with more than any buffer holds.
-async fn large(listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut head = [0; 4096];
-            while let Ok(count @ 1..) = stream.read(&mut head).await {
-                // Of an upload the whole is waited for.
-                if !head[..count].starts_with(b"GET") {
-                    continue;
-                }
-                let small = !head[..count].starts_with(b"GET /large");
-                let length = if small { 2 } else { 64 << 20 };
-                let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").as_bytes()).await;
-                let piece = [b'x'; 16 << 10];
-                let mut left = length;
-                while left > 0 {
-                    let Ok(count) = stream.write(&piece[..left.min(piece.len())]).await else { return };
-                    left -= count;
-                }
-            }
-        });
     }
 }
 

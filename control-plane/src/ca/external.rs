@@ -191,31 +191,15 @@ fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, 
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyUsagePurpose};
+    use rcgen::{CertificateParams, Issuer};
     use tempfile::TempDir;
 
-    use super::*;
+    use super::{
+        super::tests::{Made, ca},
+        *,
+    };
 
     const NOW: i64 = 1_800_000_000;
-
-    struct Made {
-        issuer: Issuer<'static, KeyPair>,
-        pem: String,
-    }
-
-    fn ca(name: &str, by: Option<&Made>) -> Made {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let certificate = match by {
-            Some(by) => params.signed_by(&key, &by.issuer),
-            None => params.self_signed(&key),
-        };
-        let pem = certificate.unwrap().pem();
-        Made { issuer: Issuer::new(params, key), pem }
-    }
 
     fn write(dir: &TempDir, certificate: &str, key: &Made, bundle: &str) -> CaFiles {
         let path = |name: &str| dir.path().join(name);

@@ -1,5 +1,5 @@
 use outrider_policy::{SpiffeId, TrustDomain};
-use rcgen::KeyPair;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
 use super::{Authority, Lifetimes, Phase, ServerLeaf, authority::Refreshed};
@@ -26,6 +26,27 @@ async fn authority(dir: &TempDir, ttl: u64, now: i64) -> (Authority, Store, Clai
 
 fn workload() -> SpiffeId {
     SpiffeId::new("spiffe://mesh.internal/ns/shop/sa/web").unwrap()
+}
+
+/// A CA that somebody else made.
+pub(super) struct Made {
+    pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) pem: String,
+}
+
+/// A CA of this name, signed by another one or by itself.
+pub(super) fn ca(name: &str, by: Option<&Made>) -> Made {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let certificate = match by {
+        Some(by) => params.signed_by(&key, &by.issuer),
+        None => params.self_signed(&key),
+    };
+    let pem = certificate.unwrap().pem();
+    Made { issuer: Issuer::new(params, key), pem }
 }
 
 #[tokio::test]

@@ -41,6 +41,12 @@ fn mount(dir: &Path, version: &str, signer: &Ca, bundle: &str) {
     std::fs::rename(&fresh, dir.join("now")).unwrap();
 }
 
+/// The settings of a control plane that signs with what is mounted in `dir`.
+fn mounted(raw: &mut outrider_control_plane::Raw, dir: &Path) {
+    let now = dir.join("now");
+    (raw.ca_cert, raw.ca_key, raw.ca_bundle) = (Some(now.join("tls.crt")), Some(now.join("tls.key")), Some(now.join("ca.crt")));
+}
+
 fn issuer_of(svid: &Svid) -> String {
     let (_, leaf) = parse_x509_certificate(&svid.chain[0]).unwrap();
     leaf.issuer().iter_common_name().next().unwrap().as_str().unwrap().to_owned()
@@ -57,13 +63,7 @@ async fn a_mounted_ca_signs_and_bad_files_change_nothing() {
     let (old_root, new_root) = (ca("old root", None), ca("new root", None));
     let (first, second) = (ca("first issuer", Some(&old_root)), ca("second issuer", Some(&new_root)));
     mount(dir.path(), "1", &first, &old_root.pem);
-    let now = dir.path().join("now");
-    let plane = Plane::start_with(|raw| {
-        raw.ca_cert = Some(now.join("tls.crt"));
-        raw.ca_key = Some(now.join("tls.key"));
-        raw.ca_bundle = Some(now.join("ca.crt"));
-    })
-    .await;
+    let plane = Plane::start_with(|raw| mounted(raw, dir.path())).await;
     let svid = plane.join("shop/web", &[]).await;
     assert_eq!((issuer_of(&svid).as_str(), svid.chain.len()), ("first issuer", 2));
     assert_eq!(svid.response.bundle.as_ref().unwrap().roots, std::slice::from_ref(&old_root.der));
@@ -74,7 +74,7 @@ async fn a_mounted_ca_signs_and_bad_files_change_nothing() {
     agent.ack(&update).await;
 
     // A key that is not that of the certificate: nothing changes, and operators hear of it.
-    std::fs::write(now.join("tls.key"), second.issuer.key().serialize_pem()).unwrap();
+    std::fs::write(dir.path().join("now/tls.key"), second.issuer.key().serialize_pem()).unwrap();
     let warned = async {
         loop {
             let status = plane.admin().await.status(v1::StatusRequest {}).await.unwrap().into_inner();
@@ -123,13 +123,7 @@ async fn a_mounted_ca_signs_only_when_agents_have_acknowledged_its_root_and_the_
     let (old_root, new_root) = (ca("old root", None), ca("new root", None));
     let (first, second) = (ca("first issuer", Some(&old_root)), ca("second issuer", Some(&new_root)));
     mount(dir.path(), "1", &first, &old_root.pem);
-    let now = dir.path().join("now");
-    let plane = Plane::start_with(|raw| {
-        raw.ca_cert = Some(now.join("tls.crt"));
-        raw.ca_key = Some(now.join("tls.key"));
-        raw.ca_bundle = Some(now.join("ca.crt"));
-    })
-    .await;
+    let plane = Plane::start_with(|raw| mounted(raw, dir.path())).await;
     let svid = plane.join("shop/web", &[]).await;
     let mut agent = plane.subscribe(&svid).await;
     agent.say(hello("a1", &[], &[])).await;
@@ -177,13 +171,7 @@ async fn a_lone_control_plane_that_starts_again_in_the_middle_of_a_change_signs_
     let (old_root, new_root) = (ca("old root", None), ca("new root", None));
     let (first, second) = (ca("first issuer", Some(&old_root)), ca("second issuer", Some(&new_root)));
     mount(dir.path(), "1", &first, &old_root.pem);
-    let now = dir.path().join("now");
-    let mounted = |raw: &mut outrider_control_plane::Raw| {
-        raw.ca_cert = Some(now.join("tls.crt"));
-        raw.ca_key = Some(now.join("tls.key"));
-        raw.ca_bundle = Some(now.join("ca.crt"));
-    };
-    let plane = Plane::start_with(mounted).await;
+    let plane = Plane::start_with(|raw| mounted(raw, dir.path())).await;
     let svid = plane.join("shop/web", &[]).await;
     let mut agent = plane.subscribe(&svid).await;
     agent.say(hello("a1", &[], &[])).await;
@@ -192,7 +180,7 @@ async fn a_lone_control_plane_that_starts_again_in_the_middle_of_a_change_signs_
     mount(dir.path(), "2", &second, &new_root.pem);
     handover(&plane, Phase::Distributing, &["web"]).await;
     drop(agent);
-    let plane = plane.restart_with(mounted).await;
+    let plane = plane.restart_with(|raw| mounted(raw, dir.path())).await;
     // The agent has not come back: what it believes is what it had.
     handover(&plane, Phase::Distributing, &["web"]).await;
     assert_eq!(issuer_of(&plane.join("shop/late", &[]).await), "first issuer");
@@ -206,7 +194,7 @@ async fn a_lone_control_plane_that_starts_again_in_the_middle_of_a_change_signs_
     drop(plane.admin().await.rotate_ca(skip).await.unwrap());
     handover(&plane, Phase::Proving, &["web"]).await;
     drop(agent);
-    let plane = plane.restart_with(mounted).await;
+    let plane = plane.restart_with(|raw| mounted(raw, dir.path())).await;
     let status = plane.admin().await.status(v1::StatusRequest {}).await.unwrap().into_inner();
     let believed: Vec<&str> = status.certificate_authorities.iter().map(|one| one.common_name.as_str()).collect();
     assert_eq!(believed, ["new root", "old root", "second issuer", "first issuer"], "the agent still has a leaf of the old one");
@@ -219,11 +207,8 @@ async fn without_good_files_at_the_start_there_is_no_control_plane() {
     let dir = tempfile::tempdir().unwrap();
     let (root, other) = (ca("a root", None), ca("another root", None));
     mount(dir.path(), "1", &ca("issuer", Some(&root)), &other.pem);
-    let now = dir.path().join("now");
     let mut raw = settings(dir.path());
-    raw.ca_cert = Some(now.join("tls.crt"));
-    raw.ca_key = Some(now.join("tls.key"));
-    raw.ca_bundle = Some(now.join("ca.crt"));
+    mounted(&mut raw, dir.path());
     let error = start(raw).await.err().unwrap().to_string();
     assert!(error.contains("does not verify against any root"), "{error}");
 }

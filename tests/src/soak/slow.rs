@@ -12,7 +12,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{AgentOptions, Mesh, MeshOptions, exchange, free_port};
+use crate::{AgentOptions, Mesh, MeshOptions, exchange, free_port, large};
 
 /// A kind is over when nobody is left, or after this.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -60,27 +60,6 @@ impl Kind {
     }
 }
 
-/// A program that answers every GET, those for /large with more than any buffer holds, and waits for the whole of a body.
-async fn program(listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut head = [0; 4096];
-            while let Ok(count @ 1..) = stream.read(&mut head).await {
-                if !head[..count].starts_with(b"GET") {
-                    continue;
-                }
-                let mut left = if head[..count].starts_with(b"GET /large") { 64 << 20 } else { 2 };
-                let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n").as_bytes()).await;
-                while left > 0 {
-                    let Ok(count) = stream.write(&[b'x'; 16 << 10][..left.min(16 << 10)]).await else { return };
-                    left -= count;
-                }
-            }
-        });
-    }
-}
-
 /// One attacker, until its connection is over. How long it had it; none when it was refused at once.
 async fn attack(address: SocketAddr, kind: Kind) -> io::Result<Option<Duration>> {
     let socket = TcpSocket::new_v4()?;
@@ -120,7 +99,7 @@ pub async fn slow(connections: usize, mut tell: impl FnMut(&str)) -> Vec<SlowSee
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let backend = listener.local_addr().expect("an address");
     let mut server = JoinSet::new();
-    server.spawn(program(listener));
+    server.spawn(large(listener));
     let mesh = Mesh::start(MeshOptions::default()).await;
     let plain = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let more = vec!["--plaintext".to_owned(), format!("{plain}=shop/orders:80")];

@@ -1,36 +1,20 @@
 use std::path::Path;
 
 use outrider_policy::{SpiffeId, TrustDomain};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::KeyPair;
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    ca::{CaFiles, Lifetimes, ServerLeaf},
+    ca::{
+        CaFiles, Lifetimes, ServerLeaf,
+        tests::{Made, ca},
+    },
     config::KeySource,
     store::{Claim, Store},
 };
 
 const NOW: i64 = 1_800_000_000;
-
-struct Made {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-fn ca(name: &str, by: Option<&Made>) -> Made {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let certificate = match by {
-        Some(by) => params.signed_by(&key, &by.issuer),
-        None => params.self_signed(&key),
-    };
-    let pem = certificate.unwrap().pem();
-    Made { issuer: Issuer::new(params, key), pem }
-}
 
 /// A root and the CA below it.
 struct House {

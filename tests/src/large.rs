@@ -1,0 +1,35 @@
+//! A program with large answers, for callers that take their time.
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinSet,
+};
+
+/// Bytes of a large answer: more than any buffer holds.
+const LARGE: usize = 64 << 20;
+/// Bytes written at a time.
+const PIECE: usize = 16 << 10;
+
+/// Answers every GET, those for `/large` with much, and waits for the whole of a body.
+pub async fn large(listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut head).await {
+                let head = head.get(..count).unwrap_or_default();
+                if !head.starts_with(b"GET") {
+                    continue;
+                }
+                let mut left = if head.starts_with(b"GET /large") { LARGE } else { 2 };
+                let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n").as_bytes()).await;
+                while left > 0 {
+                    let piece = [b'x'; PIECE];
+                    let Ok(count) = stream.write(piece.get(..left).unwrap_or(&piece)).await else { return };
+                    left -= count;
+                }
+            }
+        });
+    }
+}
