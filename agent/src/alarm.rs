@@ -132,6 +132,40 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Result<F::O
     .await
 }
 
+/// Waits for `future` for as long as `taken` grows by a `step` within each `limit`: who goes on, however slowly, is waited for, and
+/// who takes a little now and then is not.
+///
+/// # Errors
+/// When the time is up.
+pub(crate) async fn in_steps<F: Future>(
+    limit: Duration,
+    step: usize,
+    taken: impl Fn() -> usize,
+    future: F,
+) -> Result<F::Output, Late> {
+    let mut future = pin!(future);
+    let (mut alarm, mut due, mut mark) = (Alarm::default(), None, 0);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        let taken = taken();
+        let due = match due {
+            Some(due) if taken.wrapping_sub(mark) < step => due,
+            _ => {
+                mark = taken;
+                *due.insert(after(limit))
+            }
+        };
+        if now() >= due {
+            return Poll::Ready(Err(Late));
+        }
+        alarm.set(due, cx.waker());
+        Poll::Pending
+    })
+    .await
+}
+
 /// Waits until this time, to within a tick or two.
 pub(crate) async fn at(end: Instant) {
     until(|| if instant() >= end { ControlFlow::Break(()) } else { ControlFlow::Continue(end) }).await;
@@ -159,6 +193,8 @@ pub(crate) async fn until<T>(mut holds: impl FnMut() -> ControlFlow<T, Instant>)
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -180,9 +216,28 @@ mod tests {
         assert!(ended == Err(Late) && (3..=5).contains(&ticks), "{ticks}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_step_in_each_span_is_waited_for_and_who_takes_less_is_not() {
+        let lasts = async |each: usize| {
+            let taken = Cell::new(0);
+            let mut waiting = pin!(in_steps(Duration::from_secs(1), 100, || taken.get(), std::future::pending::<()>()));
+            for ticks in 0..100 {
+                if futures_util::poll!(&mut waiting).is_ready() {
+                    return ticks;
+                }
+                taken.set(taken.get() + each);
+                tick();
+            }
+            100
+        };
+        assert_eq!(lasts(11).await, 100, "110 a second");
+        let (little, nothing) = (lasts(7).await, lasts(0).await);
+        assert!((10..=12).contains(&little) && (10..=12).contains(&nothing), "{little} {nothing}");
+    }
+
     #[tokio::test]
     async fn whoever_waits_looks_again_when_everybody_is_woken() {
-        let flag = std::cell::Cell::new(false);
+        let flag = Cell::new(false);
         let later = Instant::now() + Duration::from_secs(3600);
         let waiting = until(|| if flag.get() { ControlFlow::Break("seen") } else { ControlFlow::Continue(later) });
         let mut waiting = pin!(waiting);

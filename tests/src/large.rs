@@ -1,5 +1,7 @@
 //! A program with large answers, for callers that take their time.
 
+use std::time::Duration;
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -11,7 +13,11 @@ const LARGE: usize = 64 << 20;
 /// Bytes written at a time.
 const PIECE: usize = 16 << 10;
 
-/// Answers every GET, those for `/large` with much, and waits for the whole of a body.
+/// Between two events.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Answers every GET, those for `/large` with much and those for `/events` with two words a while apart, and waits for the whole of a
+/// body.
 pub async fn large(listener: TcpListener) {
     let mut connections = JoinSet::new();
     while let Ok((mut stream, _)) = listener.accept().await {
@@ -21,6 +27,13 @@ pub async fn large(listener: TcpListener) {
                 let head = head.get(..count).unwrap_or_default();
                 if !head.starts_with(b"GET") {
                     continue;
+                }
+                if head.starts_with(b"GET /events") {
+                    let first = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nfirst";
+                    let _ = stream.write_all(first).await;
+                    tokio::time::sleep(SILENCE).await;
+                    let _ = stream.write_all(b"second").await;
+                    return;
                 }
                 let mut left = if head.starts_with(b"GET /large") { LARGE } else { 2 };
                 let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n").as_bytes()).await;

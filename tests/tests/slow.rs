@@ -5,9 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
+use outrider_agent::{
+    http::SharedIo,
+    mesh::frame::{Kind, put, take},
+    tls::MeshProtocol,
+};
 use outrider_tests::{
-    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, Outcome, exchange, free_port, h2_headers, h2_opening, large,
-    through_proxy,
+    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, MeshPeer, Outcome, exchange, free_port, h2_headers, h2_opening,
+    large, through_proxy,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -122,7 +128,7 @@ async fn who_asks_for_much_and_reads_a_byte_now_and_then_or_none_is_let_go() -> 
     let address = listener.local_addr()?;
     let mut program = JoinSet::new();
     program.spawn(large(listener));
-    let scene = Scene::set(address, &["stall-time=4s"]).await;
+    let scene = Scene::set(address, &["take-time=4s"]).await;
     let mut attackers = JoinSet::new();
     for number in 0..100 {
         attackers.spawn(read_slowly(scene.plain, number % 2 == 0));
@@ -154,7 +160,7 @@ async fn who_never_opens_the_window_of_http2_or_takes_nothing_at_all_is_let_go()
     let address = listener.local_addr()?;
     let mut program = JoinSet::new();
     program.spawn(large(listener));
-    let scene = Scene::set(address, &["stall-time=4s"]).await;
+    let scene = Scene::set(address, &["take-time=4s"]).await;
     let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/large")];
     // SETTINGS_INITIAL_WINDOW_SIZE 0: not a byte of the body.
     let closed = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]].concat();
@@ -183,6 +189,91 @@ async fn who_never_opens_the_window_of_http2_or_takes_nothing_at_all_is_let_go()
     }
     let log = scene.orders.access_log().await;
     assert_eq!(log.iter().filter(|line| line["reason"] == "slow_caller").count(), 2, "{log:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_reads_slowly_all_the_time_is_waited_for_and_so_is_a_program_that_is_silent() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    let scene = Scene::set(address, &["take-time=4s"]).await;
+    // 16 KiB in each span are enough, but the system notices what is taken in larger steps, on loopback of 64 KiB and more. It goes on
+    // for longer than all buffers last.
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(64 << 10)?;
+    let mut slow = socket.connect(scene.plain).await?;
+    slow.write_all(b"GET /large HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+    let began = Instant::now();
+    let mut taken = 0;
+    while began.elapsed() < Duration::from_secs(20) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut piece = [0; 6 << 10];
+        taken += tokio::time::timeout(Duration::from_secs(5), slow.read_exact(&mut piece)).await??;
+    }
+    assert!(taken > 800 << 10, "{taken}");
+    // Events that come now and then: the caller takes all there is.
+    let mut events = TcpStream::connect(scene.plain).await?;
+    events.write_all(b"GET /events HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+    let mut heard = Vec::new();
+    let began = Instant::now();
+    while !heard.windows(6).any(|word| word == b"second") {
+        assert_ne!(tokio::time::timeout(Duration::from_secs(10), events.read_buf(&mut heard)).await??, 0, "cut");
+    }
+    assert!(began.elapsed() > Duration::from_secs(4));
+    Ok(())
+}
+
+/// A member's connection by the mesh protocol, with a GET for more than any buffer holds on each of so many streams.
+async fn ask_by_mesh(scene: &Scene, streams: u32) -> SharedIo {
+    let peer = MeshPeer::join(&scene.mesh, "shop/web").await;
+    let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
+    let connected = peer.connect(scene.orders.mesh, "shop/orders", 80, MeshProtocol::Mesh, expected).await;
+    let mut io = connected.expect("a mesh connection");
+    let mut wire = Vec::new();
+    for stream in 1..=streams {
+        put(&mut wire, stream, Kind::Head, true, b"GET /large HTTP/1.1\r\nhost: orders.shop\r\n\r\n");
+    }
+    io.write_all(&wire).await.expect("written");
+    io.flush().await.expect("flushed");
+    io
+}
+
+#[tokio::test]
+async fn a_member_that_opens_no_window_or_reads_nothing_is_let_go() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    let scene = Scene::set(address, &["take-time=4s"]).await;
+    let mut closed = ask_by_mesh(&scene, 1).await;
+    let began = Instant::now();
+    let mut heard = BytesMut::new();
+    // It reads, and never says that more may come.
+    let reset = async {
+        loop {
+            while let Some(frame) = take(&mut heard).expect("an agent writes good frames") {
+                if frame.kind == Kind::Reset {
+                    return;
+                }
+            }
+            assert_ne!(closed.read_buf(&mut heard).await.expect("read"), 0, "the connection goes on");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), reset).await?;
+    assert!(began.elapsed() > Duration::from_secs(3), "it had its time");
+
+    let stuck = ask_by_mesh(&scene, 64).await;
+    let connections = "outrider_agent_connections{side=\"inbound\"}";
+    let began = Instant::now();
+    while scene.orders.metric(connections).await > 1.0 {
+        assert!(began.elapsed() < Duration::from_secs(15), "it is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop((closed, stuck));
+    let log = scene.orders.access_log().await;
+    assert_eq!(log.iter().filter(|line| line["reason"] == "slow_caller").count(), 65, "{log:#?}");
     Ok(())
 }
 

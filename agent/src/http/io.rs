@@ -38,12 +38,14 @@ struct Shared {
     transport: Transport,
     /// Read from the transport and put back.
     unread: BytesMut,
+    /// Bytes that the transport has taken so far.
+    taken: usize,
 }
 
 impl SharedIo {
     /// Takes the transport.
     pub fn new(transport: Transport) -> Self {
-        Self(Rc::new(RefCell::new(Shared { transport, unread: BytesMut::new() })))
+        Self(Rc::new(RefCell::new(Shared { transport, unread: BytesMut::new(), taken: 0 })))
     }
 
     /// The transport itself, when this is the only handle and nothing was put back.
@@ -66,6 +68,21 @@ impl SharedIo {
         if let Err(error) = stream.set_zero_linger() {
             tracing::debug!(%error, "a connection cannot be reset");
         }
+    }
+
+    /// Bytes that were written so far; wraps around.
+    pub(super) fn taken(&self) -> usize {
+        self.0.try_borrow().map_or(0, |shared| shared.taken)
+    }
+
+    /// Writes, and counts what was taken.
+    fn write(&self, poll: impl FnOnce(&mut Transport) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let Ok(mut shared) = self.0.try_borrow_mut() else { return self.with(poll) };
+        let written = poll(&mut shared.transport);
+        if let Poll::Ready(Ok(count)) = written {
+            shared.taken = shared.taken.wrapping_add(count);
+        }
+        written
     }
 
     /// Puts bytes back: the next read gets them first.
@@ -112,7 +129,7 @@ impl AsyncRead for SharedIo {
 
 impl AsyncWrite for SharedIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.with(|transport| each!(transport, io => Pin::new(io).poll_write(cx, buf)))
+        self.write(|transport| each!(transport, io => Pin::new(io).poll_write(cx, buf)))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -124,7 +141,7 @@ impl AsyncWrite for SharedIo {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.with(|transport| each!(transport, io => Pin::new(io).poll_write_vectored(cx, bufs)))
+        self.write(|transport| each!(transport, io => Pin::new(io).poll_write_vectored(cx, bufs)))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,6 +7,8 @@ pub(super) const MOST_FIELDS: usize = 100;
 /// Trailers that a caller may send, and their bytes; the same in every protocol.
 pub(crate) const MOST_TRAILERS: usize = 32;
 pub(crate) const TRAILER_BYTES: usize = 8 << 10;
+/// What a caller takes of an answer at least within [`Limits::take`].
+pub(crate) const TAKEN: usize = 16 << 10;
 
 /// A value of a limit that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,8 +60,10 @@ limits! {
     body_bytes: usize = "1GiB", "body", "1KiB"..="1TiB";
     /// Bytes a second that a request's body must have on average, from its eleventh second on.
     body_rate: usize = "128", "body-rate", "1"..="1GiB";
-    /// Time a sender may pause within an HTTP/1.1 request body, and a receiver before it takes more of a body.
+    /// Time a caller may pause within an HTTP/1.1 request body, and an upstream before it takes more of one.
     stall: Duration = "30s", "stall-time", "1s"..="1h";
+    /// Time a caller may let pass before it takes the next [`TAKEN`] bytes of an answer.
+    take: Duration = "20s", "take-time", "1s"..="1h";
     /// Time a connection may stay without a request.
     idle: Duration = "75s", "idle-time", "1s"..="24h";
     /// Time from the first byte of a request to the last of its response.

@@ -24,4 +24,4 @@ pub use meter::Meter;
 pub use seal::{meant_for, refused, seal};
 
 use limits::MOST_FIELDS;
-pub(crate) use limits::{MOST_TRAILERS, TRAILER_BYTES};
+pub(crate) use limits::{MOST_TRAILERS, TAKEN, TRAILER_BYTES};

@@ -10,11 +10,14 @@ pub use share::Door;
 
 use outrider_runtime::{Drain, drain::Hold};
 use share::{Share, Taken};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Pending connections of a socket.
 const BACKLOG: i32 = 4096;
+/// Bytes that the system takes for a caller beyond what is under way to it. By itself it would take megabytes of an answer that nobody
+/// reads, and have us wait for a third of them before it says that some were taken.
+const UNSENT: u32 = 64 << 10;
 /// Longest pause after accept has failed, for example for want of file descriptors.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -94,6 +97,8 @@ fn open(address: SocketAddr, share: bool) -> std::io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
     socket.set_nonblocking(true)?;
+    // Connections have it from the socket that accepts them.
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -106,6 +111,8 @@ pub fn adopt(mut sockets: Vec<std::net::TcpListener>, workers: usize) -> std::io
     let address = sockets.first().ok_or_else(|| std::io::Error::other("no socket"))?.local_addr()?;
     for socket in &sockets {
         socket.set_nonblocking(true)?;
+        // An agent of an earlier version may not have done so.
+        SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)?;
     }
     while sockets.len() < workers {
         let socket = open(address, true)?;

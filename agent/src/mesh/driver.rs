@@ -25,7 +25,7 @@ const TURNS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Driver {
     pub(super) link: Rc<Link>,
-    sealed: Sealed,
+    pub(super) sealed: Sealed,
     inbound: BytesMut,
     /// Taken from the link, to be sealed.
     outbound: Vec<u8>,

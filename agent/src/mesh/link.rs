@@ -171,7 +171,7 @@ impl State {
     /// Data was taken, or dropped: the peer may send as much again, said when it is worth a frame.
     pub(super) fn taken(&mut self, bytes: u32) {
         self.owed += bytes;
-        if self.owed >= CONNECTION_WINDOW / 4 {
+        if self.owed >= CONNECTION_WINDOW / 32 {
             let grant = std::mem::take(&mut self.owed);
             self.allowed += grant;
             self.put(0, Kind::Window, false, &grant.to_be_bytes());

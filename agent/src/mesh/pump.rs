@@ -1,6 +1,11 @@
 //! Bodies that are sent on a stream.
 
-use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
@@ -11,8 +16,8 @@ use super::{
     stream::Waiter,
 };
 use crate::{
-    alarm::within,
-    http::{Again, Body, BodyError, Frame},
+    alarm::in_steps,
+    http::{Again, Body, BodyError, Frame, TAKEN},
     refusal::{Reason, Refusal},
 };
 
@@ -177,16 +182,25 @@ pub(super) async fn copy(place: &Place, body: &mut Body, stall: Duration, mut se
         if let Some(frame) = &frame {
             sending(frame);
         }
+        let taken = Cell::new(0);
         let sent = async {
             match frame {
-                Some(Frame::Data(data)) => place.send(data, ends).await,
+                Some(Frame::Data(mut data)) => {
+                    let length = data.len();
+                    std::future::poll_fn(|cx| {
+                        let sent = place.link.poll_data(cx, &place.stream, &mut data, ends);
+                        taken.set(length - data.len());
+                        sent
+                    })
+                    .await
+                }
                 Some(Frame::Trailers(fields)) => {
                     std::future::poll_fn(|cx| place.link.poll_trailers(cx, &place.stream, fields.as_wire())).await
                 }
                 None => place.finish().await,
             }
         };
-        match within(stall, sent).await {
+        match in_steps(stall, TAKEN, || taken.get(), sent).await {
             Ok(Ok(())) if ends => return Ok(()),
             Ok(Ok(())) => {}
             Ok(Err(Gone(code))) => return Err(Unsent::Sink(code)),

@@ -138,9 +138,21 @@ async fn leaving(service: &impl Service, end: Instant) {
 
 /// Drives the connection; `None` when it is closing and nothing is left to do.
 async fn poll(driver: &mut Driver, role: &mut Role<'_>, limits: &Limits, link: &Link, closing: bool) -> Option<Ended> {
+    // A little later than the streams on it, whose records say why they ended.
+    let patience = limits.take + FAREWELL;
+    let mut stuck = std::pin::pin!(tokio::time::sleep(patience));
     std::future::poll_fn(|cx| {
         if let Poll::Ready(ended) = driver.poll(cx, role, limits) {
             return Poll::Ready(Some(ended));
+        }
+        if let Some(since) = driver.sealed.stuck() {
+            if stuck.deadline() != since + patience {
+                stuck.as_mut().reset(since + patience);
+            }
+            if stuck.as_mut().poll(cx).is_ready() {
+                driver.sealed.reset();
+                return Poll::Ready(Some(Ended::Gone));
+            }
         }
         let state = link.state.borrow();
         if closing && state.streams.is_empty() && state.out.is_empty() { Poll::Ready(None) } else { Poll::Pending }
@@ -198,7 +210,7 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
     let protocol = upgrade.filter(|_| tunnel.is_some());
     let head = |out: &mut Vec<u8>| head::write_response(out, response.status, &response.fields, length, protocol);
     let sent = std::future::poll_fn(|cx| place.link.poll_head(cx, &place.stream, ends, head));
-    match within(limits.stall, sent).await {
+    match within(limits.take, sent).await {
         Ok(Ok(())) => {}
         Ok(Err(Gone(_))) => return record.broke(Reason::CallerGone, "the caller went away"),
         Err(_) => return record.broke(Reason::SlowCaller, "the caller stopped reading"),
@@ -212,7 +224,7 @@ async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<
     }
     let outcome = tokio::select! {
         biased;
-        copied = copy(place, &mut body, limits.stall, |frame| record.sent(frame.data_len())) => copied.map_err(Err),
+        copied = copy(place, &mut body, limits.take, |frame| record.sent(frame.data_len())) => copied.map_err(Err),
         refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => Err(Ok(refusal)),
         // The program may be silent for long: it is told at once that nobody listens any more.
         code = place.given_up() => Err(Err(Unsent::Sink(code))),

@@ -165,7 +165,7 @@ impl State {
 
     /// What the peer should be allowed now, once it is worth a frame.
     pub(super) fn grant(&mut self) -> Option<u32> {
-        if self.owed < STREAM_WINDOW / 4 || self.received_end {
+        if self.owed < STREAM_WINDOW / 16 || self.received_end {
             return None;
         }
         self.allowed += self.owed;

@@ -13,9 +13,13 @@ use rustls::Connection;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 
-use crate::http::{SharedIo, Transport};
+use crate::{
+    alarm,
+    http::{SharedIo, Transport},
+};
 
 /// Bytes of ciphertext read at a time.
 const READ: usize = 64 << 10;
@@ -32,6 +36,8 @@ pub(super) struct Sealed {
     session: Box<Connection>,
     /// The peer has ended its side.
     ended: bool,
+    /// Since when it takes nothing of what we say.
+    stuck: Option<Instant>,
 }
 
 impl Sealed {
@@ -49,7 +55,7 @@ impl Sealed {
             Transport::Plain(_) | Transport::Stream(_) | Transport::Http2(_) => return None,
         };
         session.set_buffer_limit(None);
-        Some(Self { socket, session: Box::new(session), ended: false })
+        Some(Self { socket, session: Box::new(session), ended: false, stuck: None })
     }
 
     /// Appends what has arrived to `out`; 0 at the end.
@@ -92,13 +98,28 @@ impl Sealed {
         self.session.send_close_notify();
     }
 
+    /// Since when the peer takes nothing of what we say.
+    pub(super) fn stuck(&self) -> Option<Instant> {
+        self.stuck
+    }
+
+    /// Has the connection reset at its end, with what the peer has not taken.
+    pub(super) fn reset(&self) {
+        if let Err(error) = self.socket.set_zero_linger() {
+            tracing::debug!(%error, "a connection cannot be reset");
+        }
+    }
+
     /// Sends what is sealed.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.session.wants_write() {
             match self.session.write_tls(&mut Socket { socket: &mut self.socket, cx }) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Ok(_) => self.stuck = None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stuck.get_or_insert_with(alarm::instant);
+                    return Poll::Pending;
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }

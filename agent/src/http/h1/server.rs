@@ -13,10 +13,11 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    alarm::{self, Late, within},
+    alarm::{self, Late, in_steps, within},
     http::{
         BodyError, Limits, Meter,
         io::SharedIo,
+        limits::TAKEN,
         message::{Body, Frame, Request, Response},
         put_number,
     },
@@ -139,8 +140,10 @@ async fn exchange(
         Ok((request, flags)) => {
             let to_head = request.head.method == http::Method::HEAD;
             upgrade.clone_from(&request.head.upgrade);
-            if flags.expects_continue && write_now(writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
-                return Next::Gone;
+            if flags.expects_continue
+                && let Err((reason, _)) = write_now(writer, b"HTTP/1.1 100 Continue\r\n\r\n", limits.take).await
+            {
+                return if reason == Reason::SlowCaller { Next::Stalled } else { Next::Gone };
             }
             let reply = tokio::select! {
                 biased;
@@ -152,14 +155,14 @@ async fn exchange(
     };
     if let Some(tunnel) = reply.tunnel {
         let head = switching_head(&reply.response, upgrade.as_deref());
-        return match write_now(writer, &head).await {
+        return match write_now(writer, &head, limits.take).await {
             Ok(()) => Next::Switched(tunnel, reply.record),
             Err(_) => Next::Gone,
         };
     }
     // A request body that nobody read to its end stands before the next head: such a connection ends.
     let reusable = keep_alive && reader.borrow().body_is_end();
-    let style = Style { reusable, to_head, http10, stall: limits.stall, request: limits.request };
+    let style = Style { reusable, to_head, http10, take: limits.take, request: limits.request };
     match write_reply(writer, reader, reply, &style).await {
         Written::Whole(true) if reader.borrow().body_is_end() => Next::Another,
         Written::Whole(_) | Written::Cut => Next::Last,
@@ -169,7 +172,7 @@ async fn exchange(
 
 /// Ends a connection.
 async fn leave(reader: &RefCell<Reader>, writer: &mut Writer, limits: &Limits, answered_last: bool) {
-    let _ = tokio::time::timeout(limits.stall, writer.shutdown()).await;
+    let _ = tokio::time::timeout(limits.take, writer.shutdown()).await;
     // Closing while the caller still writes would reset the connection, and the answer might be lost with it.
     if answered_last {
         let _ = tokio::time::timeout(LINGER, discard(reader)).await;
@@ -184,7 +187,7 @@ struct Style {
     reusable: bool,
     to_head: bool,
     http10: bool,
-    stall: Duration,
+    take: Duration,
     /// Time from the first byte of the request to the last of the response.
     request: Duration,
 }
@@ -213,9 +216,13 @@ fn admit(parsed: head::ParsedRequest, reader: &Rc<RefCell<Reader>>, limits: &Lim
     Ok((Request { head, body }, Flags { keep_alive: parsed.keep_alive, expects_continue, http10 }))
 }
 
-async fn write_now(writer: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
-    writer.write(bytes).await?;
-    writer.flush().await
+async fn write_now(writer: &mut Writer, bytes: &[u8], take: Duration) -> Result<(), (Reason, String)> {
+    let io = writer.watch();
+    let write = async {
+        writer.write(bytes).await?;
+        writer.flush().await
+    };
+    in_time(take, &io, write).await
 }
 
 /// What became of a response.
@@ -262,9 +269,10 @@ async fn write_response(
     let until_close = length.is_none() && style.http10 && !no_body;
     let keep_alive = style.reusable && !until_close;
     let length = length.filter(|_| !no_body);
+    let io = writer.watch();
     response_head(writer.gather(), response.status, response.fields.as_wire(), length, chunked, keep_alive);
     if no_body {
-        in_time(style.stall, writer.flush()).await?;
+        in_time(style.take, &io, writer.flush()).await?;
         return Ok(keep_alive);
     }
     loop {
@@ -274,7 +282,7 @@ async fn write_response(
             match futures_util::poll!(&mut next) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
-                    in_time(style.stall, writer.flush()).await?;
+                    in_time(style.take, &io, writer.flush()).await?;
                     next.await
                 }
             }
@@ -283,17 +291,21 @@ async fn write_response(
         if let Some(Frame::Data(data)) = &frame {
             record.sent(data.len());
         }
-        in_time(style.stall, write_frame(writer, frame.as_ref(), chunked)).await?;
+        in_time(style.take, &io, write_frame(writer, frame.as_ref(), chunked)).await?;
         if frame.is_none() || (body.is_end() && !chunked) {
-            in_time(style.stall, writer.flush()).await?;
+            in_time(style.take, &io, writer.flush()).await?;
             return Ok(keep_alive);
         }
     }
 }
 
 /// A write that the caller takes in time.
-async fn in_time(stall: Duration, write: impl Future<Output = std::io::Result<()>>) -> Result<(), (Reason, String)> {
-    match within(stall, write).await {
+async fn in_time(
+    take: Duration,
+    io: &SharedIo,
+    write: impl Future<Output = std::io::Result<()>>,
+) -> Result<(), (Reason, String)> {
+    match in_steps(take, TAKEN, || io.taken(), write).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err((Reason::CallerGone, "the caller went away".to_owned())),
         Err(_) => Err((Reason::SlowCaller, "the caller stopped reading".to_owned())),

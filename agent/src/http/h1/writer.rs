@@ -91,6 +91,11 @@ impl Writer {
         self.io.reset();
     }
 
+    /// A handle that says how much was taken while somebody writes.
+    pub(super) fn watch(&self) -> SharedIo {
+        self.io.clone()
+    }
+
     /// The connection itself; nothing must be gathered.
     pub(super) fn into_io(self) -> SharedIo {
         self.io

@@ -12,6 +12,7 @@ use crate::{
     alarm,
     http::{
         Body, BodyError, Fields, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
+        limits::TAKEN,
         normalize::{Host, RequestParts, is_identity_claim},
     },
     policy::lapsed,
@@ -25,6 +26,8 @@ const TURN: usize = 16;
 const LINGER: Duration = Duration::from_secs(30);
 /// How long a connection without streams has to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Bytes of an answer that wait on each stream until the connection takes them: its peer may open all windows and read nothing.
+const UNSENT: usize = 32 << 10;
 /// Bytes of a flood that are read and dropped while its sender is told to go.
 const DISCARD: usize = 1 << 20;
 
@@ -36,6 +39,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         .enable_connect_protocol()
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(UNSENT)
         .max_pending_accept_reset_streams(20)
         .max_concurrent_reset_streams(50)
         .initial_window_size(WINDOW)
@@ -51,7 +55,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let mut leaving = std::pin::pin!(leaving(&*service, end));
     let mut head_stalls = std::pin::pin!(flood.head_stalls(limits.head_read));
     // A little later than the streams on it, whose records say why they ended.
-    let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.stall + FAREWELL));
+    let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.take + FAREWELL));
     let mut exhausted = std::pin::pin!(flood.exhausted());
     let (bounds, mut taken) = (Rc::new(limits.clone()), 0_usize);
     loop {
@@ -267,7 +271,7 @@ pub(super) async fn send(reply: Reply, mut respond: SendResponse<Bytes>, to_head
     };
     let outcome = tokio::select! {
         biased;
-        copied = copy(&mut body, &mut stream, &mut record, limits.stall) => copied.map_err(Err),
+        copied = copy(&mut body, &mut stream, &mut record, limits.take) => copied.map_err(Err),
         refusal = lapsed(permit.as_mut(), tenure.as_ref(), Some(late)) => Err(Ok(refusal)),
     };
     match outcome {
@@ -306,7 +310,7 @@ impl Broken {
     }
 }
 
-async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Record, stall: Duration) -> Result<(), Broken> {
+async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Record, take: Duration) -> Result<(), Broken> {
     loop {
         let frame = tokio::select! {
             biased;
@@ -317,11 +321,13 @@ async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Reco
             }
         };
         match frame {
-            Some(Frame::Data(data)) => {
+            Some(Frame::Data(mut data)) => {
                 record.sent(data.len());
-                let sending = alarm::within(stall, send_data(stream, data, body.is_end()));
-                let sent = sending.await.map_err(|_| Broken::slow())?;
-                if sent.map_err(Broken::caller)? {
+                // The time is for a piece: who takes a large frame slowly takes it nevertheless.
+                while data.len() > TAKEN {
+                    in_time(take, send_data(stream, data.split_to(TAKEN), false)).await?;
+                }
+                if in_time(take, send_data(stream, data, body.is_end())).await? {
                     return Ok(());
                 }
             }
@@ -332,6 +338,11 @@ async fn copy(body: &mut Body, stream: &mut SendStream<Bytes>, record: &mut Reco
             None => return stream.send_data(Bytes::new(), true).map_err(Broken::caller),
         }
     }
+}
+
+/// What the caller takes in time.
+async fn in_time(take: Duration, sending: impl Future<Output = Result<bool, String>>) -> Result<bool, Broken> {
+    alarm::within(take, sending).await.map_err(|_| Broken::slow())?.map_err(Broken::caller)
 }
 
 /// Sends within the peer's window. Returns whether the stream has ended.
