@@ -4,6 +4,8 @@ use std::ops::{ControlFlow, Range};
 
 use smallvec::SmallVec;
 
+use super::h1;
+
 /// Fields that there is room for without an allocation.
 const USUAL: usize = 8;
 
@@ -54,6 +56,19 @@ impl Fields {
         self.wire.extend_from_slice(value);
         self.wire.extend_from_slice(b"\r\n");
         self.lines.push(Line { start, name: name.len() as u32, value: value.len() as u32 });
+    }
+
+    /// Adds a field as it was read. Most lines have the form already that they have here: then they are copied in one piece.
+    pub(crate) fn push_line(&mut self, line: &h1::Line<'_>) {
+        let Some(plain) = line.plain else { return self.push(line.name, line.value) };
+        let start = self.wire.len();
+        self.wire.reserve(plain.len() + 2);
+        self.wire.extend_from_slice(plain);
+        if line.has_capitals {
+            self.wire.get_mut(start..start + line.name.len()).unwrap_or_default().make_ascii_lowercase();
+        }
+        self.wire.extend_from_slice(b"\r\n");
+        self.lines.push(Line { start: start as u32, name: line.name.len() as u32, value: line.value.len() as u32 });
     }
 
     /// Fields in order.

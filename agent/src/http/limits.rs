@@ -2,8 +2,6 @@
 
 use std::{str::FromStr, time::Duration};
 
-/// Fields of a head that there is ever room for.
-pub(super) const MOST_FIELDS: usize = 100;
 /// Trailers that a caller may send, and their bytes; the same in every protocol.
 pub(crate) const MOST_TRAILERS: usize = 32;
 pub(crate) const TRAILER_BYTES: usize = 8 << 10;
@@ -169,7 +167,7 @@ mod tests {
     #[test]
     fn each_has_a_default_within_its_bounds_and_can_be_set() {
         let defaults = Limits::default();
-        assert_eq!((defaults.head_bytes, defaults.fields, defaults.body_bytes), (32 << 10, MOST_FIELDS, 1 << 30));
+        assert_eq!((defaults.head_bytes, defaults.fields, defaults.body_bytes), (32 << 10, 100, 1 << 30));
         assert_eq!((defaults.idle, defaults.age), (Duration::from_secs(75), Duration::from_secs(3600)));
         for (name, default) in Limits::ALL {
             assert_eq!(Limits::changed(&[format!("{name}={default}")]).as_ref(), Ok(&defaults), "{name}");

@@ -23,5 +23,4 @@ pub use message::{Again, Body, BodyError, Frame, Request, RequestHead, Response,
 pub use meter::Meter;
 pub use seal::{meant_for, refused, seal};
 
-use limits::MOST_FIELDS;
 pub(crate) use limits::{MOST_TRAILERS, TAKEN, TRAILER_BYTES};

@@ -61,11 +61,11 @@ impl RequestParts {
     ///
     /// # Errors
     /// When the method is anything else.
-    pub fn new(method: &str, target: &[u8], host: Host, fields: Fields, version: Version) -> Result<Self, Refusal> {
+    pub fn new(method: &[u8], target: &[u8], host: Host, fields: Fields, version: Version) -> Result<Self, Refusal> {
         let plain = method.len() <= 32
-            && method.starts_with(|first: char| first.is_ascii_uppercase())
-            && method.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'));
-        let method = http::Method::from_bytes(method.as_bytes())
+            && method.first().is_some_and(u8::is_ascii_uppercase)
+            && method.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'));
+        let method = http::Method::from_bytes(method)
             .ok()
             .filter(|_| plain)
             .ok_or_else(|| malformed("method is not an upper-case token"))?;
@@ -236,8 +236,14 @@ mod tests {
     use super::*;
 
     fn head(method: &str, target: &str, host: &str) -> Result<RequestHead, Refusal> {
-        RequestParts::new(method, target.as_bytes(), Host::field(Some(host.as_bytes())), Fields::default(), Version::Http11)?
-            .normalize()
+        RequestParts::new(
+            method.as_bytes(),
+            target.as_bytes(),
+            Host::field(Some(host.as_bytes())),
+            Fields::default(),
+            Version::Http11,
+        )?
+        .normalize()
     }
 
     #[test]

@@ -5,9 +5,8 @@ use bytes::Bytes;
 
 use crate::{
     http::{
-        Fields, Limits, MOST_TRAILERS, RequestHead,
+        Fields, Limits, RequestHead,
         h1::{self, Framing, ParsedRequest, ParsedResponse},
-        normalize::forbidden_in_trailers,
         put_number,
     },
     refusal::{Reason, Refusal},
@@ -97,19 +96,5 @@ pub(super) fn trailers(text: &Bytes) -> Result<Fields, Refusal> {
     let mut whole = Vec::with_capacity(text.len() + 2);
     whole.extend_from_slice(text);
     whole.extend_from_slice(b"\r\n");
-    if !text.is_empty() && h1::head_end(&whole, 0)? != Some(whole.len()) {
-        return Err(malformed("not one block of trailers"));
-    }
-    let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
-    let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&whole, &mut headers) else {
-        return Err(malformed("trailers are not header fields"));
-    };
-    let mut fields = Fields::default();
-    for header in headers {
-        if forbidden_in_trailers(header.name.as_bytes()) {
-            return Err(malformed("a trailer that only a head may carry"));
-        }
-        fields.push(header.name.as_bytes(), header.value.trim_ascii());
-    }
-    Ok(fields)
+    h1::parse_trailers(&whole).map_err(malformed)
 }

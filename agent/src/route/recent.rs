@@ -78,7 +78,8 @@ mod tests {
     fn head(method: &str, host: &str) -> RequestHead {
         let target = if method == "CONNECT" { host } else { "/a" };
         let host = Host::field(Some(host.as_bytes()));
-        let parts = RequestParts::new(method, target.as_bytes(), host, Fields::default(), crate::http::Version::Http11);
+        let parts =
+            RequestParts::new(method.as_bytes(), target.as_bytes(), host, Fields::default(), crate::http::Version::Http11);
         parts.unwrap().normalize().unwrap()
     }
 

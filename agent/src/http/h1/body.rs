@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::http::{Fields, MOST_TRAILERS, TRAILER_BYTES, message::BodyError};
+use crate::http::{Fields, TRAILER_BYTES, message::BodyError};
 
 /// How a body ends (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,18 +153,7 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BodyError> {
         return if buf.len() > TRAILER_BYTES { Err(BodyError::Malformed("trailers too long")) } else { Ok(None) };
     };
     let text = buf.split_to(end);
-    let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
-    let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&text, &mut headers) else {
-        return Err(BodyError::Malformed("trailers are not header fields"));
-    };
-    let mut fields = Fields::default();
-    for header in headers {
-        if crate::http::normalize::forbidden_in_trailers(header.name.as_bytes()) {
-            return Err(BodyError::Malformed("a trailer that only a head may carry"));
-        }
-        fields.push(header.name.as_bytes(), header.value.trim_ascii());
-    }
-    Ok(Some(fields))
+    super::head::trailers(&text).map(Some).map_err(BodyError::Malformed)
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Heads of HTTP/1.1 messages: found, parsed, checked once, and rid of hop-by-hop fields.
 
-use std::mem::MaybeUninit;
-
-use super::Framing;
+use super::{
+    Framing,
+    line::{self, Line, Lines, malformed},
+};
 use crate::{
     http::{
-        Fields, Limits, MOST_FIELDS,
+        Fields, Limits, MOST_TRAILERS,
         message::Version,
-        normalize::{Host, RequestParts, hop_by_hop, is_identity_claim},
+        normalize::{Host, RequestParts, forbidden_in_trailers, hop_by_hop, is_identity_claim},
     },
     refusal::{Reason, Refusal},
 };
@@ -56,37 +57,30 @@ pub(crate) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal
     Ok(None)
 }
 
-fn malformed(detail: impl Into<String>) -> Refusal {
-    Refusal::new(Reason::Malformed, detail)
-}
-
 /// Parses a whole request head.
 pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
-    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
-    let mut parsed = httparse::Request::new(&mut []);
-    let headers = headers.get_mut(..limits.fields).unwrap_or_default();
-    parse_outcome(parsed.parse_with_uninit_headers(head, headers), head.len())?;
-    let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
-    let method = parsed.method.unwrap_or_default();
-    let target = parsed.path.unwrap_or_default();
+    let mut lines = Lines::of(head);
+    let (method, target, minor) = line::request(lines.next()?.unwrap_or_default())?;
+    let version = if minor == 1 { Version::Http11 } else { Version::Http10 };
 
     let mut seen = Seen::default();
     let mut fields = Fields::with_capacity(head.len());
     let mut host = None;
-    for header in parsed.headers.iter() {
-        let name = header.name.as_bytes();
-        if name.contains(&b'_') {
+    let mut left = limits.fields;
+    while let Some(line) = lines.next()? {
+        let line = counted(line, &mut left)?;
+        if line.has_underscore {
             return Err(malformed(format!(
                 "field name `{}` has an underscore, which applications read as a hyphen",
-                header.name
+                String::from_utf8_lossy(line.name)
             )));
         }
-        if name.eq_ignore_ascii_case(b"host") {
-            if host.replace(header.value).is_some() {
+        if line.name.eq_ignore_ascii_case(b"host") {
+            if host.replace(line.value).is_some() {
                 return Err(Refusal::new(Reason::BadHost, "more than one host field"));
             }
-        } else if !seen.take(name, header.value)? && !is_identity_claim(name) {
-            fields.push(name, header.value.trim_ascii());
+        } else if !seen.take(line.name, line.value)? && !is_identity_claim(line.name) {
+            fields.push_line(&line);
         }
     }
     seen.drop_nominated(&mut fields)?;
@@ -95,7 +89,7 @@ pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
     }
     let framing = seen.framing()?.unwrap_or(Framing::Length(0));
     let host = Host::field(host);
-    let parts = RequestParts::new(method, target.as_bytes(), host, fields, version)?;
+    let parts = RequestParts::new(method, target, host, fields, version)?;
     let upgrade = seen.upgrade.take().filter(|_| seen.upgrades && version == Version::Http11 && framing == Framing::Length(0));
     let keep_alive = seen.keeps_alive(version);
     Ok(ParsedRequest { parts, framing, keep_alive, expects_continue: seen.expects_continue, upgrade })
@@ -104,22 +98,20 @@ pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
 /// Parses a whole response head, for a request that was HEAD or not, and that asked to switch protocols or not.
 pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
     let bad = |refusal: Refusal| Refusal::new(Reason::UpstreamFailed, format!("upstream response: {}", refusal.detail()));
-    let mut headers = [const { MaybeUninit::uninit() }; MOST_FIELDS];
-    let mut parsed = httparse::Response::new(&mut []);
-    let headers = headers.get_mut(..limits.fields).unwrap_or_default();
-    let outcome = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, head, headers);
-    parse_outcome(outcome, head.len()).map_err(bad)?;
-    let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
-    let status = parsed.code.unwrap_or_default();
+    let mut lines = Lines::of(head);
+    let start = lines.next().map_err(bad)?.unwrap_or_default();
+    let (status, minor) = line::status(start).map_err(bad)?;
+    let version = if minor == 1 { Version::Http11 } else { Version::Http10 };
     if !(100..600).contains(&status) {
         return Err(Refusal::new(Reason::UpstreamFailed, format!("upstream answered with status {status}")));
     }
     let mut seen = Seen::default();
     let mut fields = Fields::with_capacity(head.len());
-    for header in parsed.headers.iter() {
-        let name = header.name.as_bytes();
-        if !seen.take(name, header.value).map_err(bad)? {
-            fields.push(name, header.value.trim_ascii());
+    let mut left = limits.fields;
+    while let Some(line) = lines.next().map_err(bad)? {
+        let line = counted(line, &mut left).map_err(bad)?;
+        if !seen.take(line.name, line.value).map_err(bad)? {
+            fields.push_line(&line);
         }
     }
     seen.drop_nominated(&mut fields).map_err(bad)?;
@@ -143,13 +135,28 @@ pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits
     Ok(ParsedResponse { status, fields, framing, keep_alive, switches })
 }
 
-fn parse_outcome(outcome: httparse::Result<usize>, length: usize) -> Result<(), Refusal> {
-    match outcome {
-        Ok(httparse::Status::Complete(read)) if read == length => Ok(()),
-        Ok(_) => Err(malformed("incomplete head")),
-        Err(httparse::Error::TooManyHeaders) => Err(Refusal::new(Reason::HeadTooLarge, "too many header fields")),
-        Err(error) => Err(malformed(error.to_string())),
+/// One more field, if there may be so many.
+fn counted<'a>(line: &'a [u8], left: &mut usize) -> Result<Line<'a>, Refusal> {
+    *left = left.checked_sub(1).ok_or_else(|| Refusal::new(Reason::HeadTooLarge, "too many header fields"))?;
+    Line::read(line)
+}
+
+/// Parses a block of trailers with its empty line. They never become header fields; what means something only in a head is
+/// refused.
+pub(crate) fn trailers(text: &[u8]) -> Result<Fields, &'static str> {
+    const NOT_FIELDS: &str = "trailers are not header fields";
+    let (mut lines, mut fields) = (Lines::of(text), Fields::default());
+    while let Some(line) = lines.next().map_err(|_| NOT_FIELDS)? {
+        let line = Line::read(line).map_err(|_| NOT_FIELDS)?;
+        if fields.len() == MOST_TRAILERS {
+            return Err(NOT_FIELDS);
+        }
+        if forbidden_in_trailers(line.name) {
+            return Err("a trailer that only a head may carry");
+        }
+        fields.push_line(&line);
     }
+    Ok(fields)
 }
 
 /// What the fields that belong to the connection said.
@@ -170,6 +177,10 @@ struct Seen {
 impl Seen {
     /// Takes a field that concerns framing or this connection only. Says whether it did.
     fn take(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Refusal> {
+        // Most fields begin with another letter.
+        if !matches!(name.first().map(u8::to_ascii_lowercase), Some(b'c' | b'e' | b'h' | b'k' | b'p' | b't' | b'u')) {
+            return Ok(false);
+        }
         if name.eq_ignore_ascii_case(b"content-length") {
             self.content_length(value)?;
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {

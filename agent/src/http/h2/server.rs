@@ -229,7 +229,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
         switching = stream.take().map(|stream| websocket::Caller::new(stream, &mut fields));
     }
     let method = if switches { "GET" } else { head.method.as_str() };
-    let parts = RequestParts::new(method, target.as_bytes(), host, fields, Version::Http2)?;
+    let parts = RequestParts::new(method.as_bytes(), target.as_bytes(), host, fields, Version::Http2)?;
     let mut head = parts.normalize()?;
     head.upgrade = switches.then(|| websocket::PROTOCOL.into());
     let head = Rc::new(head);
