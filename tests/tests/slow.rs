@@ -226,18 +226,18 @@ async fn who_reads_slowly_all_the_time_is_waited_for_and_so_is_a_program_that_is
 }
 
 /// A member's connection by the mesh protocol, with a GET for more than any buffer holds on each of so many streams.
-async fn ask_by_mesh(scene: &Scene, streams: u32) -> SharedIo {
+async fn ask_by_mesh(scene: &Scene, streams: u32) -> std::io::Result<SharedIo> {
     let peer = MeshPeer::join(&scene.mesh, "shop/web").await;
     let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
     let connected = peer.connect(scene.orders.mesh, "shop/orders", 80, MeshProtocol::Mesh, expected).await;
-    let mut io = connected.expect("a mesh connection");
+    let mut io = connected.map_err(std::io::Error::other)?;
     let mut wire = Vec::new();
     for stream in 1..=streams {
         put(&mut wire, stream, Kind::Head, true, b"GET /large HTTP/1.1\r\nhost: orders.shop\r\n\r\n");
     }
-    io.write_all(&wire).await.expect("written");
-    io.flush().await.expect("flushed");
-    io
+    io.write_all(&wire).await?;
+    io.flush().await?;
+    Ok(io)
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_member_that_opens_no_window_or_reads_nothing_is_let_go() -> Outcome {
     let mut program = JoinSet::new();
     program.spawn(large(listener));
     let scene = Scene::set(address, &["take-time=4s"]).await;
-    let mut closed = ask_by_mesh(&scene, 1).await;
+    let mut closed = ask_by_mesh(&scene, 1).await?;
     let began = Instant::now();
     let mut heard = BytesMut::new();
     // It reads, and never says that more may come.
@@ -264,7 +264,7 @@ async fn a_member_that_opens_no_window_or_reads_nothing_is_let_go() -> Outcome {
     tokio::time::timeout(Duration::from_secs(15), reset).await?;
     assert!(began.elapsed() > Duration::from_secs(3), "it had its time");
 
-    let stuck = ask_by_mesh(&scene, 64).await;
+    let stuck = ask_by_mesh(&scene, 64).await?;
     let connections = "outrider_agent_connections{side=\"inbound\"}";
     let began = Instant::now();
     while scene.orders.metric(connections).await > 1.0 {

@@ -8,6 +8,7 @@ const TOKEN: u8 = 1;
 const UPPER: u8 = 2;
 const UNDERSCORE: u8 = 4;
 
+#[expect(clippy::indexing_slicing, reason = "at compile time: a byte out of range would not compile")]
 const fn name_bytes() -> [u8; 256] {
     let mut table = [0; 256];
     let mut byte = 0;
