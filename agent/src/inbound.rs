@@ -70,7 +70,7 @@ fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Ref
     }
     let peer = Rc::new(secured.peer.clone());
     let client_cert = peer.id().map(|id| format!("By={};URI={id}", worker.own_identity()));
-    Ok((Inbound { worker: worker.clone(), peer, target, local, client_cert, turnstile: Rc::default() }, secured))
+    Ok((Inbound { turnstile: Turnstile::of(&peer), worker: worker.clone(), peer, target, local, client_cert }, secured))
 }
 
 impl Inbound {
@@ -117,7 +117,7 @@ impl Inbound {
         };
         record.verdict(permit.verdict().clone());
         let route = self.local.route(&permit);
-        match self.worker.upstreams.tunnel(&route).await {
+        match self.worker.upstreams.tunnel(&route, Some(&self.turnstile)).await {
             Ok((io, ..)) => Tunnel::new(io, Some(permit), None).relay(secured.io, BytesMut::new(), record).await,
             Err(refusal) => record.refused(&refusal),
         }

@@ -84,7 +84,7 @@ impl Outbound {
                     "CONNECT leads to opaque ports only: send HTTP requests in the clear, the mesh encrypts them",
                 ));
             }
-            self.worker.upstreams.tunnel(&route).await
+            self.worker.upstreams.tunnel(&route, None).await
         };
         match opened.await {
             Ok((io, peer, tenure)) => {
@@ -107,7 +107,7 @@ impl Outbound {
         if let Kind::Mesh { service, port, protocol, .. } = route.kind() {
             record.destination(&service.name, *port, *protocol);
         }
-        match self.worker.upstreams.tunnel(route).await {
+        match self.worker.upstreams.tunnel(route, None).await {
             Ok((far, peer, tenure)) => {
                 if let Some(peer) = &peer {
                     record.peer(peer);

@@ -300,6 +300,31 @@ async fn bodies_over_the_cap_get_413_whether_they_say_so_or_not() -> Outcome {
 }
 
 #[tokio::test]
+async fn a_thousand_callers_in_one_moment_wait_for_a_connection_to_the_program_and_none_is_refused() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    let scene = Scene::set(address, &[]).await;
+    let mut callers = Vec::new();
+    for _ in 0..1000 {
+        callers.push(TcpStream::connect(scene.plain).await?);
+    }
+    // Each needs a connection of its own: none is free before the others have been answered.
+    let mut asking = JoinSet::new();
+    for mut caller in callers {
+        asking.spawn(async move {
+            let answer = exchange(&mut caller, b"GET /small HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+            Ok::<u16, std::io::Error>(answer.status)
+        });
+    }
+    let all = tokio::time::timeout(Duration::from_secs(30), asking.join_all()).await?;
+    let statuses = all.into_iter().collect::<Result<Vec<u16>, _>>()?;
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1000, "{statuses:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn one_address_does_not_take_all_places() -> Outcome {
     let backend = Backend::start().await;
     let scene = Scene::set(backend.address, &["connections=12", "connections-per-address=4"]).await;

@@ -1,10 +1,11 @@
-//! Bounds on what one worker has under way at a service: past them calls are refused at once, rather than queued.
+//! Bounds on what one worker has under way at a service: past them calls are refused at once, rather than queued. Only who needs a new
+//! connection waits in line.
 
 use std::{cell::Cell, rc::Rc};
 
 use crate::refusal::{Reason, Refusal};
 
-/// Requests that may wait for a connection to be made.
+/// Requests whose connections are being made.
 pub(super) const CONNECTING: usize = 256;
 
 /// Most of everything, for each worker.
@@ -14,7 +15,7 @@ pub struct Bounds {
     pub requests: usize,
     /// Requests under way at one endpoint.
     pub endpoint_requests: usize,
-    /// Requests that wait for a connection to be made.
+    /// Requests whose connections are being made; others wait in line.
     pub connecting: usize,
 }
 

@@ -20,6 +20,7 @@ use super::{
     outlier::Outcome,
     pool::{Key, Pool, Slot},
     probe::Streak,
+    turnstile::Places,
 };
 use crate::{
     refusal::{Reason, Refusal},
@@ -214,8 +215,8 @@ pub struct Fleets {
     known: RefCell<HashMap<(ServiceName, u16), Rc<Fleet>>>,
     /// The one of the call before: most programs call one service many times in a row.
     last: RefCell<Option<Rc<Fleet>>>,
-    /// Requests that wait for a connection.
-    pub(super) connecting: Gauge,
+    /// Where requests wait for a connection.
+    pub(super) connecting: Places,
     /// Connections that were made or tried.
     pub(super) connects: Cell<u64>,
     /// Copies of requests under way.
@@ -228,7 +229,7 @@ impl Default for Fleets {
         Self {
             known: RefCell::default(),
             last: RefCell::default(),
-            connecting: Gauge::default(),
+            connecting: Places::default(),
             connects: Cell::new(0),
             copies: Gauge::default(),
             began: Instant::now(),

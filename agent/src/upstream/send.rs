@@ -138,9 +138,15 @@ impl Upstreams {
     ///
     /// # Errors
     /// `connect_failed`, `peer_identity`, `no_identity`, `no_endpoint`, `overloaded`.
-    pub async fn tunnel(&self, route: &Route) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Tenure>), Refusal> {
+    pub async fn tunnel(
+        &self,
+        route: &Route,
+        turnstile: Option<&Turnstile>,
+    ) -> Result<(SharedIo, Option<Rc<Peer>>, Option<Tenure>), Refusal> {
         let connected = match route.kind() {
-            Kind::Local { program, .. } => self.connect(&Key::Program(*program), None, MeshProtocol::Tcp).await?,
+            Kind::Local { program, .. } => {
+                self.connect_among(&Key::Program(*program), None, MeshProtocol::Tcp, turnstile).await?
+            }
             Kind::Mesh { service, port, .. } => self.connect_any(&self.fleet(service, *port)).await?,
             Kind::Answer(_) => return Err(Refusal::new(Reason::ProtocolMismatch, "a route answers, and nothing can be opened")),
         };
@@ -186,7 +192,9 @@ impl Upstreams {
             let held = stream.take().unwrap_or_else(|| StreamLease::take(&slot.load, None));
             let (client, reused) = match slot.take(generation) {
                 Some(client) => (client, true),
-                None => match Box::pin(self.connect_in_turn(slot, endpoint, held.turnstile())).await {
+                None => match Box::pin(self.connect_among(&slot.key, endpoint, MeshProtocol::Http1, held.turnstile().as_deref()))
+                    .await
+                {
                     Ok(connected) => (H1Client::new(connected.io, connected.tenure), false),
                     Err(refusal) => return Err(Failure::unsent(refusal, body)),
                 },
@@ -258,20 +266,6 @@ impl Upstreams {
         }
     }
 
-    /// A new connection for HTTP/1.1, when it is the turn of one more request of its caller.
-    async fn connect_in_turn(
-        &self,
-        slot: &Slot,
-        endpoint: Option<&Endpoint>,
-        turnstile: Option<Rc<Turnstile>>,
-    ) -> Result<Connected, Refusal> {
-        let _turn = match &turnstile {
-            Some(turnstile) => Some(turnstile.pass(self.limits.connect).await?),
-            None => None,
-        };
-        self.connect(&slot.key, endpoint, MeshProtocol::Http1).await
-    }
-
     /// A new connection to an endpoint, or to the own program when there is none.
     pub(super) async fn connect(
         &self,
@@ -279,8 +273,19 @@ impl Upstreams {
         endpoint: Option<&Endpoint>,
         protocol: MeshProtocol,
     ) -> Result<Connected, Refusal> {
+        self.connect_among(key, endpoint, protocol, None).await
+    }
+
+    /// The same for a caller among others, when it is its turn.
+    async fn connect_among(
+        &self,
+        key: &Key,
+        endpoint: Option<&Endpoint>,
+        protocol: MeshProtocol,
+        turnstile: Option<&Turnstile>,
+    ) -> Result<Connected, Refusal> {
+        let _turn = self.fleets.connecting.turn(turnstile, self.bounds.connecting, self.limits.connect).await?;
         self.fleets.connects.set(self.fleets.connects.get() + 1);
-        let _connecting = self.fleets.connecting.begin(self.bounds.connecting, "requests wait for a connection")?;
         let connected = tokio::time::timeout(self.limits.connect, self.open(key, endpoint, protocol)).await;
         connected.unwrap_or_else(|_| Err(Refusal::new(Reason::ConnectFailed, "connecting timed out")))
     }

@@ -17,7 +17,7 @@ use crate::{AgentOptions, Mesh, MeshOptions, exchange, free_port, large};
 /// A kind is over when nobody is left, or after this.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// Between two attackers.
-const GAP: Duration = Duration::from_millis(5);
+const GAP: Duration = Duration::from_millis(3);
 /// Between two bytes of an attacker.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -128,7 +128,7 @@ async fn one(name: &'static str, kind: Kind, plain: SocketAddr, connections: usi
     let mut attackers = JoinSet::new();
     for number in 0..u32::try_from(connections).unwrap_or(u32::MAX) {
         attackers.spawn(async move {
-            // All at once would find the program's own bound on new connections first.
+            // All at once would find the program's own queue of new connections full.
             tokio::time::sleep(GAP * number).await;
             attack(plain, kind).await
         });
