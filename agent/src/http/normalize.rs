@@ -118,7 +118,7 @@ impl RequestParts {
             }
             canonical
         };
-        let (id, trace) = (request_id(&mut fields), TraceContext::take(&mut fields));
+        let (id, trace) = (request_id(&fields), TraceContext::take(&mut fields, "x-request-id"));
         Ok(RequestHead { method, target, path_len, host, host_port, fields, version, id, trace, upgrade: None })
     }
 }
@@ -163,16 +163,11 @@ fn canonical_query(query: &[u8]) -> Result<&str, Refusal> {
 }
 
 /// The request's id: the caller's if it is a plain word, else a new one.
-fn request_id(fields: &mut Fields) -> String {
+fn request_id(fields: &Fields) -> String {
     let given = fields
         .single("x-request-id")
         .filter(|id| (8..=REQUEST_ID).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-'));
-    let id = match given.and_then(|id| std::str::from_utf8(id).ok()) {
-        Some(id) => id.to_owned(),
-        None => new_request_id(),
-    };
-    fields.remove("x-request-id");
-    id
+    given.and_then(|id| std::str::from_utf8(id).ok()).map_or_else(new_request_id, str::to_owned)
 }
 
 /// A fresh request id.

@@ -40,7 +40,7 @@ pub(super) trait Serving {
 
 impl Link {
     /// Takes one frame.
-    pub(super) fn receive(self: &Rc<Self>, frame: Frame, role: &mut Role<'_>, limits: &Limits) -> Result<(), Violation> {
+    pub(super) fn receive(self: &Rc<Self>, frame: Frame<'_>, role: &mut Role<'_>, limits: &Limits) -> Result<(), Violation> {
         let mut state = self.state.borrow_mut();
         match frame.kind {
             Kind::Head => match role {
@@ -59,7 +59,7 @@ impl Link {
                     return Err(Violation::Flood);
                 }
                 if let Some(stream) = known(&mut state, frame.stream)? {
-                    stream.state.borrow_mut().give_up(Code::from_number(frame.number()));
+                    stream.state.borrow_mut().give_up(Code::from_number(frame.payload.number()));
                 }
                 Ok(())
             }
@@ -76,7 +76,7 @@ impl Link {
             Kind::Goaway => {
                 spend(&mut state)?;
                 state.leaving = true;
-                let last = frame.number();
+                let last = frame.payload.number();
                 for stream in state.streams.values().filter(|stream| matches!(role, Role::Caller) && stream.id > last) {
                     stream.state.borrow_mut().give_up(Code::Refused);
                 }
@@ -107,7 +107,7 @@ fn judge(link: &mut State, stream: &Stream, outcome: Result<(), WrongLength>) {
 }
 
 /// A request's head.
-fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame, limits: &Limits) -> Result<Option<Opened>, Violation> {
+fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame<'_>, limits: &Limits) -> Result<Option<Opened>, Violation> {
     if frame.stream <= state.last {
         let again = state.streams.contains_key(&frame.stream);
         return Err(if again { Violation::SecondHead } else { Violation::StreamNumber });
@@ -134,7 +134,7 @@ fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame, limits: &Limits) ->
 }
 
 /// A response's head.
-fn answered(state: &mut State, frame: &Frame, limits: &Limits) -> Result<(), Violation> {
+fn answered(state: &mut State, frame: &Frame<'_>, limits: &Limits) -> Result<(), Violation> {
     let Some(stream) = known(state, frame.stream)? else { return spend(state) };
     let mut receiving = stream.state.borrow_mut();
     if receiving.over().is_some() {
@@ -158,7 +158,7 @@ fn answered(state: &mut State, frame: &Frame, limits: &Limits) -> Result<(), Vio
     Ok(())
 }
 
-fn data(state: &mut State, frame: Frame) -> Result<(), Violation> {
+fn data(state: &mut State, frame: Frame<'_>) -> Result<(), Violation> {
     let length = frame.payload.len() as u32;
     state.received(length)?;
     if length == 0 && !frame.end {
@@ -177,7 +177,7 @@ fn data(state: &mut State, frame: Frame) -> Result<(), Violation> {
     if !receiving.is_receiving() {
         return Err(Violation::OutOfOrder);
     }
-    let outcome = receiving.receive(frame.payload, frame.end)?;
+    let outcome = receiving.receive(frame.payload.take(), frame.end)?;
     drop(receiving);
     if outcome.is_err() {
         state.taken(length);
@@ -186,7 +186,7 @@ fn data(state: &mut State, frame: Frame) -> Result<(), Violation> {
     Ok(())
 }
 
-fn trailers(state: &mut State, frame: &Frame) -> Result<(), Violation> {
+fn trailers(state: &mut State, frame: &Frame<'_>) -> Result<(), Violation> {
     let Some(stream) = known(state, frame.stream)? else { return spend(state) };
     let mut receiving = stream.state.borrow_mut();
     if receiving.over().is_some() {
@@ -203,9 +203,9 @@ fn trailers(state: &mut State, frame: &Frame) -> Result<(), Violation> {
     Ok(())
 }
 
-fn window(state: &mut State, frame: &Frame) -> Result<(), Violation> {
+fn window(state: &mut State, frame: &Frame<'_>) -> Result<(), Violation> {
     spend(state)?;
-    let by = frame.number();
+    let by = frame.payload.number();
     if by == 0 {
         return Err(Violation::WindowUpdate);
     }

@@ -1,5 +1,7 @@
 //! Frames of the mesh protocol: eight bytes of head, then a payload (docs/mesh-protocol.md).
 
+use std::ops::Deref;
+
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::violation::Violation;
@@ -113,9 +115,9 @@ impl Code {
     }
 }
 
-/// A whole frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
+/// A whole frame, its payload still in the buffer that it arrived in.
+#[derive(Debug)]
+pub struct Frame<'a> {
     /// The stream; 0 is the connection.
     pub stream: u32,
     /// What it is.
@@ -123,13 +125,45 @@ pub struct Frame {
     /// Nothing of the sender follows on this stream.
     pub end: bool,
     /// What it carries.
-    pub payload: Bytes,
+    pub payload: Payload<'a>,
 }
 
-impl Frame {
-    /// The first four bytes of the payload as a number; the length was checked by [`take`].
+/// What a frame carries: the first bytes of a buffer, which are gone from it when this is dropped.
+#[derive(Debug)]
+pub struct Payload<'a> {
+    buf: &'a mut BytesMut,
+    length: usize,
+}
+
+impl Payload<'_> {
+    /// Takes it out.
+    pub fn take(mut self) -> Bytes {
+        let length = std::mem::take(&mut self.length);
+        if length >= SPLIT {
+            return self.buf.split_to(length).freeze();
+        }
+        let copy = Bytes::copy_from_slice(self.buf.get(..length).unwrap_or_default());
+        self.buf.advance(length);
+        copy
+    }
+
+    /// The first four bytes as a number; the length was checked by [`take`].
     pub fn number(&self) -> u32 {
-        self.payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes)).unwrap_or_default()
+        self.first_chunk().map(|bytes| u32::from_be_bytes(*bytes)).unwrap_or_default()
+    }
+}
+
+impl Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.buf.get(..self.length).unwrap_or_default()
+    }
+}
+
+impl Drop for Payload<'_> {
+    fn drop(&mut self) {
+        self.buf.advance(self.length);
     }
 }
 
@@ -164,7 +198,7 @@ pub fn put_with(out: &mut Vec<u8>, stream: u32, kind: Kind, end: bool, write: im
 ///
 /// # Errors
 /// When the head cannot be one of version 1: such a connection ends.
-pub fn take(buf: &mut BytesMut) -> Result<Option<Frame>, Violation> {
+pub fn take(buf: &mut BytesMut) -> Result<Option<Frame<'_>>, Violation> {
     let Some(&[a, b, c, d, high, middle, low, kind]) = buf.first_chunk::<HEAD>() else { return Ok(None) };
     let (stream, length) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([0, high, middle, low]) as usize);
     let end = kind & END != 0;
@@ -182,14 +216,7 @@ pub fn take(buf: &mut BytesMut) -> Result<Option<Frame>, Violation> {
         return Ok(None);
     }
     buf.advance(HEAD);
-    let payload = if length >= SPLIT {
-        buf.split_to(length).freeze()
-    } else {
-        let copy = Bytes::copy_from_slice(buf.get(..length).unwrap_or_default());
-        buf.advance(length);
-        copy
-    };
-    Ok(Some(Frame { stream, kind, end, payload }))
+    Ok(Some(Frame { stream, kind, end, payload: Payload { buf, length } }))
 }
 
 #[cfg(test)]
@@ -198,7 +225,27 @@ mod tests {
 
     use super::*;
 
-    fn any_frame() -> impl Strategy<Value = Frame> {
+    /// A frame as it was read.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Whole {
+        stream: u32,
+        kind: Kind,
+        end: bool,
+        payload: Bytes,
+    }
+
+    impl From<Frame<'_>> for Whole {
+        fn from(frame: Frame<'_>) -> Self {
+            let Frame { stream, kind, end, payload } = frame;
+            let seen = payload.to_vec();
+            // Looked at where it lies, or taken out.
+            let payload = if kind == Kind::Data { payload.take() } else { seen.clone().into() };
+            assert_eq!(payload, seen);
+            Self { stream, kind, end, payload }
+        }
+    }
+
+    fn any_frame() -> impl Strategy<Value = Whole> {
         let payload = prop::collection::vec(any::<u8>(), 0..200);
         (any::<u32>(), 1..=8_u8, any::<bool>(), payload, any::<bool>()).prop_map(|(stream, kind, end, mut payload, large)| {
             let kind = Kind::from_byte(kind).unwrap();
@@ -218,7 +265,7 @@ mod tests {
                 _ => stream.max(1),
             };
             let end = kind == Kind::Trailers || (end && matches!(kind, Kind::Head | Kind::Data));
-            Frame { stream, kind, end, payload: payload.into() }
+            Whole { stream, kind, end, payload: payload.into() }
         })
     }
 
@@ -236,7 +283,7 @@ mod tests {
             for piece in wire.chunks(step) {
                 buf.extend_from_slice(piece);
                 while let Some(frame) = take(&mut buf).unwrap() {
-                    read.push(frame);
+                    read.push(Whole::from(frame));
                 }
             }
             prop_assert!(buf.is_empty());
@@ -256,7 +303,7 @@ mod tests {
 
     #[test]
     fn heads_that_version_1_does_not_know_are_refused_at_once() {
-        let refused = |bytes: [u8; HEAD]| take(&mut BytesMut::from(&bytes[..])).unwrap_err();
+        let refused = |bytes: [u8; HEAD]| take(&mut BytesMut::from(&bytes[..])).map(drop).unwrap_err();
         assert_eq!(refused([0, 0, 0, 1, 0, 0, 1, 0]), Violation::UnknownFrame);
         assert_eq!(refused([0, 0, 0, 1, 0, 0, 1, 9]), Violation::UnknownFrame);
         assert_eq!(refused([0, 0, 0, 1, 1, 0, 1, 2]), Violation::FrameLength, "more than 64 KiB of data");

@@ -1,8 +1,6 @@
 //! Heads and trailers on the wire: the text of HTTP/1.1, without what belongs to a connection. Read by the same strict parser as
 //! everybody's: that the peer is an agent is no reason to trust what it wrote.
 
-use bytes::Bytes;
-
 use crate::{
     http::{
         Fields, Limits, RequestHead,
@@ -92,7 +90,7 @@ pub(super) fn length(framing: Framing) -> Result<Option<u64>, Refusal> {
 }
 
 /// Reads trailers: header lines, each ended by CR LF.
-pub(super) fn trailers(text: &Bytes) -> Result<Fields, Refusal> {
+pub(super) fn trailers(text: &[u8]) -> Result<Fields, Refusal> {
     let mut whole = Vec::with_capacity(text.len() + 2);
     whole.extend_from_slice(text);
     whole.extend_from_slice(b"\r\n");

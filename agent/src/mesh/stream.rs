@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) asked: Option<Asked>,
     /// The answer's head, until it is taken.
     pub(super) head: Option<ParsedResponse>,
+    /// What comes first; mostly it is all there is. Empty when nothing waits.
+    first: Bytes,
     data: VecDeque<Bytes>,
     /// What follows `data`: small pieces in one, so that they cost what they carry.
     small: BytesMut,
@@ -81,6 +83,7 @@ impl Stream {
         let state = State {
             asked,
             head: None,
+            first: Bytes::new(),
             data: VecDeque::new(),
             small: BytesMut::new(),
             trailers: None,
@@ -128,8 +131,8 @@ impl State {
             }
         }
         if !data.is_empty() {
-            if self.data.is_empty() && self.small.is_empty() {
-                self.data.push_back(data);
+            if self.first.is_empty() {
+                self.first = data;
             } else if data.len() < SMALL {
                 self.small.extend_from_slice(&data);
             } else {
@@ -152,8 +155,11 @@ impl State {
 
     /// Takes what is next, if there is something. Data that was taken is owed to the peer's window.
     pub(super) fn take(&mut self) -> Option<Piece> {
-        let next = self.data.pop_front().or_else(|| Some(self.small.split().freeze()).filter(|small| !small.is_empty()));
-        if let Some(data) = next {
+        let data = std::mem::replace(&mut self.first, self.data.pop_front().unwrap_or_default());
+        if self.first.is_empty() && !self.small.is_empty() {
+            self.first = self.small.split().freeze();
+        }
+        if !data.is_empty() {
             self.owed += data.len() as u32;
             return Some(Piece::Data(data));
         }
@@ -174,18 +180,21 @@ impl State {
 
     /// Nothing is left to take.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.received_end && self.data.is_empty() && self.small.is_empty() && self.trailers.is_none()
+        self.received_end && self.first.is_empty() && self.trailers.is_none()
     }
 
     /// Drops what nobody took; returns how much it was.
     pub(super) fn discard(&mut self) -> u32 {
-        let dropped = self.data.drain(..).map(|data| data.len()).sum::<usize>() + self.small.split().len();
+        let dropped = self.held();
+        self.first.clear();
+        self.data.clear();
+        self.small.clear();
         dropped as u32
     }
 
     /// Bytes that arrived and were not taken.
     pub(super) fn held(&self) -> usize {
-        self.data.iter().map(bytes::Bytes::len).sum::<usize>() + self.small.len()
+        self.first.len() + self.data.iter().map(Bytes::len).sum::<usize>() + self.small.len()
     }
 
     /// Both sides have said all they had to say.

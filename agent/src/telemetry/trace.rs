@@ -43,13 +43,15 @@ impl TraceContext {
     }
 
     /// Takes the trace context out of a request's fields: an invalid one, or one that is there twice, is dropped with its
-    /// `tracestate`.
-    pub fn take(fields: &mut Fields) -> Option<Self> {
+    /// `tracestate`. Fields called `other` are dropped in the same go.
+    pub fn take(fields: &mut Fields, other: &str) -> Option<Self> {
         let context = fields.single("traceparent").and_then(Self::parse);
-        fields.remove("traceparent");
-        if !(context.is_some() && state_is_valid(fields)) {
-            fields.remove("tracestate");
-        }
+        let keeps_state = context.is_some() && state_is_valid(fields);
+        fields.retain(|name| match name {
+            b"traceparent" => false,
+            b"tracestate" => keeps_state,
+            name => name != other.as_bytes(),
+        });
         context
     }
 
@@ -247,7 +249,7 @@ mod tests {
             parents.iter().for_each(|parent| fields.push(b"traceparent", parent.as_bytes()));
             fields.push(b"a", b"b");
             states.iter().for_each(|state| fields.push(b"tracestate", state.as_bytes()));
-            let context = TraceContext::take(&mut fields);
+            let context = TraceContext::take(&mut fields, "other");
             assert_eq!(fields.values("traceparent").count(), 0);
             assert_eq!(fields.single("a"), Some(b"b".as_slice()));
             (context.is_some(), fields.values("tracestate").count())

@@ -114,12 +114,14 @@ impl Index {
     }
 
     fn narrow<'i>(&'i self, facts: &Facts<'_>, reading: Reading, dimensions: &mut SmallVec<[Union<'i>; 5]>) {
+        let mut few = false;
         let mut consider = |any: &'i Posting, fill: &dyn Fn(&mut Union<'i>)| {
-            // where no rule cares there is nothing to learn
-            if any.len() < self.total {
+            // where no rule cares there is nothing to learn, and where few are left it is quicker to ask them
+            if any.len() < self.total && !few {
                 let mut union = Union::default();
                 union.add(any);
                 fill(&mut union);
+                few = union.is_few();
                 dimensions.push(union);
             }
         };

@@ -11,6 +11,8 @@ const CHUNK_WORDS: usize = 64;
 const CHUNK_RULES: usize = CHUNK_WORDS * 64;
 /// Up to so many candidates are checked one by one rather than intersected.
 const FEW: usize = 24;
+/// Up to so many are asked right away.
+const ASKED: usize = 3;
 /// A set that holds at least one rule in so many is also kept as bits.
 const DENSE: usize = 32;
 
@@ -85,6 +87,11 @@ impl<'i> Union<'i> {
             self.postings.push(posting);
             self.len += posting.len();
         }
+    }
+
+    /// So few rules are left that there is no need to look at other dimensions.
+    pub(super) fn is_few(&self) -> bool {
+        self.len <= ASKED
     }
 }
 

@@ -18,6 +18,9 @@ pub enum Framing {
 /// Most bytes of one chunk-size line, CR LF included. Chunk extensions are refused: nobody needs them and readers differ.
 const CHUNK_LINE: usize = 18;
 
+/// Buffers up to this size are not used again.
+const SMALL: usize = 16 << 10;
+
 /// Takes a body out of a buffer that holds whatever has been read so far.
 #[derive(Debug)]
 pub(super) struct Decoder {
@@ -128,7 +131,9 @@ impl Decoder {
 
 fn take(buf: &mut BytesMut, left: u64) -> (Bytes, u64) {
     let count = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-    (buf.split_to(count).freeze(), left - count as u64)
+    // The rest of a small buffer goes with it: to share a buffer costs an allocation.
+    let data = if count == buf.len() && count <= SMALL { std::mem::take(buf) } else { buf.split_to(count) };
+    (data.freeze(), left - count as u64)
 }
 
 fn chunk_size(buf: &mut BytesMut) -> Result<Option<u64>, BodyError> {

@@ -216,10 +216,12 @@ async fn answer(reader: &RefCell<Reader>, request: &RequestHead, limits: &Limits
         Ok(false) => return Err(Answer::Ended(Refusal::new(Reason::UpstreamFailed, "upstream closed the connection"))),
         Err(error) => return Err(Answer::Ended(Refusal::caused(Reason::UpstreamFailed, &error))),
     }
+    let to_head = request.method == http::Method::HEAD;
     for _ in 0..limits.interim_responses {
-        let bytes = read_head(reader, limits).await.map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
-        let to_head = request.method == http::Method::HEAD;
-        let parsed = head::response(&bytes, to_head, request.upgrade.as_deref(), limits)?;
+        // Whatever is wrong, the upstream has failed.
+        let parsed = read_head(reader, limits, |text| head::response(text, to_head, request.upgrade.as_deref(), limits))
+            .await
+            .map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
         if parsed.status >= 200 || parsed.switches {
             return Ok(parsed);
         }

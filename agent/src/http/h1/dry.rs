@@ -53,8 +53,8 @@ fn advance(buf: &mut BytesMut, at: &mut At, seen: &mut Digest, requests: bool, l
         match at {
             At::End => return Ok(()),
             At::Head { searched } => {
-                let Some(head) = take_head(buf, searched, limits).map_err(|_| "refused")? else { return Ok(()) };
-                let (framing, text, last) = read(&head, requests, limits).map_err(|_| "refused")?;
+                let head = take_head(buf, searched, limits, |head| read(head, requests, limits)).map_err(|_| "refused")?;
+                let Some((framing, text, last)) = head else { return Ok(()) };
                 *at = match last {
                     true => {
                         seen.push(text);

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::BytesMut;
+use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
@@ -163,14 +163,18 @@ pub(super) async fn wait_for_bytes(reader: &RefCell<Reader>) -> io::Result<bool>
     Ok(std::future::poll_fn(|cx| reader.borrow_mut().poll_fill(cx)).await? > 0)
 }
 
-/// Reads up to the end of the next head and takes it.
+/// Reads up to the end of the next head, and takes what `read` makes of it.
 ///
 /// # Errors
-/// When it is malformed or too large, or the connection ends within it.
-pub(super) async fn read_head(reader: &RefCell<Reader>, limits: &Limits) -> Result<BytesMut, Refusal> {
+/// When it is malformed or too large, or the connection ends within it, or `read` refuses it.
+pub(super) async fn read_head<T>(
+    reader: &RefCell<Reader>,
+    limits: &Limits,
+    mut read: impl FnMut(&[u8]) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
     let mut searched = 0;
     loop {
-        if let Some(head) = take_head(&mut reader.borrow_mut().buf, &mut searched, limits)? {
+        if let Some(head) = take_head(&mut reader.borrow_mut().buf, &mut searched, limits, &mut read)? {
             return Ok(head);
         }
         match std::future::poll_fn(|cx| reader.borrow_mut().poll_fill(cx)).await {
@@ -181,12 +185,17 @@ pub(super) async fn read_head(reader: &RefCell<Reader>, limits: &Limits) -> Resu
     }
 }
 
-/// Takes the next head out of what has arrived; `searched` bytes of it are known to be no end.
-pub(super) fn take_head(buf: &mut BytesMut, searched: &mut usize, limits: &Limits) -> Result<Option<BytesMut>, Refusal> {
+/// Takes the next head out of what has arrived, and returns what `read` makes of it; `searched` bytes of it are known to be no end.
+pub(super) fn take_head<T>(
+    buf: &mut BytesMut,
+    searched: &mut usize,
+    limits: &Limits,
+    read: impl FnOnce(&[u8]) -> Result<T, Refusal>,
+) -> Result<Option<T>, Refusal> {
     // Empty lines before a request line are a leftover of a client that ends bodies with one (RFC 9112, 2.2): none or all of them,
     // or it would depend on how they arrive.
     while *searched == 0 && buf.starts_with(b"\r\n") {
-        let _ = buf.split_to(2);
+        buf.advance(2);
     }
     let end = head_end(buf, *searched)?;
     if end.unwrap_or(buf.len()) > limits.head_bytes {
@@ -194,7 +203,10 @@ pub(super) fn take_head(buf: &mut BytesMut, searched: &mut usize, limits: &Limit
     }
     // The last bytes may be the first part of the end.
     *searched = buf.len().saturating_sub(3);
-    Ok(end.map(|end| buf.split_to(end)))
+    let Some(end) = end else { return Ok(None) };
+    let head = read(buf.get(..end).unwrap_or_default());
+    buf.advance(end);
+    head.map(Some)
 }
 
 /// A body that is read from a connection.

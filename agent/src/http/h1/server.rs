@@ -130,10 +130,9 @@ async fn exchange(
     limits: &Limits,
     end: Instant,
 ) -> Next {
-    let parsed = within(limits.head_read, read_head(reader, limits))
+    let parsed = within(limits.head_read, read_head(reader, limits, |head| head::request(head, limits)))
         .await
-        .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")))
-        .and_then(|bytes| head::request(&bytes, limits));
+        .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")));
     let mut upgrade = None;
     let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, reader, limits)) {
         Err(refusal) => (service.refuse(refusal), false, false, false),
