@@ -3,10 +3,10 @@
 
 #![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use outrider_agent::{
     http::SharedIo,
-    mesh::frame::{Frame, Kind, put, take},
+    mesh::frame::{Kind, put, take},
     tls::MeshProtocol,
 };
 use outrider_tests::{AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, MeshPeer, Outcome, until};
@@ -78,6 +78,21 @@ struct Connection {
     ended: bool,
 }
 
+/// A frame that was read.
+struct Frame {
+    stream: u32,
+    kind: Kind,
+    end: bool,
+    payload: Bytes,
+}
+
+impl Frame {
+    /// The first four bytes of the payload as a number.
+    fn number(&self) -> u32 {
+        u32::from_be_bytes(*self.payload.first_chunk().expect("four bytes"))
+    }
+}
+
 impl Connection {
     async fn send(&mut self, bytes: &[u8]) {
         self.io.write_all(bytes).await.expect("written");
@@ -88,7 +103,8 @@ impl Connection {
     async fn frame(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = take(&mut self.buf).expect("an agent writes good frames") {
-                return Some(frame);
+                let (stream, kind, end) = (frame.stream, frame.kind, frame.end);
+                return Some(Frame { stream, kind, end, payload: frame.payload.take() });
             }
             if self.ended {
                 return None;
