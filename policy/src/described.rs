@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::{Call, HttpCall};
 use crate::compile::{Problem, compile};
 use crate::explain::NearMiss;
-use crate::{Effect, Protocol, ServiceName, SpiffeId, StoredPolicy, Target, host, path};
+use crate::{Effect, Protocol, ServiceName, SpiffeId, StoredPolicy, Target, host, is_method, path};
 
 /// A call as somebody would write it down.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -157,6 +157,9 @@ pub enum CallProblem {
     /// The host is ambiguous or malformed.
     #[error("the request is refused: {0}")]
     Host(#[from] host::HostProblem),
+    /// No agent takes a request with such a method.
+    #[error("the request is refused: its method is not an upper-case token")]
+    Method,
     /// The query holds a byte that it may not.
     #[error("the request is refused: a byte that must be percent-encoded at byte {0} of the query")]
     Query(usize),
@@ -233,6 +236,9 @@ pub enum AnswerProblem {
 
 impl DescribedRequest {
     fn prepare(&self, service: &ServiceName) -> Result<PreparedRequest, CallProblem> {
+        if !is_method(self.method.as_bytes()) {
+            return Err(CallProblem::Method);
+        }
         let host = match &self.host {
             Some(host) => host::canonical(host.as_ref())?.name.into_owned(),
             None => service.host(),

@@ -9,6 +9,8 @@ use std::ops::ControlFlow;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
+use crate::reserved::{Reserved, reserved};
+
 /// Longest regular expression in characters.
 pub const MAX_REGEX_CHARS: usize = 1024;
 /// Largest compiled regular expression in bytes.
@@ -99,6 +101,12 @@ pub enum HeaderProblem {
     /// `host` as a header.
     #[error("use `hosts` for the header `host`: it is compared in its canonical form")]
     Host,
+    /// A field that is gone when a request is decided.
+    #[error("no rule ever sees `{0}`: {way_out}", way_out = .1.way_out())]
+    Reserved(String, Reserved),
+    /// A name that no request may carry.
+    #[error("`{0}` can never match: requests with `_` in a field name are refused, since applications read it as `-`")]
+    Underscore(String),
     /// Several ways to compare at once.
     #[error("write one of exact, oneOf, prefix, suffix, contains, regex and present")]
     Several,
@@ -196,6 +204,12 @@ pub(crate) fn header_name(name: &str) -> Result<Box<str>, HeaderProblem> {
     }
     if name.eq_ignore_ascii_case("host") {
         return Err(HeaderProblem::Host);
+    }
+    if let Some(why) = reserved(name.as_bytes()) {
+        return Err(HeaderProblem::Reserved(name.to_ascii_lowercase(), why));
+    }
+    if name.contains('_') {
+        return Err(HeaderProblem::Underscore(name.to_ascii_lowercase()));
     }
     Ok(name.to_ascii_lowercase().into())
 }
@@ -436,6 +450,9 @@ mod tests {
             r#"{"name": "x", "exact": "a", "prefix": "b"}"#,
             r#"{"name": ":path"}"#,
             r#"{"name": "Host", "exact": "a"}"#,
+            r#"{"name": "Upgrade"}"#,
+            r#"{"name": "x-envoy-peer", "exact": "a"}"#,
+            r#"{"name": "x_role", "exact": "admin"}"#,
             r#"{"name": "a b"}"#,
             r#"{"name": ""}"#,
             r#"{"name": "x", "exact": ""}"#,

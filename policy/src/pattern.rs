@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::method;
+
 /// Longest pattern in bytes.
 pub const MAX_PATTERN_BYTES: usize = 2048;
 
@@ -208,8 +210,15 @@ checked_pattern! {
 }
 checked_pattern! {
     /// HTTP methods, such as `GET`. Compared with their case, as HTTP does.
-    MethodPattern, |pattern| only(pattern.literal(), |b| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b), "a method is one token, such as `GET`")
+    MethodPattern, |pattern| match pattern {
+        // What a method begins with is a short method.
+        Pattern::Exact(text) | Pattern::Prefix(text) if !method::is_method(text.as_bytes()) => Err(NO_METHOD),
+        other if !method::is_part(other.literal().as_bytes()) => Err(NO_METHOD),
+        _ => Ok(()),
+    }
 }
+
+const NO_METHOD: &str = "requests with a method in small letters are refused: write capitals, such as `GET`";
 
 fn only(text: &str, allowed: fn(u8) -> bool, why: &'static str) -> Result<(), &'static str> {
     if text.bytes().all(allowed) { Ok(()) } else { Err(why) }
@@ -252,6 +261,10 @@ mod tests {
             ("host", "files.shop."),
             ("host", "a/b"),
             ("method", "G ET"),
+            ("method", "get"),
+            ("method", "Ge*"),
+            ("method", "*et"),
+            ("method", "1*"),
             ("host", "[::1]:80"),
             ("host", "*.shop:80"),
         ] {
@@ -267,6 +280,7 @@ mod tests {
         }
         assert!(HostPattern::new("[::1]").is_ok());
         assert!(PrincipalPattern::new("*/sa/web").is_ok());
+        assert!(["GET", "P*", "*-1", "*", "VERSION-CONTROL"].iter().all(|method| MethodPattern::new(method).is_ok()));
     }
 
     #[test]

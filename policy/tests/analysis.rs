@@ -200,10 +200,6 @@ fn rules_that_are_wider_than_most_people_mean_are_pointed_out() {
         &["7:9 warning rule `shop/p/rules[0]` allows every caller everything"],
     );
     expect(&rules("", "      - { action: Deny }\n"), &["7:9 warning rule `shop/p/rules[0]` denies every call"]);
-    expect(
-        &rules("", "      - { action: Allow, to: [{ methods: [get], notPorts: [5432] }] }\n"),
-        &["7:31 warning the method `get` is not `GET`"],
-    );
     let permissive = rules("  mtls: { mode: Permissive }\n", "      - { action: Allow }\n");
     assert!(permissive.iter().any(|f| f.contains("without any identity")), "{permissive:?}");
 }

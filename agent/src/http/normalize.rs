@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use outrider_policy::path;
+use outrider_policy::{Reserved, is_method, path, reserved};
 
 use super::{
     Fields,
@@ -57,14 +57,12 @@ fn malformed(detail: impl Into<String>) -> Refusal {
 }
 
 impl RequestParts {
-    /// Takes what a codec read. Methods are tokens of upper-case letters, digits, `-` and `_`.
+    /// Takes what a codec read.
     ///
     /// # Errors
-    /// When the method is anything else.
+    /// When the method is none that is served ([`is_method`]).
     pub fn new(method: &[u8], target: &[u8], host: Host, fields: Fields, version: Version) -> Result<Self, Refusal> {
-        let plain = method.len() <= 32
-            && method.first().is_some_and(u8::is_ascii_uppercase)
-            && method.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'));
+        let plain = is_method(method);
         let method = http::Method::from_bytes(method)
             .ok()
             .filter(|_| plain)
@@ -182,48 +180,22 @@ pub fn new_request_id() -> String {
     id
 }
 
-/// Fields that concern one connection only (RFC 9110 section 7.6.1), and those with which callers try to switch protocols.
+/// Fields that concern one connection only, and those with which callers try to switch protocols.
 pub fn hop_by_hop(name: &[u8]) -> bool {
-    const NAMES: &[&[u8]] = &[
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"upgrade",
-        b"http2-settings",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-    ];
-    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each))
+    reserved(name) == Some(Reserved::Connection)
 }
 
 /// Fields by which meshes and proxies say who somebody is or what was asked for. A caller's own are never believed.
 pub fn is_identity_claim(name: &[u8]) -> bool {
-    const NAMES: &[&[u8]] =
-        &[b"x-forwarded-client-cert", b"l5d-client-id", b"x-original-url", b"x-original-path", b"x-rewrite-url"];
-    const PREFIXES: &[&[u8]] = &[b"x-outrider-", b"x-envoy-"];
     // Nearly every field has another first letter.
-    if !matches!(name.first(), Some(b'x' | b'X' | b'l' | b'L')) {
-        return false;
-    }
-    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each))
-        || PREFIXES.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+    matches!(name.first(), Some(b'x' | b'X' | b'l' | b'L'))
+        && matches!(reserved(name), Some(Reserved::Identity | Reserved::Target))
 }
 
 /// Fields that mean something only in a head (RFC 9110 section 6.5.1).
 pub fn forbidden_in_trailers(name: &[u8]) -> bool {
-    const NAMES: &[&[u8]] = &[
-        b"host",
-        b"content-length",
-        b"transfer-encoding",
-        b"connection",
-        b"authorization",
-        b"cookie",
-        b"set-cookie",
-        b"content-type",
-        b"content-encoding",
-    ];
-    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each)) || hop_by_hop(name) || is_identity_claim(name)
+    const NAMES: &[&[u8]] = &[b"host", b"authorization", b"cookie", b"set-cookie", b"content-type", b"content-encoding"];
+    NAMES.iter().any(|each| name.eq_ignore_ascii_case(each)) || reserved(name).is_some_and(|why| why != Reserved::Trace)
 }
 
 #[cfg(test)]

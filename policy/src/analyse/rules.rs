@@ -20,7 +20,6 @@ pub(super) fn examine(report: &mut Report<'_>) {
             if let Some(why) = contradiction_in_operation(operation) {
                 report.error(never_holds(position(report, index, "to", entry), &name, &why));
             }
-            lower_case_methods(report, index, entry, operation);
         }
         too_wide(report, index, rule, &name);
     }
@@ -108,21 +107,6 @@ fn contradiction_in_operation(operation: &Operation) -> Option<String> {
                 .any(|header| not_headers.contains(header))
                 .then(|| "a header is both asked for and excluded".to_owned())
         })
-}
-
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
-
-fn lower_case_methods(report: &mut Report<'_>, rule: usize, entry: usize, operation: &Operation) {
-    for method in operation.methods.iter().chain(&operation.not_methods) {
-        let text = method.to_string();
-        if let Some(meant) = METHODS.iter().find(|meant| meant.eq_ignore_ascii_case(&text) && **meant != text) {
-            let at = position(report, rule, "to", entry);
-            report.warning(
-                Finding::new(at, format!("the method `{text}` is not `{meant}`: methods have a case"))
-                    .help(format!("write `{meant}`")),
-            );
-        }
-    }
 }
 
 fn too_wide(report: &mut Report<'_>, index: usize, rule: &Rule, name: &str) {

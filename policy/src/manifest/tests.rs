@@ -76,6 +76,55 @@ spec:
 }
 
 #[test]
+fn conditions_on_what_no_rule_ever_sees_are_refused_with_their_way_out() {
+    let operation =
+        |text: &str| {
+            errors(&GOOD.replace(
+                "      - action: Deny\n        to: [{ ports: [9090] }]",
+                &format!("      - action: Deny\n        {text}"),
+            ))
+        };
+    for (text, expected) in [
+        (
+            "to: [{ headers: [{ name: Upgrade, exact: websocket }] }]",
+            "p.yaml:18:26: error: no rule ever sees `upgrade`: it ends at each agent and reaches no program; use `methods` and `paths`",
+        ),
+        (
+            "to: [{ notHeaders: [{ name: content-length }] }]",
+            "p.yaml:18:29: error: no rule ever sees `content-length`: the agent reads",
+        ),
+        (
+            "to: [{ headers: [{ name: x-forwarded-client-cert, present: false }] }]",
+            "p.yaml:18:26: error: no rule ever sees `x-forwarded-client-cert`: a caller's own is dropped; use `from`",
+        ),
+        (
+            "to: [{ headers: [{ name: X-Original-URL, prefix: /admin }] }]",
+            "p.yaml:18:26: error: no rule ever sees `x-original-url`",
+        ),
+        (
+            "to: [{ headers: [{ name: x_role, exact: admin }] }]",
+            "p.yaml:18:26: error: `x_role` can never match: requests with `_`",
+        ),
+        ("when: 'has(request.headers.te)'", "p.yaml:18:15: error: no rule ever sees `te`"),
+        ("when: '\"Upgrade\" in request.headers'", "p.yaml:18:15: error: no rule ever sees `upgrade`"),
+        ("when: 'request.headers[\"x-envoy-peer\"] == \"a\"'", "p.yaml:18:15: error: no rule ever sees `x-envoy-peer`"),
+        (
+            "when: 'request.headers[\"traceparent\"] != \"\"'",
+            "p.yaml:18:15: error: no rule ever sees `traceparent`: agents write it",
+        ),
+        (
+            "to: [{ methods: [get] }]",
+            "p.yaml:18:26: error: `get` can never match: requests with a method in small letters are refused: write capitals, such as `GET`",
+        ),
+        ("to: [{ methods: [GET, \"pro*\"] }]", "p.yaml:18:31: error: `pro*` can never match"),
+        ("to: [{ notMethods: [\"*ost\"] }]", "p.yaml:18:29: error: `*ost` can never match"),
+    ] {
+        let errors = operation(text);
+        assert!(errors.len() == 1 && errors[0].starts_with(expected), "{text}: {errors:#?}");
+    }
+}
+
+#[test]
 fn a_bad_document_does_not_hide_the_mistakes_of_the_next() {
     let yaml = format!(
         "{GOOD}---\nkind: Policy\n---\n{}---\napiVersion: v1\nkind: ServicePolicy\nmetadata: {{name: a}}\nspec: {{}}\n",

@@ -7,6 +7,7 @@ use super::resource::{
 use crate::header::HeaderRegex;
 use crate::manifest::Step;
 use crate::path;
+use crate::reserved::reserved;
 
 /// Something wrong with a route, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +164,9 @@ impl Route {
         }
         findings.each("headers", &each.headers, |findings, header| {
             field_name(findings, &header.name);
+            if let Some(why) = reserved(header.name.as_bytes()) {
+                findings.say(format!("no route ever sees `{}`: {}", header.name, why.way_out()));
+            }
             check_value(findings, header);
         });
         findings.each("queryParams", &each.query_params, |findings, parameter| {
@@ -215,24 +219,8 @@ fn field_name(findings: &mut Findings, name: &str) {
 
 /// Fields that decide what a request is, who sent it, or where it ends.
 fn is_reserved(name: &str) -> bool {
-    const NAMES: [&str; 14] = [
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-        "upgrade",
-        "te",
-        "trailer",
-        "expect",
-        "keep-alive",
-        "proxy-connection",
-        "x-forwarded-client-cert",
-        "x-request-id",
-        "grpc-timeout",
-        "http2-settings",
-    ];
-    let name = name.to_ascii_lowercase();
-    NAMES.contains(&name.as_str()) || name.starts_with("x-outrider-") || name.starts_with("x-envoy-") || name.starts_with("l5d-")
+    let own = ["host", "grpc-timeout"].iter().any(|own| name.eq_ignore_ascii_case(own));
+    own || name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("l5d-")) || reserved(name.as_bytes()).is_some()
 }
 
 fn changes(findings: &mut Findings, changes: &HeaderChanges) {

@@ -4,6 +4,7 @@ mod body;
 mod client;
 mod flood;
 mod gathered;
+mod head;
 mod server;
 mod websocket;
 
@@ -31,7 +32,7 @@ static UNIQUE: [http::HeaderName; 2] =
 
 /// Whether a field belongs to the connection, which HTTP/2 fields never do (RFC 9113 section 8.2.2).
 fn is_connection_field(name: &str) -> bool {
-    matches!(name, "connection" | "transfer-encoding") || hop_by_hop(name.as_bytes())
+    name == "transfer-encoding" || hop_by_hop(name.as_bytes())
 }
 
 /// Fields as the h2 crate takes them, one part after another.

@@ -7,13 +7,19 @@ use h2::{RecvStream, SendStream, server::SendResponse};
 use outrider_runtime::Tasks;
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
-use super::{BodyReader, USUAL, WINDOW, as_map, flood::Guarded, gathered::Gathered, is_connection_field, websocket};
+use super::{
+    BodyReader, WINDOW, as_map,
+    flood::Guarded,
+    gathered::Gathered,
+    head::{HeadFields, malformed},
+    websocket,
+};
 use crate::{
     alarm,
     http::{
-        Body, BodyError, Fields, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
+        Body, BodyError, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
         limits::TAKEN,
-        normalize::{Host, RequestParts, is_identity_claim},
+        normalize::{Host, RequestParts},
     },
     policy::lapsed,
     refusal::{Reason, Refusal},
@@ -162,7 +168,6 @@ async fn stream(
 }
 
 fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request, Option<websocket::Caller>), Refusal> {
-    let malformed = |detail: &str| Refusal::new(Reason::Malformed, detail);
     let (head, stream) = request.into_parts();
     if head.headers.len() > limits.fields {
         return Err(Refusal::new(Reason::HeadTooLarge, "too many header fields"));
@@ -176,50 +181,7 @@ fn admit(request: http::Request<RecvStream>, limits: &Limits) -> Result<(Request
     if !matches!(head.uri.scheme_str(), None | Some("http" | "https")) {
         return Err(malformed("scheme is neither http nor https"));
     }
-    let mut fields = Fields::with_capacity(USUAL);
-    let mut length = None;
-    let mut host = None;
-    let mut cookies = Vec::new();
-    for (name, value) in &head.headers {
-        let (name, value) = (name.as_str(), value.as_bytes());
-        if value.trim_ascii().len() != value.len() {
-            return Err(malformed("field value with outer white space"));
-        }
-        if name.contains('_') {
-            return Err(malformed("field name with an underscore"));
-        }
-        match name {
-            "host" if host.replace(value).is_some() => {
-                return Err(Refusal::new(Reason::BadHost, "more than one host field"));
-            }
-            "host" => {}
-            "content-length" => {
-                let text = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-                let parsed =
-                    text.and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| malformed("content-length is not a number"))?;
-                if length.replace(parsed).is_some() {
-                    return Err(malformed("more than one content-length"));
-                }
-            }
-            // Browsers send a line for each cookie; programs that speak HTTP/1.1 know one (RFC 9113 section 8.2.3).
-            "cookie" => {
-                if !cookies.is_empty() {
-                    cookies.extend_from_slice(b"; ");
-                }
-                cookies.extend_from_slice(value);
-            }
-            "trailer" => {}
-            "te" if value == b"trailers" => {}
-            "expect" if value.eq_ignore_ascii_case(b"100-continue") => {}
-            "expect" => return Err(Refusal::new(Reason::UnknownExpectation, "unknown expectation")),
-            _ if is_connection_field(name) => return Err(malformed("connection field in HTTP/2")),
-            _ if is_identity_claim(name.as_bytes()) => {}
-            _ => fields.push(name.as_bytes(), value),
-        }
-    }
-    if !cookies.is_empty() {
-        fields.push(b"cookie", &cookies);
-    }
+    let HeadFields { mut fields, host, length } = HeadFields::read(&head.headers)?;
     let target = head.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
     let host = Host::authority(authority, host);
