@@ -1,5 +1,6 @@
 //! Calls described as data: by `explain --call`, by policy tests and by the vectors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::{Call, HttpCall};
 use crate::compile::{Problem, compile};
 use crate::explain::NearMiss;
-use crate::{Effect, Protocol, ServiceName, SpiffeId, StoredPolicy, Target, host, is_method, path};
+use crate::{Effect, Protocol, ServiceName, SpiffeId, StoredPolicy, Target, host, is_method, path, query};
 
 /// A call as somebody would write it down.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,9 +161,9 @@ pub enum CallProblem {
     /// No agent takes a request with such a method.
     #[error("the request is refused: its method is not an upper-case token")]
     Method,
-    /// The query holds a byte that it may not.
-    #[error("the request is refused: a byte that must be percent-encoded at byte {0} of the query")]
-    Query(usize),
+    /// The query is malformed.
+    #[error("the request is refused: {0}")]
+    Query(#[from] query::QueryProblem),
     /// There is a request, but the port is opaque.
     #[error("the call has a `request`, but its destination speaks `tcp`")]
     RequestOnTcp,
@@ -254,16 +255,8 @@ impl DescribedRequest {
         } else {
             path::canonical_target(&self.method, raw_path)?.into_owned()
         };
-        let query = raw_query.map(query).transpose()?;
+        let query = raw_query.map(query::canonical).transpose()?.map(Cow::into_owned);
         Ok(PreparedRequest { method: self.method.clone(), host, path, query, headers: self.headers.clone() })
-    }
-}
-
-fn query(raw: &[u8]) -> Result<String, CallProblem> {
-    let bad = raw.iter().position(|byte| !byte.is_ascii_graphic() || *byte == b'#');
-    match (bad, std::str::from_utf8(raw)) {
-        (None, Ok(query)) => Ok(query.to_owned()),
-        (at, _) => Err(CallProblem::Query(at.unwrap_or(0))),
     }
 }
 

@@ -23,6 +23,7 @@ pub mod path;
 pub mod path_pattern;
 pub mod pattern;
 pub mod protocol;
+pub mod query;
 pub mod reserved;
 pub mod resource;
 pub mod route;

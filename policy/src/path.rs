@@ -43,6 +43,9 @@ pub enum PathProblemKind {
     /// `%25` before two hexadecimal digits: decodes to another escape.
     #[error("a doubly encoded escape")]
     DoubleEncoding,
+    /// A byte in more bytes than UTF-8 takes for it (`%C0%AE` for `.`): some servers decode it all the same.
+    #[error("an overlong escape")]
+    Overlong,
     /// `.` or `..`, in any encoding, with or without parameters.
     #[error("a dot segment")]
     DotSegment,
@@ -133,8 +136,25 @@ fn escape(raw: &[u8], at: usize) -> Result<u8, PathProblem> {
         b'\\' => Err(problem(PathProblemKind::EncodedBackslash)),
         // `%25` may be followed by digits that are themselves escaped (`%25%32%66`): looking at what decodes is not enough
         b'%' if digit_or_escaped_digit(raw, at + 3) => Err(problem(PathProblemKind::DoubleEncoding)),
+        value if raw.get(at + 3) == Some(&b'%') && is_overlong(value, digit(4).zip(digit(5))) => {
+            Err(problem(PathProblemKind::Overlong))
+        }
         value => Ok(value),
     }
+}
+
+/// Whether a byte and what the escape after it stands for begin a sequence that is longer than its character needs.
+fn is_overlong(first: u8, next: Option<(u8, u8)>) -> bool {
+    let Some((high, low)) = next else { return false };
+    let most = match first {
+        0xC0 | 0xC1 => 0xBF,
+        0xE0 => 0x9F,
+        0xF0 => 0x8F,
+        0xF8 => 0x87,
+        0xFC => 0x83,
+        _ => return false,
+    };
+    (0x80..=most).contains(&(high << 4 | low))
 }
 
 /// Whether a hexadecimal digit, raw or escaped, stands at `at`, so that `%25` before it could decode to an escape.
@@ -171,12 +191,12 @@ fn check_segments(path: &str) -> Result<(), PathProblem> {
     Ok(())
 }
 
-fn hex(byte: u8) -> Option<u8> {
+pub(crate) fn hex(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 /// RFC 3986 section 2.3.
-fn is_unreserved(byte: u8) -> bool {
+pub(crate) fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
@@ -318,6 +338,13 @@ mod tests {
             ("/%25%32e", DoubleEncoding),
             ("/%25%32%65", DoubleEncoding),
             ("/%2525", DoubleEncoding),
+            ("/%C0%AE%C0%AE/private", Overlong),
+            ("/%c0%af", Overlong),
+            ("/%C1%9C", Overlong),
+            ("/a/%E0%80%AF", Overlong),
+            ("/%F0%80%80%AF", Overlong),
+            ("/%F8%80%80%80%AF", Overlong),
+            ("/%FC%80%80%80%80%AF", Overlong),
             ("/public/../private", DotSegment),
             ("/public/%2e%2e/private", DotSegment),
             ("/public/%2E./x", DotSegment),
@@ -351,6 +378,8 @@ mod tests {
             ("/%61dmin", "/admin"),
             ("/%7euser", "/~user"),
             ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/%e2%82%ac/%F0%9f%98%80/%C2%A0", "/%E2%82%AC/%F0%9F%98%80/%C2%A0"),
+            ("/%C0/%c0%E9/%E0%A0%80", "/%C0/%C0%E9/%E0%A0%80"),
             ("/a%20b", "/a%20b"),
             ("/a%3Bb", "/a%3Bb"),
             ("/a%3bb", "/a%3Bb"),

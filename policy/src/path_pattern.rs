@@ -134,8 +134,8 @@ fn reason(kind: path::PathProblemKind) -> &'static str {
         Kind::NotAbsolute => "a path begins with `/`",
         Kind::Byte => "a path holds the characters of RFC 3986 alone",
         Kind::Escape => "a `%` stands before two hexadecimal digits",
-        Kind::EncodedNul | Kind::EncodedSlash | Kind::EncodedBackslash | Kind::DoubleEncoding => {
-            "requests with `%00`, `%2F`, `%5C` or a doubly encoded escape are refused before any rule"
+        Kind::EncodedNul | Kind::EncodedSlash | Kind::EncodedBackslash | Kind::DoubleEncoding | Kind::Overlong => {
+            "requests with `%00`, `%2F`, `%5C`, a doubly encoded or an overlong escape are refused before any rule"
         }
         Kind::DotSegment => "requests with `.` and `..` segments are refused before any rule",
         Kind::EmptySegment => "requests with empty segments (`//`) are refused before any rule",

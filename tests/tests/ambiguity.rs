@@ -151,6 +151,8 @@ async fn a_denied_path_stays_denied_in_every_spelling() -> Outcome {
         "/%2570rivate",
         "/private%20",
     ];
+        "/%C0%AE%C0%AE/private",
+        "/x/%c0%ae%c0%ae%c0%afprivate",
     for target in hidden {
         let status = scene.status(target, "orders.shop", "").await;
         let reached: Vec<_> = scene.backend.seen().into_iter().map(|seen| seen.target).collect();
@@ -174,7 +176,8 @@ async fn the_program_gets_the_form_that_was_decided() -> Outcome {
     for (sent, received) in [
         ("/%61bc/%7Ed", "/abc/~d"),
         ("/a%c3%a9", "/a%C3%A9"),
-        ("/a?q=%2e%2e/x", "/a?q=%2e%2e/x"),
+        ("/a?q=%2e%2e/x%2fy", "/a?q=../x%2Fy"),
+        ("/%61?d%65bug=%31", "/a?debug=1"),
         ("http://ORDERS.shop:80/x", "/x"),
     ] {
         scene.backend.forget();

@@ -28,7 +28,7 @@ pub enum Version {
 pub struct RequestHead {
     /// Method, upper case.
     pub method: http::Method,
-    /// Path and query: canonical path, then the query as sent.
+    /// Path and query, both canonical.
     pub target: String,
     /// Length of the path in `target`.
     pub path_len: usize,

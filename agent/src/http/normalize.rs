@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use outrider_policy::{Reserved, is_method, path, reserved};
+use outrider_policy::{Reserved, is_method, path, query, reserved};
 
 use super::{
     Fields,
@@ -103,8 +103,9 @@ impl RequestParts {
             path => path::canonical(path).map_err(|problem| Refusal::new(Reason::AmbiguousPath, problem.to_string()))?,
         };
         let path_len = path.len();
-        let query = query.map(canonical_query).transpose()?;
-        let is_whole = matches!(path, Cow::Borrowed(_)) && path_and_query.len() == target.len();
+        let query = query.map(query::canonical).transpose().map_err(|problem| malformed(problem.to_string()))?;
+        let is_canonical = matches!((&path, &query), (Cow::Borrowed(_), None | Some(Cow::Borrowed(_))));
+        let is_whole = is_canonical && path_and_query.len() == target.len();
         let target = if is_whole {
             // Canonical as it came, which is nearly always so.
             String::from_utf8(target).map_err(|_| malformed("request target is not ASCII"))?
@@ -112,7 +113,7 @@ impl RequestParts {
             let mut canonical = path.into_owned();
             if let Some(query) = query {
                 canonical.push('?');
-                canonical.push_str(query);
+                canonical.push_str(&query);
             }
             canonical
         };
@@ -152,12 +153,6 @@ fn split_target<'a>(method: &http::Method, target: &'a [u8]) -> Result<(Option<&
             Ok((Some(authority), if path.is_empty() { b"/" } else { path }))
         }
     }
-}
-
-/// Queries are not interpreted, but must be visible ASCII without a fragment.
-fn canonical_query(query: &[u8]) -> Result<&str, Refusal> {
-    let plain = query.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
-    std::str::from_utf8(query).ok().filter(|_| plain).ok_or_else(|| malformed("query has bytes that must be percent-encoded"))
 }
 
 /// The request's id: the caller's if it is a plain word, else a new one.
@@ -264,6 +259,17 @@ mod tests {
     #[test]
     fn escapes_become_one_form() {
         assert_eq!(head("GET", "/%61dmin/%7Ex", "a.b").unwrap().path(), "/admin/~x");
+        for (sent, canonical) in [
+            ("/a?d%65bug=%31", "/a?debug=1"),
+            ("/%61?d%65bug=1%2f", "/a?debug=1%2F"),
+            ("/a?x=%2F+%26", "/a?x=%2F+%26"),
+            ("http://a.b?%61", "/?a"),
+        ] {
+            assert_eq!(head("GET", sent, "a.b").unwrap().target, canonical, "{sent}");
+        }
+        for sent in ["/a?x=100%", "/a?%2%35", "/a?x=%zz", "/a?\u{e9}"] {
+            assert_eq!(head("GET", sent, "a.b").unwrap_err().reason(), Reason::Malformed, "{sent}");
+        }
     }
 
     #[test]
