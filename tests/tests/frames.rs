@@ -7,7 +7,7 @@ use outrider_agent::tls::MeshProtocol;
 use outrider_tests::{
     AgentOptions, AgentProcess, Backend, Ends,
     H2Answer::{self, GoAway, Reset, Status},
-    Mesh, MeshOptions, MeshPeer, Outcome, h2_answer, h2_data, h2_headers, h2_opening, h2_request,
+    Mesh, MeshOptions, MeshPeer, Outcome, h2_answer, h2_data, h2_head, h2_headers, h2_opening, h2_request,
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -244,5 +244,40 @@ async fn bodies_and_trailers_over_http2_are_what_their_head_says() -> Outcome {
     assert_eq!(scene.answer(&trailed("x-sum", Ends::Yes)).await, Status(200), "proper trailers");
     assert_eq!(scene.backend.seen()[0].body, b"abc");
     scene.works().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn whatever_the_library_refuses_leaves_one_record() -> Outcome {
+    let scene = Scene::set().await;
+    let post = [(":method", "POST"), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/x")];
+    let with = |path| [post[0], post[1], post[2], (":path", path)];
+    let cases: &[(&str, Vec<u8>, H2Answer)] = &[
+        ("CR LF in a value", h2_request(&post, &[("x-a", "b\r\nc: d")]), GoAway(PROTOCOL_ERROR)),
+        ("no HPACK", [h2_opening(), h2_head(&[0xff; 20], Ends::Yes)].concat(), GoAway(PROTOCOL_ERROR)),
+        ("DATA on no stream", [h2_opening(), h2_data("abc", Ends::Yes)].concat(), GoAway(PROTOCOL_ERROR)),
+        ("a line break in the path", h2_request(&with("/x\r\ny"), &[]), Reset(PROTOCOL_ERROR)),
+        ("connection", h2_request(&post, &[("connection", "close")]), Reset(PROTOCOL_ERROR)),
+        ("transfer-encoding", h2_request(&post, &[("transfer-encoding", "chunked")]), Reset(PROTOCOL_ERROR)),
+        ("a second :path", h2_request(&post, &[(":path", "/y")]), Reset(PROTOCOL_ERROR)),
+        ("a space in the path", h2_request(&with("/x y"), &[]), Reset(PROTOCOL_ERROR)),
+        ("a length and no body", h2_request(&post, &[("content-length", "3")]), Reset(PROTOCOL_ERROR)),
+    ];
+    scene.works().await;
+    let mut before = scene.orders.access_log().await.len();
+    for (what, bytes, answer) in cases {
+        scene.refuses(what, bytes, *answer).await;
+        let log = scene.orders.access_log().await;
+        let new: Vec<_> = log.iter().skip(before).map(|line| (line["reason"].as_str(), line["source"].as_str())).collect();
+        assert_eq!(new, [(Some("malformed"), Some("spiffe://mesh.internal/ns/shop/sa/web"))], "{what}");
+        before = log.len();
+    }
+    // A call that breaks a rule later has its own record, and no second one.
+    let short = [h2_opening(), h2_headers(&[&post[..], &[("content-length", "3")]].concat(), Ends::No)].concat();
+    scene.refuses("a shorter body", &[short, h2_data("ab", Ends::Yes)].concat(), Reset(PROTOCOL_ERROR)).await;
+    scene.works().await;
+    assert_eq!(scene.orders.access_log().await.len(), before + 2, "the broken call, and the good one");
+    let malformed = "outrider_agent_requests_total{side=\"inbound\",outcome=\"malformed\"";
+    assert!(scene.orders.metric(malformed).await > 8.5);
     Ok(())
 }

@@ -24,6 +24,7 @@ use tokio::{
 use block::Block;
 pub use dry::within_budget;
 
+use super::unseen::{Unseen, Written};
 use crate::http::Limits;
 
 /// Bytes that it takes from us for one more: a WINDOW_UPDATE for each piece of a large download is as it should be.
@@ -65,6 +66,7 @@ struct Budget {
     /// Since when the peer takes nothing of what we say.
     stuck: Cell<Option<Instant>>,
     written: Cell<usize>,
+    unseen: Unseen,
 }
 
 impl Flood {
@@ -116,6 +118,11 @@ impl Flood {
         self.earn(ANSWER_EARNS);
     }
 
+    /// The streams that nobody has taken.
+    pub(super) fn unseen(&self) -> &Unseen {
+        &self.0.unseen
+    }
+
     /// Notes whether the peer takes what we say.
     fn takes(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let stuck = &self.0.stuck;
@@ -160,6 +167,7 @@ pub(super) struct Guarded<I> {
     most: u32,
     /// The budget is used up: nothing more is read.
     ended: bool,
+    written: Written,
 }
 
 impl<I> Guarded<I> {
@@ -175,6 +183,7 @@ impl<I> Guarded<I> {
             head: Cell::default(),
             stuck: Cell::default(),
             written: Cell::new(0),
+            unseen: Unseen::default(),
         };
         let flood = Flood(Rc::new(budget));
         (
@@ -190,6 +199,7 @@ impl<I> Guarded<I> {
                 last: 0,
                 most: u32::try_from(limits.fields).unwrap_or(u32::MAX).saturating_add(PSEUDO),
                 ended: false,
+                written: Written::default(),
             },
             flood,
         )
@@ -240,6 +250,9 @@ impl<I> Guarded<I> {
             self.block = Block::new(!opens);
             self.last = self.last.max(stream);
         }
+        if opens {
+            self.flood.0.unseen.opened(stream);
+        }
         if self.fields {
             self.open = flags & END_HEADERS == 0;
             self.block.begin(if kind == HEADERS { flags } else { 0 }, self.skip);
@@ -285,6 +298,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
 impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(count)) = written {
+            let Self { written, flood, .. } = &mut *self;
+            written.look(buf.get(..count).unwrap_or_default(), &flood.0.unseen);
+        }
         self.flood.takes(written)
     }
 
@@ -294,15 +311,6 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.flood.takes(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 

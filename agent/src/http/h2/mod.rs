@@ -6,6 +6,7 @@ mod flood;
 mod gathered;
 mod head;
 mod server;
+mod unseen;
 mod websocket;
 
 pub use body::BodyReader;

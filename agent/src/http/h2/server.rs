@@ -51,7 +51,11 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .handshake::<_, Bytes>(Gathered::new(io));
-    let Ok(Ok(mut connection)) = tokio::time::timeout(limits.handshake, handshake).await else { return };
+    let mut connection = match tokio::time::timeout(limits.handshake, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return broke_the_rules(&*service, &error),
+        Err(_) => return,
+    };
     let open = Rc::new(());
     let mut closing = false;
     let end = limits.connection_end();
@@ -73,6 +77,14 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 let idle = Rc::strong_count(&open) == 1;
                 deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
                 connection.graceful_shutdown();
+                continue;
+            }
+            // After streams were taken.
+            refusals = flood.unseen().refused() => {
+                for refusal in refusals {
+                    drop(service.refuse(refusal));
+                    flood.reset();
+                }
                 continue;
             }
             () = &mut head_stalls => return,
@@ -103,6 +115,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         };
         match accepted {
             Some(Ok((request, respond))) => {
+                flood.unseen().taken(request.body().stream_id().into());
                 last = alarm::instant();
                 if closing {
                     deadline.as_mut().reset(last + LINGER);
@@ -120,8 +133,21 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                     tokio::task::yield_now().await;
                 }
             }
-            Some(Err(_)) | None => return,
+            Some(Err(error)) => {
+                flood.unseen().rest().into_iter().for_each(|refusal| drop(service.refuse(refusal)));
+                return broke_the_rules(&*service, &error);
+            }
+            None => return flood.unseen().rest().into_iter().for_each(|refusal| drop(service.refuse(refusal))),
         }
+    }
+}
+
+/// Records why a connection ended, if the library ended it: no stream tells of frames that are none of HTTP/2.
+fn broke_the_rules(service: &impl Service, error: &h2::Error) {
+    if error.is_library() {
+        let is_flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        let reason = if is_flood { Reason::ControlFlood } else { Reason::Malformed };
+        drop(service.refuse(Refusal::new(reason, format!("connection of HTTP/2: {error}"))));
     }
 }
 
