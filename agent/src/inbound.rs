@@ -38,11 +38,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
         None => Box::pin(worker.acceptor.accept(stream, address, worker.limits.handshake)).await, // Accepted → Secured
         Some(port) => Box::pin(tls::plaintext(stream, address, port, worker.limits.head_read)).await,
     };
-    let (inbound, secured) = match secured.and_then(|secured| open(&worker, secured)) {
+    let mut proven = None;
+    let opened = secured.inspect(|secured| proven = Some(secured.peer.clone())).and_then(|secured| open(&worker, secured));
+    let (inbound, secured) = match opened {
         Ok(opened) => opened,
         Err(refusal) => {
             let mut record = Record::new(&worker.observer, Side::Inbound);
             record.address(address);
+            proven.iter().for_each(|peer| record.peer(peer));
             return record.refused(&refusal);
         }
     };
@@ -58,17 +61,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted, port: Option<P
 fn open(worker: &Rc<Worker>, secured: Secured) -> Result<(Inbound, Secured), Refusal> {
     let (service, port) =
         secured.destination.as_ref().ok_or_else(|| Refusal::new(Reason::UnknownService, "the handshake names no service"))?;
-    let target = worker.policies.find(service, *port);
-    let (target, local) = target
+    let (target, local) = (worker.policies.find(service, *port))
         .and_then(|target| Some((target, worker.local.get(target)?.clone())))
         .ok_or_else(|| Refusal::new(Reason::UnknownService, format!("`{service}` port {port} is not backed by this agent")))?;
     if (secured.protocol == MeshProtocol::Tcp) == local.protocol.is_http() {
-        return Err(Refusal::new(
-            Reason::ProtocolMismatch,
-            format!("`{service}` port {port} speaks {}", local.protocol.as_str()),
-        ));
+        let speaks = local.protocol.as_str();
+        return Err(Refusal::new(Reason::ProtocolMismatch, format!("`{service}` port {port} speaks {speaks}")));
     }
-    let peer = Rc::new(secured.peer.clone());
+    let peer = secured.peer.clone();
     let client_cert = peer.id().map(|id| format!("By={};URI={id}", worker.own_identity()));
     Ok((Inbound { turnstile: Turnstile::of(&peer), worker: worker.clone(), peer, target, local, client_cert }, secured))
 }

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use outrider_agent::{http::SharedIo, tls::MeshProtocol};
 use outrider_tests::{AgentOptions, AgentProcess, Backend, Mesh, MeshOptions, MeshPeer, Outcome, read_answer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 const POLICY: &str = r#"
 apiVersion: outrider.dev/v1alpha1
@@ -30,6 +33,8 @@ spec:
         action: Deny
         to: [{ hosts: [secret.example.com] }]
 "#;
+
+const WEB: &str = "spiffe://mesh.internal/ns/shop/sa/web";
 
 struct Scene {
     _mesh: Mesh,
@@ -146,13 +151,13 @@ async fn a_denied_path_stays_denied_in_every_spelling() -> Outcome {
         "/admin%2f",
         "/admin%2F",
         "/private%00",
+        "/%C0%AE%C0%AE/private",
+        "/x/%c0%ae%c0%ae%c0%afprivate",
         "/private%zz",
         "/private%2",
         "/%2570rivate",
         "/private%20",
     ];
-        "/%C0%AE%C0%AE/private",
-        "/x/%c0%ae%c0%ae%c0%afprivate",
     for target in hidden {
         let status = scene.status(target, "orders.shop", "").await;
         let reached: Vec<_> = scene.backend.seen().into_iter().map(|seen| seen.target).collect();
@@ -184,6 +189,73 @@ async fn the_program_gets_the_form_that_was_decided() -> Outcome {
         assert_eq!(scene.status(sent, "orders.shop", "").await, 200, "{sent}");
         assert_eq!(scene.backend.seen()[0].target, received);
         assert_eq!(scene.backend.seen()[0].values("host").len(), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_follows_a_connect_that_was_not_granted_is_no_request() -> Outcome {
+    let scene = Scene::set().await;
+    let connect = |host: &str| {
+        format!(
+            "CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\nGET http://orders.shop/public HTTP/1.1\r\nHost: orders.shop\r\n\r\n"
+        )
+    };
+    assert_eq!(scene.last_words(connect("orders.shop:80").as_bytes()).await, [405], "into a program");
+    for (host, status) in
+        [("nowhere.shop:80", 404), ("orders.shop:80", 400), ("example.com.:443", 404), ("a.b.example.com:443", 403)]
+    {
+        let mut program = TcpStream::connect(scene.orders.outbound).await?;
+        program.write_all(connect(host).as_bytes()).await?;
+        let mut answers = Vec::new();
+        tokio::time::timeout(Duration::from_secs(5), program.read_to_end(&mut answers)).await??;
+        let answers = String::from_utf8_lossy(&answers).into_owned();
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answers}");
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{host}: {answers}");
+    }
+    let log = scene.orders.access_log().await;
+    assert!(log.iter().all(|line| line["path"] != "/public"), "{log:?}");
+    assert!(scene.backend.seen().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_caller_that_waits_for_100_gets_it_after_the_decision_only() -> Outcome {
+    let scene = Scene::set().await;
+    let head =
+        |path: &str| format!("POST {path} HTTP/1.1\r\nHost: orders.shop\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n");
+    assert_eq!(scene.last_words(head("/private").as_bytes()).await, [403]);
+    assert_eq!(scene.last_words(head("/a//b").as_bytes()).await, [400]);
+    let mut io = scene.connect().await;
+    io.write_all(head("/public").as_bytes()).await?;
+    io.flush().await?;
+    let mut interim = [0; 25];
+    io.read_exact(&mut interim).await?;
+    assert_eq!(interim, *b"HTTP/1.1 100 Continue\r\n\r\n");
+    io.write_all(b"body").await?;
+    io.flush().await?;
+    assert_eq!(read_answer(&mut io, &mut Vec::new()).await?.status, 200);
+    let seen = scene.backend.seen();
+    assert_eq!((seen.len(), seen[0].body.as_slice()), (1, b"body".as_slice()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_member_that_asks_for_a_foreign_port_is_recorded_by_its_name() -> Outcome {
+    let scene = Scene::set().await;
+    let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
+    for (service, port, protocol) in
+        [("shop/other", 80, MeshProtocol::Http1), ("shop/orders", 81, MeshProtocol::Mesh), ("shop/orders", 80, MeshProtocol::Tcp)]
+    {
+        let connected = scene.peer.connect(scene.orders.mesh, service, port, protocol, expected).await;
+        let mut io = connected.expect("a handshake");
+        let _ = io.read_to_end(&mut Vec::new()).await;
+    }
+    let log = scene.orders.access_log().await;
+    let reasons: Vec<_> = log.iter().filter_map(|line| line["reason"].as_str()).collect();
+    assert_eq!(reasons, ["unknown_service", "unknown_service", "protocol_mismatch"], "{log:?}");
+    for line in &log {
+        assert_eq!((line["source"].as_str(), line["peer_identity"].as_str()), (Some(WEB), Some(WEB)), "{line}");
     }
     Ok(())
 }

@@ -53,7 +53,11 @@ pub fn meant_for(head: &RequestHead, service: Option<&ServiceName>) -> Result<()
     }
     match (head.host.service(), service) {
         (Some(named), Some(service)) if named != service => {
-            Err(Refusal::new(Reason::Misdirected, format!("the request names `{named}`, its connection `{service}`")))
+            let host = &head.host;
+            Err(Refusal::new(
+                Reason::Misdirected,
+                format!("the host `{host}` means the service `{named}`, its connection is for `{service}`"),
+            ))
         }
         _ => Ok(()),
     }

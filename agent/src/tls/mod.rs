@@ -8,7 +8,7 @@ mod revoked;
 mod tenure;
 mod trust;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 pub use anchor::AnchorId;
 pub use control::{ControlPlaneTrust, control_plane_config};
@@ -65,7 +65,7 @@ pub struct Secured {
     /// The stream.
     pub io: SharedIo,
     /// Who is at the other end.
-    pub peer: Peer,
+    pub peer: Rc<Peer>,
     /// What is spoken.
     pub protocol: MeshProtocol,
     /// Service and port that the caller named.
@@ -163,7 +163,7 @@ impl MeshAcceptor {
             .and_then(MeshProtocol::from_alpn)
             .ok_or_else(|| failed("no protocol agreed on".to_owned()))?;
         let destination = session.server_name().and_then(destination);
-        Ok(Secured { io: SharedIo::new(Transport::Accepted(Box::new(stream))), peer, protocol, destination })
+        Ok(Secured { io: SharedIo::new(Transport::Accepted(Box::new(stream))), peer: Rc::new(peer), protocol, destination })
     }
 }
 
@@ -186,7 +186,7 @@ pub async fn plaintext(
         MeshProtocol::Tcp
     };
     let destination = Some((port.service.clone(), port.port));
-    Ok(Secured { io, peer: Peer::anonymous(address), protocol, destination })
+    Ok(Secured { io, peer: Rc::new(Peer::anonymous(address)), protocol, destination })
 }
 
 /// Opens mesh connections.
@@ -272,7 +272,12 @@ impl MeshConnector {
         let agreed = session.alpn_protocol().and_then(MeshProtocol::from_alpn);
         let protocol =
             agreed.ok_or_else(|| Refusal::new(Reason::ConnectFailed, format!("{address} does not speak what was asked for")))?;
-        Ok(Secured { io: SharedIo::new(Transport::Connected(Box::new(stream))), peer, protocol, destination: None })
+        Ok(Secured {
+            io: SharedIo::new(Transport::Connected(Box::new(stream))),
+            peer: Rc::new(peer),
+            protocol,
+            destination: None,
+        })
     }
 }
 

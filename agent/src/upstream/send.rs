@@ -304,7 +304,7 @@ impl Upstreams {
         let address = resolve(&endpoint.address).await?;
         let stream = dial(address).await?;
         let secured = self.connector.connect(stream, address, service, port, protocol, &endpoint.identity).await?;
-        let peer = Rc::new(secured.peer);
+        let peer = secured.peer;
         let until = peer.deadline().min(own.deadline());
         let tenure = Tenure::of(peer.clone(), self.connector.trust().clone(), until);
         Ok(Connected { io: secured.io, tenure, protocol: secured.protocol, peer: Some(peer) })

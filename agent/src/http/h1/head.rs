@@ -1,5 +1,7 @@
 //! Heads of HTTP/1.1 messages: found, parsed, checked once, and rid of hop-by-hop fields.
 
+use outrider_policy::reserved;
+
 use super::{
     Framing,
     line::{self, Line, Lines, malformed},
@@ -126,7 +128,9 @@ pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits
         Some(framing) => framing,
         None => Framing::UntilClose,
     };
+    // RFC 9110 section 8.6: neither 1xx nor 204 has one.
     if (to_head || status == 304)
+        && !matches!(status, 100..=199 | 204)
         && let Some(length) = seen.length
     {
         fields.push(b"content-length", length.to_string().as_bytes());
@@ -142,7 +146,7 @@ fn counted<'a>(line: &'a [u8], left: &mut usize) -> Result<Line<'a>, Refusal> {
 }
 
 /// Parses a block of trailers with its empty line. They never become header fields; what means something only in a head is
-/// refused.
+/// refused, and what agents write themselves is dropped.
 pub(crate) fn trailers(text: &[u8]) -> Result<Fields, &'static str> {
     const NOT_FIELDS: &str = "trailers are not header fields";
     let (mut lines, mut fields) = (Lines::of(text), Fields::default());
@@ -154,7 +158,9 @@ pub(crate) fn trailers(text: &[u8]) -> Result<Fields, &'static str> {
         if forbidden_in_trailers(line.name) {
             return Err("a trailer that only a head may carry");
         }
-        fields.push_line(&line);
+        if reserved(line.name).is_none() {
+            fields.push_line(&line);
+        }
     }
     Ok(fields)
 }
@@ -375,6 +381,25 @@ mod tests {
         ] {
             assert_eq!(upgrade(fields), None, "{fields}");
         }
+    }
+
+    #[test]
+    fn answers_without_a_body_name_a_length_only_where_they_may() {
+        let length = |status: u16, to_head| {
+            let text = format!("HTTP/1.1 {status} \r\nContent-Length: 5\r\n\r\n");
+            let parsed = response(text.as_bytes(), to_head, None, &Limits::default()).unwrap();
+            assert_eq!(parsed.framing, Framing::Length(if to_head || status != 200 { 0 } else { 5 }), "{status}");
+            parsed.fields.single("content-length").is_some()
+        };
+        assert!(length(200, true) && length(304, true) && length(304, false), "of what a GET would get");
+        assert!(!length(204, true) && !length(204, false) && !length(103, true) && !length(200, false));
+    }
+
+    #[test]
+    fn what_agents_write_themselves_is_dropped_from_trailers() {
+        let fields = trailers(b"x-sum: 1\r\nX-Request-Id: forged-forged\r\ntraceparent: 00\r\n\r\n").unwrap();
+        assert_eq!(fields.as_wire(), b"x-sum: 1\r\n");
+        assert!(trailers(b"x-envoy-peer: 1\r\n\r\n").is_err() && trailers(b"expect: 100-continue\r\n\r\n").is_err());
     }
 
     #[test]

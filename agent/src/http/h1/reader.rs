@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf as _, BytesMut};
@@ -42,6 +42,9 @@ pub struct Reader {
     io: SharedIo,
     buf: BytesMut,
     body: Decoder,
+    /// Somebody wants the body under way: a caller that waits for 100 has to hear of it.
+    asked: bool,
+    waiting: Option<Waker>,
     /// Counts bodies: tells a body's own reader from one that an earlier message left behind.
     message: u64,
 }
@@ -49,7 +52,7 @@ pub struct Reader {
 impl Reader {
     /// A reader over `io`, with what has been read from it already.
     pub fn new(io: SharedIo, already: BytesMut) -> Self {
-        Self { io, buf: already, body: Decoder::new(Framing::Length(0)), message: 0 }
+        Self { io, buf: already, body: Decoder::new(Framing::Length(0)), asked: false, waiting: None, message: 0 }
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -94,6 +97,7 @@ impl Reader {
     /// Starts the body that follows the head just read.
     pub(super) fn begin_body(&mut self, framing: Framing) {
         self.body = Decoder::new(framing);
+        (self.asked, self.waiting) = (false, None);
         self.message += 1;
     }
 
@@ -104,6 +108,10 @@ impl Reader {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, BodyError>> {
+        self.asked = true;
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
         loop {
             match self.body.decode(&mut self.buf)? {
                 Decoded::Data(data) => return Poll::Ready(Ok(Some(Frame::Data(data)))),
@@ -135,6 +143,19 @@ pub(super) async fn gone(reader: &RefCell<Reader>) {
                 Ok(_) => {}
             }
         }
+    })
+    .await;
+}
+
+/// Ends when somebody wants the body under way.
+pub(super) async fn asked(reader: &RefCell<Reader>) {
+    std::future::poll_fn(|cx| {
+        let reader = &mut *reader.borrow_mut();
+        if reader.asked {
+            return Poll::Ready(());
+        }
+        reader.waiting = Some(cx.waker().clone());
+        Poll::Pending
     })
     .await;
 }

@@ -9,7 +9,7 @@ use super::{
     body::Framing,
     client::write_frame,
     head,
-    reader::{BodyReader, Reader, discard, gone, read_head, wait_for_bytes},
+    reader::{BodyReader, Reader, asked, discard, gone, read_head, wait_for_bytes},
     writer::Writer,
 };
 use crate::{
@@ -136,20 +136,30 @@ async fn exchange(
     let mut upgrade = None;
     let (reply, keep_alive, to_head, http10) = match parsed.and_then(|parsed| admit(parsed, reader, limits)) {
         Err(refusal) => (service.refuse(refusal), false, false, false),
-        Ok((request, flags)) => {
+        Ok((request, mut flags)) => {
             let to_head = request.head.method == http::Method::HEAD;
+            // What follows a CONNECT was meant for the other end of a tunnel: when there is none, it must not be read as requests of
+            // this caller (RFC 9931 section 3).
+            let may_go_on = request.head.method != http::Method::CONNECT;
             upgrade.clone_from(&request.head.upgrade);
-            if flags.expects_continue
-                && let Err((reason, _)) = write_now(writer, b"HTTP/1.1 100 Continue\r\n\r\n", limits.take).await
-            {
-                return if reason == Reason::SlowCaller { Next::Stalled } else { Next::Gone };
-            }
-            let reply = tokio::select! {
-                biased;
-                reply = service.call(request) => reply,
-                () = gone(reader) => return Next::Gone,
+            let reply = {
+                let mut call = std::pin::pin!(service.call(request));
+                loop {
+                    tokio::select! {
+                        biased;
+                        reply = &mut call => break reply,
+                        () = asked(reader), if flags.expects_continue => {
+                            flags.expects_continue = false;
+                            if let Err((reason, _)) = write_now(writer, b"HTTP/1.1 100 Continue\r\n\r\n", limits.take).await {
+                                return if reason == Reason::SlowCaller { Next::Stalled } else { Next::Gone };
+                            }
+                        }
+                        () = gone(reader) => return Next::Gone,
+                    }
+                }
             };
-            (reply, flags.keep_alive && !service.is_closing() && alarm::instant() < end, to_head, flags.http10)
+            let keep_alive = flags.keep_alive && may_go_on && !service.is_closing() && alarm::instant() < end;
+            (reply, keep_alive, to_head, flags.http10)
         }
     };
     if let Some(tunnel) = reply.tunnel {

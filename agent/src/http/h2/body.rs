@@ -1,6 +1,7 @@
 //! Bodies of HTTP/2 streams.
 
 use h2::RecvStream;
+use outrider_policy::reserved;
 
 use super::client::Pump;
 use crate::{
@@ -95,7 +96,9 @@ impl BodyReader {
             if forbidden_in_trailers(name.as_str().as_bytes()) {
                 return Err(BodyError::Malformed("a trailer that only a head may carry"));
             }
-            fields.push(name.as_str().as_bytes(), value.as_bytes());
+            if reserved(name.as_str().as_bytes()).is_none() {
+                fields.push(name.as_str().as_bytes(), value.as_bytes());
+            }
         }
         Ok(Some(Frame::Trailers(fields)))
     }
