@@ -19,6 +19,9 @@ async fn what_a_rule_allows_passes_and_the_rest_is_refused_without_a_reason() ->
     assert_eq!(before.status, 403, "without any policy everything is denied");
 
     mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/v1/orders/{id}\"]"));
+    let named = through_proxy(web.outbound, "GET", "http://orders.shop.mesh.internal/v1/orders/7", "").await?;
+    assert_eq!(named.status, 200, "by the name that captured programs may use too");
+    backend.forget();
     let allowed = through_proxy(web.outbound, "GET", "http://orders.shop/v1/orders/7?x=1", "").await?;
     assert_eq!((allowed.status, allowed.body_text().as_str()), (200, "ok\n"));
 

@@ -1,14 +1,12 @@
 //! What a captured program is told of a name.
 
-use std::{net::IpAddr, sync::Arc};
-
-use outrider_policy::ServiceName;
+use std::sync::Arc;
 
 use super::{
     Addresses, Forward, Transport,
     message::{Code, Query, Unreadable, unreadable},
 };
-use crate::route::Directory;
+use crate::{http::service_of, route::Directory};
 
 /// Seconds that a program may keep an answer. Addresses stay; whether a service exists may change.
 const TTL: u32 = 10;
@@ -45,7 +43,7 @@ impl Resolver {
         if !query.is_internet() {
             return query.answer(Code::Refused);
         }
-        let service = query.is_plain.then(|| service(&query.name)).flatten();
+        let service = query.is_plain.then(|| service_of(&query.name)).flatten();
         if let Some(service) = &service {
             match self.directory.find(service).await {
                 Ok(_) => {
@@ -73,27 +71,12 @@ fn is_under(name: &str, zone: &str) -> bool {
     name.strip_suffix(zone).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// The service that a name may mean: `NAME.NAMESPACE`, and under `.mesh.internal`, `.svc` and `.svc.cluster.local`.
-fn service(name: &str) -> Option<ServiceName> {
-    if name.parse::<IpAddr>().is_ok() {
-        return None;
-    }
-    ServiceName::from_host(name.strip_suffix(".mesh.internal").unwrap_or(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_service_has_four_names_and_no_others() {
-        let files: ServiceName = "shop/files".parse().unwrap();
-        for name in ["files.shop", "files.shop.mesh.internal", "files.shop.svc", "files.shop.svc.cluster.local"] {
-            assert_eq!(service(name), Some(files.clone()), "{name}");
-        }
-        for name in ["", "files", "a.files.shop", "mesh.internal.", "files.shop.mesh.internal.evil", "10.0.0.1", "::1"] {
-            assert_eq!(service(name), None, "{name}");
-        }
+    fn a_zone_holds_what_ends_in_it_after_a_dot() {
         assert!(is_under("x.cluster.local", "cluster.local") && !is_under("xcluster.local", "cluster.local"));
     }
 }

@@ -1,6 +1,6 @@
 //! Canonical hosts. Requests name few of them again and again: what was read lately is not read anew.
 
-use std::{cell::RefCell, fmt, ops::Deref, rc::Rc};
+use std::{cell::RefCell, fmt, net::IpAddr, ops::Deref, rc::Rc};
 
 use outrider_policy::{ServiceName, host};
 
@@ -40,7 +40,7 @@ impl HostName {
 impl From<&str> for HostName {
     /// Of a name that is canonical.
     fn from(text: &str) -> Self {
-        Self(Rc::new(Named { text: text.into(), service: ServiceName::from_host(text) }))
+        Self(Rc::new(Named { text: text.into(), service: service_of(text) }))
     }
 }
 
@@ -56,6 +56,15 @@ impl Deref for HostName {
     fn deref(&self) -> &str {
         &self.0.text
     }
+}
+
+/// The service that a name may mean, in requests and to the resolver: `NAME.NAMESPACE`, and under `.mesh.internal`, `.svc` and
+/// `.svc.cluster.local`.
+pub(crate) fn service_of(name: &str) -> Option<ServiceName> {
+    if name.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    ServiceName::from_host(name.strip_suffix(".mesh.internal").unwrap_or(name))
 }
 
 /// What a `Host` or `:authority` says: the name, and the port if there is one; or `bad_host`.
@@ -92,6 +101,17 @@ fn place(raw: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_has_four_names_and_no_others() {
+        let files: ServiceName = "shop/files".parse().unwrap();
+        for name in ["files.shop", "files.shop.mesh.internal", "files.shop.svc", "files.shop.svc.cluster.local"] {
+            assert_eq!(service_of(name), Some(files.clone()), "{name}");
+        }
+        for name in ["", "files", "a.files.shop", "mesh.internal.", "files.shop.mesh.internal.evil", "10.0.0.1", "::1"] {
+            assert_eq!(service_of(name), None, "{name}");
+        }
+    }
 
     #[test]
     fn what_was_read_before_reads_the_same_and_what_is_wrong_is_never_remembered() {

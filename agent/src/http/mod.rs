@@ -23,4 +23,5 @@ pub use message::{Again, Body, BodyError, Frame, Request, RequestHead, Response,
 pub use meter::Meter;
 pub use seal::{meant_for, refused, seal};
 
+pub(crate) use host::service_of;
 pub(crate) use limits::{MOST_TRAILERS, TAKEN, TRAILER_BYTES};

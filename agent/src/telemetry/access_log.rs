@@ -15,6 +15,8 @@ use outrider_runtime::Tasks;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
+use super::log_file::LogFile;
+
 /// Blocks that may wait for the writer.
 const BLOCKS: usize = 64;
 /// Size at which a worker hands a block over. Waking the writer costs as much as writing hundreds of lines.
@@ -28,7 +30,7 @@ pub enum AccessLogTarget {
     Stdout,
     /// Nowhere.
     Off,
-    /// Appended to a file.
+    /// Appended to a file, or to the one that takes its place.
     File(PathBuf),
 }
 
@@ -72,7 +74,7 @@ impl AccessLog {
         let mut output: Box<dyn Write + Send> = match target {
             AccessLogTarget::Off => return Ok(Self::over(None, dropped)),
             AccessLogTarget::Stdout => Box::new(std::io::stdout()),
-            AccessLogTarget::File(path) => Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?),
+            AccessLogTarget::File(path) => Box::new(LogFile::open(path)?),
         };
         let (sender, blocks) = sync_channel::<Vec<u8>>(BLOCKS);
         let (done, written) = oneshot::channel::<()>();

@@ -5,6 +5,7 @@ mod access_log;
 mod clock;
 mod json;
 mod line;
+mod log_file;
 mod metrics;
 mod observer;
 mod otlp;
