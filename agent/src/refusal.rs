@@ -148,7 +148,7 @@ reasons! {
     ControlFlood = "control_flood", Caller, 429, Stream, Both;
     /// No rule allows it, or a rule denies it.
     PolicyDenied = "policy_denied", Policy, 403, Policy, Inbound;
-    /// No usable policy is in force for the destination.
+    /// No policy applies to the destination, or none could be put in force.
     NoPolicy = "no_policy", Policy, 403, Policy, Inbound;
     /// A caller in plaintext, where the policy wants mutual TLS.
     PlaintextRefused = "plaintext_refused", Policy, 403, Policy, Inbound;

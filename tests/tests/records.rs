@@ -39,7 +39,8 @@ async fn strangers_at_the_door_do_not_cost_the_records_of_others() -> Outcome {
     let id = denied.field("x-request-id").expect("a request id").to_owned();
     let inbound = i32::from(outrider_proto::v1::Side::Inbound);
     let record = recorded(&mesh, "the denied call", |record| record.request_id == id && record.side == inbound).await;
-    assert_eq!((record.effect.as_str(), record.reason.as_str()), ("deny", "policy_denied"));
+    assert_eq!((record.effect.as_str(), record.reason.as_str()), ("deny", "no_policy"));
+    assert_eq!(record.detail, "no policy applies to this port");
     let stranger = recorded(&mesh, "a stranger", |record| record.destination.is_empty()).await;
     assert_eq!((stranger.effect.as_str(), stranger.source.as_str()), ("deny", ""));
     assert!(orders.metric("outrider_agent_reports_dropped").await < 0.5);

@@ -94,7 +94,10 @@ impl PolicyBook {
                 }
                 Ok(Permit { book: self.clone(), target, version, peer: peer.clone(), head: head.cloned(), verdict })
             }
-            Ok(verdict) => Err(Denied { refusal: denial(Reason::PolicyDenied, &verdict), verdict: Some(verdict) }),
+            Ok(verdict) => {
+                let reason = if verdict.compiled.is_empty() { Reason::NoPolicy } else { Reason::PolicyDenied };
+                Err(Denied { refusal: denial(reason, &verdict), verdict: Some(verdict) })
+            }
             Err(refusal) => Err(Denied { refusal, verdict: None }),
         }
     }
@@ -125,6 +128,9 @@ fn call<'a>(target: &Target, peer: &'a Peer, head: Option<&'a RequestHead>) -> C
 
 fn denial(reason: Reason, verdict: &Verdict) -> Refusal {
     let detail = match verdict.rule() {
+        "" if verdict.compiled.is_empty() => {
+            verdict.compiled.deny_all_reason().unwrap_or("no policy applies to this port").to_owned()
+        }
         "" => format!("no rule allows it (revision {})", verdict.revision()),
         rule => format!("denied by `{rule}` (revision {})", verdict.revision()),
     };
