@@ -22,7 +22,18 @@ pub(crate) struct Cell {
     tone: Tone,
 }
 
+/// Longest text of others (a path, a host) that a table shows: one long request must not make every row long.
+const LONGEST: usize = 60;
+
 impl Cell {
+    /// Text that somebody else chose, cut where it is too long for a table; `-o json` has all of it.
+    pub(crate) fn cut(text: &str) -> Self {
+        match text.char_indices().nth(LONGEST) {
+            Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()).into(),
+            None => text.into(),
+        }
+    }
+
     /// Text with a tone.
     pub(crate) fn new(tone: Tone, text: impl Into<String>) -> Self {
         Self { text: text.into(), tone }
@@ -97,6 +108,14 @@ mod tests {
         fn cells(&self, _: Timestamp) -> Vec<Cell> {
             vec![self.0.into(), Cell::new(Tone::Bad, self.1)]
         }
+    }
+
+    #[test]
+    fn what_others_chose_is_cut_to_fit_a_table() {
+        assert_eq!(Cell::cut("GET /short"), "GET /short".into());
+        let long = format!("GET /{}", "a".repeat(1024));
+        assert_eq!(Cell::cut(&long).text, format!("{}…", &long[..LONGEST]));
+        assert_eq!(Cell::cut(&"é".repeat(LONGEST)).text.chars().count(), LONGEST);
     }
 
     #[test]

@@ -117,8 +117,12 @@ impl Row for Decision {
             self.request_id.as_str().into(),
             self.side.into(),
             caller.into(),
-            if self.destination.is_empty() { self.host.clone() } else { format!("{}:{}", self.destination, self.port) }.into(),
-            call.into(),
+            Cell::cut(&if self.destination.is_empty() {
+                self.host.clone()
+            } else {
+                format!("{}:{}", self.destination, self.port)
+            }),
+            Cell::cut(&call),
             match (self.side, self.effect.as_str()) {
                 ("outbound", "allow") => Cell::new(Tone::Quiet, "sent"),
                 (_, "allow") => Cell::new(Tone::Good, "allow"),

@@ -173,7 +173,7 @@ fn port(
             .first_key_value()
             .map(|(port, protocol)| (*port, *protocol))
             .ok_or_else(|| ExplainError::Described(String::new())),
-        (0, _) => Err(ExplainError::Described(format!("`{service}` has ports {}: name one", list()))),
+        (0, _) => Err(ExplainError::Described(format!("`{service}` has ports {}: name one with `--port`", list()))),
         (wanted, _) => match ports.get(&wanted) {
             Some(protocol) => Ok((wanted, *protocol)),
             None => Err(ExplainError::Described(format!("`{service}` has no port {wanted}, it has {}", list()))),

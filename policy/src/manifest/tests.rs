@@ -125,6 +125,19 @@ fn conditions_on_what_no_rule_ever_sees_are_refused_with_their_way_out() {
 }
 
 #[test]
+fn a_tab_is_reported_where_it_stands() {
+    for (from, to, line, column) in [
+        ("  authorization:", "\tauthorization:", 8, 1),
+        ("    rules:", "  \trules:", 9, 3),
+        ("        action: Allow", "      \taction: Allow", 11, 7),
+    ] {
+        let errors = errors(&GOOD.replacen(from, to, 1));
+        let expected = format!("p.yaml:{line}:{column}: error: not YAML: ");
+        assert!(errors[0].starts_with(&expected) && errors[0].ends_with("(help: indent with spaces)"), "{to:?}: {errors:?}");
+    }
+}
+
+#[test]
 fn a_bad_document_does_not_hide_the_mistakes_of_the_next() {
     let yaml = format!(
         "{GOOD}---\nkind: Policy\n---\n{}---\napiVersion: v1\nkind: ServicePolicy\nmetadata: {{name: a}}\nspec: {{}}\n",

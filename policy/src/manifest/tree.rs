@@ -131,7 +131,7 @@ impl Reader {
         }
         let options = options! { emit_comments: false, flow_nesting_limit: MAX_DEPTH, block_nesting_limit: MAX_DEPTH };
         for event in Parser::new_from_str_with_options(yaml, options) {
-            let (event, span) = event.map_err(|error| syntax(error.marker(), error.info()))?;
+            let (event, span) = event.map_err(|error| syntax(yaml, error.marker(), error.info()))?;
             self.event(event, position(&span.start))?;
         }
         Ok(())
@@ -259,8 +259,25 @@ fn position(marker: &Marker) -> Position {
     Position { line: marker.line().max(1), column: marker.col() + 1 }
 }
 
-fn syntax(marker: &Marker, info: String) -> Finding {
-    Finding::new(position(marker), format!("not YAML: {info}"))
+fn syntax(yaml: &str, marker: &Marker, info: String) -> Finding {
+    let at = position(marker);
+    // The parser may say where the mapping begins that the tab is in.
+    let finding = |at| Finding::new(at, format!("not YAML: {info}"));
+    match tab_in_indentation(yaml, at.line).filter(|_| info.to_ascii_lowercase().contains("tab")) {
+        Some(tab) => finding(tab).help("indent with spaces"),
+        None => finding(at),
+    }
+}
+
+/// Where the first tab stands, from this line on, that a line is indented with.
+fn tab_in_indentation(yaml: &str, from: usize) -> Option<Position> {
+    let lines = (1..).zip(yaml.lines()).skip(from.saturating_sub(1));
+    let mut tabs = lines.filter_map(|(line, text)| {
+        let indentation = text.len() - text.trim_start_matches([' ', '\t']).len();
+        let column = text.get(..indentation)?.find('\t')? + 1;
+        Some(Position { line, column })
+    });
+    tabs.next()
 }
 
 /// A scalar without quotes, by the core schema of YAML 1.2.
