@@ -50,6 +50,8 @@ macro_rules! limits {
 limits! {
     /// Bytes of a head, start line included.
     head_bytes: usize = "32KiB", "head", "1KiB"..="256KiB";
+    /// Bytes of the heads of all requests under way on a connection of HTTP/2 or the mesh protocol.
+    heads: usize = "3MiB", "heads", "64KiB"..="1GiB";
     /// Fields of a head.
     fields: usize = "100", "fields", "10"..="100";
     /// Time for a head to arrive once its first byte has.

@@ -11,7 +11,7 @@ use super::{
     stream::{Stream, WrongLength},
     violation::Violation,
 };
-use crate::http::{Limits, h1::ParsedRequest};
+use crate::http::{Heads, HeldHead, Limits, h1::ParsedRequest};
 use crate::refusal::Refusal;
 
 /// What a caller's agent asks: a whole head, and the stream to answer on.
@@ -20,6 +20,8 @@ pub(super) struct Opened {
     pub(super) parsed: Result<ParsedRequest, Refusal>,
     /// The request has no body.
     pub(super) end: bool,
+    /// Its share of what heads may take.
+    pub(super) held: HeldHead,
 }
 
 /// Which side of the connection we are.
@@ -32,6 +34,8 @@ pub(super) enum Role<'a> {
 
 /// Who serves the streams that the peer opens.
 pub(super) trait Serving {
+    /// What the heads of all streams may take.
+    fn heads(&self) -> &Heads;
     /// A stream was opened.
     fn open(&mut self, opened: Opened);
     /// Lets streams go on that can.
@@ -46,7 +50,7 @@ impl Link {
             Kind::Head => match role {
                 Role::Caller => answered(&mut state, &frame, limits),
                 Role::Callee(serving) => {
-                    let opened = opened(self, &mut state, &frame, limits)?;
+                    let opened = opened(self, &mut state, &frame, serving.heads(), limits)?;
                     drop(state);
                     opened.into_iter().for_each(|opened| serving.open(opened));
                     Ok(())
@@ -107,17 +111,24 @@ fn judge(link: &mut State, stream: &Stream, outcome: Result<(), WrongLength>) {
 }
 
 /// A request's head.
-fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame<'_>, limits: &Limits) -> Result<Option<Opened>, Violation> {
+fn opened(
+    link: &Rc<Link>,
+    state: &mut State,
+    frame: &Frame<'_>,
+    heads: &Heads,
+    limits: &Limits,
+) -> Result<Option<Opened>, Violation> {
     if frame.stream <= state.last {
         let again = state.streams.contains_key(&frame.stream);
         return Err(if again { Violation::SecondHead } else { Violation::StreamNumber });
     }
     state.last = frame.stream;
-    if state.leaving || state.streams.len() >= STREAMS {
+    let is_full = state.leaving || state.streams.len() >= STREAMS;
+    let Some(held) = Some(heads).filter(|_| !is_full).and_then(|heads| heads.hold(frame.payload.len())) else {
         spend(state)?;
         state.put(frame.stream, Kind::Reset, false, &(Code::Refused as u32).to_be_bytes());
         return Ok(None);
-    }
+    };
     let stream = Rc::new(Stream::new(frame.stream, None));
     state.streams.insert(frame.stream, stream.clone());
     let parsed = head::request(&frame.payload, limits).and_then(|parsed| {
@@ -130,7 +141,7 @@ fn opened(link: &Rc<Link>, state: &mut State, frame: &Frame<'_>, limits: &Limits
     if parsed.is_err() && !state.budget.spend(RESET_COST) {
         return Err(Violation::Flood);
     }
-    Ok(Some(Opened { place: Place::accepted(link, stream), parsed, end: frame.end }))
+    Ok(Some(Opened { place: Place::accepted(link, stream), parsed, end: frame.end, held }))
 }
 
 /// A response's head.

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     alarm::{self, within},
-    http::{Body, BodyError, Limits, Meter, Reply, Request, Service, SharedIo, Transport, h1::Framing},
+    http::{Body, BodyError, Heads, Limits, Meter, Reply, Request, Service, SharedIo, Transport, h1::Framing},
     policy::lapsed,
     refusal::{Reason, Refusal},
 };
@@ -51,7 +51,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
         }
     });
-    let mut streams = Streams { running, tidy: None };
+    let mut streams = Streams { running, heads: Heads::new(limits.heads), tidy: None };
     let mut role = Role::Callee(&mut streams);
     // Of a connection without streams, and later of one that is closing.
     let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
@@ -107,11 +107,16 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
 /// The streams of a connection.
 struct Streams<B, F> {
     running: Running<Opened, B, F>,
+    heads: Heads,
     /// When rooms are given back.
     tidy: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 impl<B: FnMut(Inbox<Opened>) -> F, F: Future<Output = ()>> Serving for Streams<B, F> {
+    fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
     fn open(&mut self, opened: Opened) {
         self.running.start(opened);
     }
@@ -162,7 +167,8 @@ async fn poll(driver: &mut Driver, role: &mut Role<'_>, limits: &Limits, link: &
 
 /// Serves one stream.
 async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
-    let Opened { place, parsed, end } = opened;
+    // The head is held until the end.
+    let Opened { place, parsed, end, held: _held } = opened;
     let place = Rc::new(place);
     let mut to_head = false;
     let mut upgrade = None;

@@ -1,17 +1,23 @@
 //! The server's side of an HTTP/2 connection.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
 use outrider_runtime::Tasks;
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
-use super::{BodyReader, USUAL, WINDOW, as_map, flood::Guarded, gathered::Gathered, is_connection_field, websocket};
+use super::{
+    BodyReader, USUAL, WINDOW, as_map,
+    flood::{Flood, Guarded},
+    gathered::Gathered,
+    is_connection_field, websocket,
+};
 use crate::{
     alarm,
     http::{
-        Body, BodyError, Fields, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
+        Body, BodyError, Fields, Frame, Heads, Limits, Meter, Reply, Request, Service, SharedIo, Version,
+        heads::FIELD,
         limits::TAKEN,
         normalize::{Host, RequestParts, is_identity_claim},
     },
@@ -30,6 +36,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const UNSENT: usize = 32 << 10;
 /// Bytes of a flood that are read and dropped while its sender is told to go.
 const DISCARD: usize = 1 << 20;
+
+type Connection = h2::server::Connection<Gathered<Guarded<SharedIo>>, Bytes>;
+type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>);
 
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
@@ -58,10 +67,11 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.take + FAREWELL));
     let mut exhausted = std::pin::pin!(flood.exhausted());
     let (bounds, mut taken) = (Rc::new(limits.clone()), 0_usize);
+    let heads = Heads::new(limits.heads);
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = connection.accept() => accepted,
+            accepted = accept(&mut connection, &flood) => accepted,
             () = &mut leaving, if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
@@ -96,8 +106,14 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
         };
         match accepted {
-            Some(Ok((request, respond))) => {
+            Some(Ok((request, mut respond))) => {
                 last = alarm::instant();
+                let Some(head) = heads.hold(weight(&request)) else {
+                    // The caller may send it again.
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    flood.refused();
+                    continue;
+                };
                 if closing {
                     deadline.as_mut().reset(last + LINGER);
                 }
@@ -107,7 +123,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                         Some(()) => flood.answered(),
                         None => flood.reset(),
                     }
-                    drop(held);
+                    drop((held, head));
                 });
                 taken = taken.wrapping_add(1);
                 if taken % TURN == 0 {
@@ -117,6 +133,31 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             Some(Err(_)) | None => return,
         }
     }
+}
+
+/// The next stream. What has arrived is read as its heads are taken, and no faster.
+async fn accept(connection: &mut Connection, flood: &Flood) -> Option<Result<Incoming, h2::Error>> {
+    std::future::poll_fn(|cx| {
+        loop {
+            match connection.poll_accept(cx) {
+                Poll::Pending if flood.all_taken() => {}
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(accepted) => {
+                    flood.taken();
+                    return Poll::Ready(accepted);
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Bytes that a request's head takes.
+fn weight(request: &http::Request<RecvStream>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    fields + target + uri.authority().map_or(0, |authority| authority.as_str().len())
 }
 
 /// Ends when a connection should take no more streams.
