@@ -13,10 +13,11 @@ use super::{
     dispatch::Role,
     frame::{self, Code, Kind},
     link::Link,
+    outbox::Outbox,
     transport::Sealed,
     violation::Violation,
 };
-use crate::{http::Limits, spare};
+use crate::http::Limits;
 
 /// Reads in a row before others of the worker get their turn.
 const TURNS: usize = 8;
@@ -28,7 +29,7 @@ pub(super) struct Driver {
     pub(super) sealed: Sealed,
     inbound: BytesMut,
     /// Taken from the link, to be sealed.
-    outbound: Vec<u8>,
+    outbound: Outbox,
     /// Others had their turn to add to what is sent.
     gathered: bool,
     /// Reads that brought something.
@@ -46,7 +47,7 @@ pub(super) enum Ended {
 
 impl Driver {
     pub(super) fn new(link: Rc<Link>, sealed: Sealed) -> Self {
-        Self { link, sealed, inbound: BytesMut::new(), outbound: Vec::new(), gathered: false, heard: 0 }
+        Self { link, sealed, inbound: BytesMut::new(), outbound: Outbox::default(), gathered: false, heard: 0 }
     }
 
     /// Changes whenever something has arrived.
@@ -102,10 +103,8 @@ impl Driver {
     fn give_back(&mut self) {
         if self.inbound.is_empty() && self.link.state.borrow().streams.is_empty() {
             self.inbound = BytesMut::new();
-            if self.outbound.is_empty() {
-                spare::give(std::mem::take(&mut self.outbound));
-                self.link.state.borrow_mut().release();
-            }
+            self.outbound.release();
+            self.link.state.borrow_mut().out.release();
         }
     }
 
@@ -128,11 +127,8 @@ impl Driver {
             std::mem::swap(&mut link.out, &mut self.outbound);
             link.wake_waiting();
             drop(link);
-            self.sealed.seal(&self.outbound)?;
+            self.sealed.seal(&self.outbound.slices())?;
             self.outbound.clear();
-            if self.outbound.capacity() > OUTBOX * 2 {
-                self.outbound = Vec::new();
-            }
         }
     }
 

@@ -168,7 +168,7 @@ impl Drop for Payload<'_> {
 }
 
 /// Appends a frame's head.
-fn put_head(out: &mut Vec<u8>, stream: u32, length: usize, kind: Kind, end: bool) {
+pub(super) fn put_head(out: &mut Vec<u8>, stream: u32, length: usize, kind: Kind, end: bool) {
     out.extend_from_slice(&stream.to_be_bytes());
     let [_, high, middle, low] = (length as u32).to_be_bytes();
     out.extend_from_slice(&[high, middle, low, kind as u8 | if end { END } else { 0 }]);

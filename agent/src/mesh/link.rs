@@ -13,11 +13,12 @@ use bytes::Bytes;
 use super::{
     CONNECTION_WINDOW, OUTBOX, STREAMS,
     budget::Budget,
-    frame::{self, Code, DATA_MOST, Kind},
+    frame::{Code, DATA_MOST, Kind},
+    outbox::Outbox,
     stream::{Asked, Stream, Waiter},
     violation::Violation,
 };
-use crate::{http::Limits, spare};
+use crate::http::Limits;
 
 /// Highest number of a stream: afterwards a connection is replaced.
 const LAST_STREAM: u32 = u32::MAX >> 1;
@@ -53,7 +54,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct State {
     /// Frames that wait to be sent.
-    pub(super) out: Vec<u8>,
+    pub(super) out: Outbox,
     /// The task that sends them.
     driver: Option<Waker>,
     /// Streams that wait for room in `out`, for the connection's window or for a place in the table.
@@ -84,7 +85,7 @@ impl Link {
     /// A connection that has just begun.
     pub(super) fn new(limits: &Limits) -> Self {
         let state = State {
-            out: Vec::new(),
+            out: Outbox::default(),
             driver: None,
             waiting: Vec::new(),
             streams: Table::default(),
@@ -102,25 +103,18 @@ impl Link {
 }
 
 impl State {
-    /// Where to append frames.
-    fn out(&mut self) -> &mut Vec<u8> {
-        if self.out.capacity() == 0 {
-            self.out = spare::take();
-        }
-        &mut self.out
-    }
-
-    /// An idle connection holds no buffer.
-    pub(super) fn release(&mut self) {
-        if self.out.is_empty() {
-            spare::give(std::mem::take(&mut self.out));
-        }
-    }
-
     /// Appends a frame and wakes the driver.
     pub(super) fn put(&mut self, stream: u32, kind: Kind, end: bool, payload: &[u8]) {
         if !self.closed {
-            frame::put(self.out(), stream, kind, end, payload);
+            self.out.put(stream, kind, end, payload);
+            self.kick();
+        }
+    }
+
+    /// Appends a piece of a body and wakes the driver.
+    fn put_data(&mut self, stream: u32, end: bool, piece: Bytes) {
+        if !self.closed {
+            self.out.put_data(stream, end, piece);
             self.kick();
         }
     }
@@ -210,7 +204,7 @@ impl Link {
         let stream = Rc::new(Stream::new(state.last, Some(asked)));
         stream.state.borrow_mut().sent_end = end;
         state.streams.insert(stream.id, stream.clone());
-        frame::put_with(state.out(), stream.id, Kind::Head, end, write);
+        state.out.put_with(stream.id, Kind::Head, end, write);
         state.kick();
         Place { link: self.clone(), stream }
     }
@@ -233,7 +227,7 @@ impl Link {
             return Poll::Pending;
         }
         state.sent_end = end;
-        frame::put_with(link.out(), stream.id, Kind::Head, end, write);
+        link.out.put_with(stream.id, Kind::Head, end, write);
         link.kick();
         Poll::Ready(Ok(()))
     }
@@ -257,12 +251,12 @@ impl Link {
                 state.wait(Waiter::Writer, cx.waker());
                 return Poll::Pending;
             }
-            let piece = data.split_to(most);
+            let piece = if most == data.len() { std::mem::take(data) } else { data.split_to(most) };
             let last = end && data.is_empty();
             (state.window, link.window) = (state.window - most as u32, link.window - most as u32);
             state.sent_end = last;
             link.budget.sent(most as u32);
-            link.put(stream.id, Kind::Data, last, &piece);
+            link.put_data(stream.id, last, piece);
             if data.is_empty() {
                 return Poll::Ready(Ok(()));
             }

@@ -11,6 +11,7 @@ mod duplex;
 pub mod frame;
 mod head;
 mod link;
+mod outbox;
 mod pump;
 mod running;
 mod server;

@@ -88,9 +88,14 @@ impl Sealed {
         })
     }
 
-    /// Seals `plain`; [`Sealed::poll_flush`] sends it.
-    pub(super) fn seal(&mut self, plain: &[u8]) -> io::Result<()> {
-        self.session.writer().write_all(plain)
+    /// Seals `plain`, which is not empty; [`Sealed::poll_flush`] sends it.
+    pub(super) fn seal(&mut self, plain: &[IoSlice<'_>]) -> io::Result<()> {
+        // There is no limit to what is buffered: all of it is taken.
+        let whole: usize = plain.iter().map(|slice| slice.len()).sum();
+        match self.session.writer().write_vectored(plain)? {
+            taken if taken == whole => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
     }
 
     /// Says goodbye; [`Sealed::poll_flush`] sends it.
