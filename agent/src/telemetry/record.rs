@@ -255,6 +255,9 @@ impl Drop for Record {
         if self.admitted {
             self.observer.under_way.set(self.observer.under_way.get().saturating_sub(1));
         }
+        if std::thread::panicking() && self.refusal.is_none() {
+            self.broke(Reason::InternalFault, "a fault of the agent itself: its log says which");
+        }
         // Nobody waited for an answer any more.
         if self.head.is_some() && self.status == 0 && self.refusal.is_none() {
             let reason = if self.observer.drain.is_stopping() { Reason::Draining } else { Reason::CallerGone };
