@@ -163,6 +163,9 @@ pub async fn exchange(
     limits: &Limits,
 ) -> Result<Exchange, Refusal> {
     let link = &client.shared.link;
+    if !head::fits(&head.fields, head.target.len() + head.host.len() + added.as_wire().len()) {
+        return Err(Refusal::new(Reason::HeadTooLarge, "the head does not fit into a frame between agents"));
+    }
     if let Err(gone) = std::future::poll_fn(|cx| link.poll_open(cx)).await {
         return Ok(Exchange::Unsent(body, failed(gone.0)));
     }
