@@ -167,6 +167,9 @@ pub async fn exchange(
     limits: &Limits,
 ) -> Result<Exchange, Refusal> {
     let link = &client.shared.link;
+    if !head::fits(&head.fields, head.target.len() + head.host.len() + added.as_wire().len()) {
+        return Err(Refusal::new(Reason::HeadTooLarge, "the head does not fit into a frame between agents"));
+    }
     let weight = head.target.len() + head.fields.as_wire().len() + added.as_wire().len() + AROUND;
     let room = async {
         let head = std::future::poll_fn(|cx| client.shared.heads.poll_hold(cx, weight)).await;

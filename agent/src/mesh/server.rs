@@ -178,18 +178,17 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
         }
         let mut head = parsed.parts.normalize()?;
         head.upgrade = parsed.upgrade;
-        Ok((head, parsed.framing))
+        Ok((head, parsed.length))
     });
     let reply = match admitted {
         Err(refusal) => service.refuse(refusal),
-        Ok((head, framing)) => {
+        Ok((head, length)) => {
             to_head = head.method == http::Method::HEAD;
             upgrade.clone_from(&head.upgrade);
             // A request to switch protocols has no body: what follows are the other protocol's bytes.
             let body = if end || head.upgrade.is_some() {
                 Body::Empty
             } else {
-                let length = head::length(framing).ok().flatten().filter(|length| *length > 0);
                 let kind = head.fields.single("content-type");
                 let is_grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
                 Body::Mesh(Box::new(BodyReader::new(place.clone(), length, None).metered(Meter::new(limits, is_grpc))))
@@ -209,6 +208,10 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
 /// Sends a response, for as long as it is permitted and there is somebody to take it.
 async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, limits: &Limits) {
     let Reply { mut response, mut permit, mut record, tunnel } = reply;
+    if !head::fits(&response.fields, 0) {
+        record.broke(Reason::UpstreamFailed, "the head of the answer does not fit into a frame between agents");
+        return place.fail(Code::Broken);
+    }
     let (mut body, tenure, late) = (response.body, response.tenure.take(), record.late(limits.request));
     let no_body = to_head || matches!(response.status, 204 | 304);
     let ends = tunnel.is_none() && (no_body || body.is_end());
