@@ -10,15 +10,17 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::Notify,
+    task::JoinSet,
 };
 
 /// A program that answers `/N/M` with N fields, one of M bytes more than it needs, and `/slow` when it is told.
-async fn program(told: Arc<Notify>) -> SocketAddr {
+async fn program(told: Arc<Notify>, programs: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("address");
-    tokio::spawn(async move {
+    programs.spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(answer(stream, told.clone()));
+            connections.spawn(answer(stream, told.clone()));
         }
     });
     address
@@ -47,17 +49,19 @@ async fn answer(mut stream: TcpStream, told: Arc<Notify>) {
 }
 
 /// A program that does the same over HTTP/2, and `/status/N` with that status.
-async fn http2_program(told: Arc<Notify>) -> SocketAddr {
+async fn http2_program(told: Arc<Notify>, programs: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("address");
-    tokio::spawn(async move {
+    programs.spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let told = told.clone();
-            tokio::spawn(async move {
+            connections.spawn(async move {
+                let mut streams = JoinSet::new();
                 let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     let told = told.clone();
-                    tokio::spawn(async move {
+                    streams.spawn(async move {
                         let path = request.uri().path().to_owned();
                         let numbers: Vec<usize> = path.split('/').filter_map(|word| word.parse().ok()).collect();
                         let mut response = http::Response::new(());
@@ -85,7 +89,8 @@ async fn http2_program(told: Arc<Notify>) -> SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_with_too_large_a_head_harms_nobody_else() -> Outcome {
     let told = Arc::new(Notify::new());
-    let (http1, http2) = (program(told.clone()).await, http2_program(told.clone()).await);
+    let mut programs = JoinSet::new();
+    let (http1, http2) = (program(told.clone(), &mut programs).await, http2_program(told.clone(), &mut programs).await);
     let mesh = Mesh::start(MeshOptions::default()).await;
     let services = vec![format!("shop/orders:80/http={http1}"), format!("shop/orders:81/http2={http2}")];
     // One worker each, so that all requests share a connection between the agents.
