@@ -107,6 +107,7 @@ fn copy(from: &Path, named: &Path, extension: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Builds the agent with these flags, which its build scripts do not get.
+#[expect(clippy::disallowed_methods, reason = "cargo takes flags of the compiler from the environment")]
 fn build(tools: &Tools, target: &Path, flags: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::var("RUSTFLAGS").unwrap_or_default();
     let mut build = command::cargo();
