@@ -82,6 +82,8 @@ limits! {
     streams: u32 = "256", "streams", "1"..="10000";
     /// Requests under way at a time, of a worker.
     requests: usize = "10000", "requests", "1"..="1000000";
+    /// Bytes of the heads of all of these.
+    worker_heads: usize = "32MiB", "worker-heads", "1MiB"..="16GiB";
     /// Connections from callers at a time, of the agent.
     connections: usize = "20000", "connections", "1"..="1000000";
     /// Of those, from one address to the listeners for other agents and for plaintext.
