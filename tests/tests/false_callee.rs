@@ -3,10 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use bytes::BytesMut;
 use outrider_agent::{
@@ -65,7 +62,7 @@ fn cases() -> Vec<(&'static str, Script)> {
 }
 
 /// Answers each request by the script of the moment, to the end of the connection. Returns the code of the goodbye.
-async fn answer(io: &mut SharedIo, script: &Mutex<Script>) -> Option<u32> {
+async fn answer(io: &mut SharedIo, script: &RefCell<Script>) -> Option<u32> {
     let (mut heard, mut code) = (BytesMut::new(), None);
     loop {
         let mut asked = Vec::new();
@@ -79,7 +76,7 @@ async fn answer(io: &mut SharedIo, script: &Mutex<Script>) -> Option<u32> {
             }
         }
         for stream in asked {
-            let said = script.lock().expect("a script")(stream);
+            let said = script.borrow()(stream);
             // The agent may have ended the connection before all of a flood is written.
             let _ = io.write_all(&said).await;
             let _ = io.flush().await;
@@ -96,7 +93,7 @@ struct Scene {
     /// Says where shop/orders is, and is never asked.
     _orders: AgentProcess,
     web: AgentProcess,
-    script: Arc<Mutex<Script>>,
+    script: Rc<RefCell<Script>>,
     goodbyes: tokio::sync::mpsc::UnboundedReceiver<Option<u32>>,
 }
 
@@ -112,7 +109,7 @@ impl Scene {
         let more = vec!["--workers".to_owned(), "1".to_owned()];
         let web = mesh.agent("shop/web", AgentOptions { more, ..AgentOptions::default() }).await;
         mesh.apply(&allow("all", "shop/orders", "[shop/web]", "[POST]", "[\"/{rest=**}\"]"));
-        let script: Arc<Mutex<Script>> = Arc::new(Mutex::new(Box::new(good)));
+        let script: Rc<RefCell<Script>> = Rc::new(RefCell::new(Box::new(good)));
         let (told, goodbyes) = tokio::sync::mpsc::unbounded_channel();
         let scripted = script.clone();
         outrider_runtime::Tasks::new().spawn_scoped_local(async move {
@@ -131,7 +128,7 @@ impl Scene {
     }
 
     fn answers(&self, script: Script) {
-        *self.script.lock().expect("a script") = script;
+        *self.script.borrow_mut() = script;
     }
 }
 
