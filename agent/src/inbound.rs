@@ -85,7 +85,7 @@ impl Inbound {
 
     /// A request's way: permit, route, response.
     async fn answer(&self, request: Request, record: &mut Record) -> Result<(Response, Permit), Refusal> {
-        record.admit(self.worker.limits.requests)?;
+        record.admit(&self.worker.limits)?;
         let target = self.worker.policies.targets().get(self.target);
         crate::http::meant_for(&request.head, target.map(|target| &target.service))?;
         let mut permit = self

@@ -47,6 +47,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<ExitCode> {
+    outrider_runtime::allocator::settle();
     let settings = layered(args.config.as_deref(), args.settings)?;
     let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
     telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;

@@ -69,7 +69,7 @@ impl Outbound {
     }
 
     async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
-        record.admit(self.worker.limits.requests)?;
+        record.admit(&self.worker.limits)?;
         let route = self.route(&request, record).await?;
         self.worker.upstreams.send(&route, request, &record.onward(), record.trail(), None).await
     }

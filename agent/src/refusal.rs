@@ -188,6 +188,8 @@ reasons! {
     CaptureLoop = "capture_loop", Mesh, 503, Route, Outbound;
     /// The agent is leaving.
     Draining = "draining", Mesh, 503, Stream, Both;
+    /// A fault of the agent itself, which ends what it happened to and nothing else.
+    InternalFault = "internal_fault", Mesh, 500, Stream, Both;
 }
 
 /// A refusal with what operators need to know. Callers see the status and the request id only.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows about the mesh.
 
+pub mod allocator;
 pub mod config;
 pub mod descriptors;
 pub mod drain;

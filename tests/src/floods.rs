@@ -20,6 +20,8 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// Most bytes of a frame.
+const MOST: usize = 16 << 10;
 
 fn frame(kind: u8, flags: u8, stream: usize, payload: &[u8]) -> Vec<u8> {
     let [_, length @ ..] = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
@@ -126,7 +128,31 @@ pub fn over_http2() -> Vec<Flood> {
         }),
     ];
     rows.extend(trailers_over_http2());
+    rows.extend(large_heads_over_http2());
     rows
+}
+
+/// Heads that are nearly as large as heads may be, on streams that stay.
+fn large_heads_over_http2() -> Vec<Flood> {
+    let id = |number: usize| 2 * number + 1;
+    let open = move |number: usize, fields: &[u8]| {
+        let block = [pseudo("POST"), fields.to_vec()].concat();
+        let (first, rest) = block.split_at(MOST);
+        [frame(HEADERS, 0, id(number), first), frame(CONTINUATION, END_HEADERS, id(number), rest)].concat()
+    };
+    let entry = [pseudo("POST"), vec![0x40, 1, b'a', 0x7f, 0xa1, 0x1e], vec![b'v'; 4000]].concat();
+    let table = [opening(), frame(HEADERS, END_HEADERS, 1, &entry)].concat();
+    let named = [pseudo("POST"), vec![0x80 | 62; 7]].concat();
+    let many = h2_block(&[("x-a", &"v".repeat(280))]).repeat(90);
+    let few = h2_block(&[("x-a", &"v".repeat(9 << 10))]).repeat(3);
+    vec![
+        flood("heads of many fields on streams that stay", End::Bounded, opening(), move |number| open(number, &many)),
+        flood("heads of large fields on streams that stay", End::Bounded, opening(), move |number| open(number, &few)),
+        // An entry of 4000 bytes in the table, named seven times in each.
+        flood("small heads that become large ones on streams that stay", End::Bounded, table, move |number| {
+            frame(HEADERS, END_HEADERS, id(number + 1), &named)
+        }),
+    ]
 }
 
 /// Those with trailers, which come once and end their stream.
@@ -172,7 +198,16 @@ pub fn over_mesh() -> Vec<Flood> {
     let get = b"GET /slow HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
     let tiny = [&b"GET /slow HTTP/1.1\r\nhost: orders.shop\r\n"[..], &b"a: b\r\n".repeat(2000), b"\r\n"].concat();
     let trailers = wire(1, Kind::Trailers, true, b"x-a: b\r\n");
+    let large = |fields: &str| ["POST /slow HTTP/1.1\r\nhost: orders.shop\r\n", fields, "\r\n"].concat();
+    let many = large(&format!("x-a: {}\r\n", "v".repeat(280)).repeat(90));
+    let few = large(&format!("x-a: {}\r\n", "v".repeat(9 << 10)).repeat(3));
     vec![
+        flood("heads of many fields on streams that stay", End::Bounded, Vec::new(), move |at| {
+            wire(number(at), Kind::Head, false, many.as_bytes())
+        }),
+        flood("heads of large fields on streams that stay", End::Bounded, Vec::new(), move |at| {
+            wire(number(at), Kind::Head, false, few.as_bytes())
+        }),
         flood("rapid reset", End::Closed, Vec::new(), move |at| {
             [wire(number(at), Kind::Head, true, get), wire(number(at), Kind::Reset, false, &[0; 4])].concat()
         }),

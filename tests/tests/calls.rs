@@ -184,3 +184,21 @@ async fn a_policy_is_in_force_when_apply_wait_returns_also_right_after_the_contr
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn requests_with_large_heads_wait_for_room_at_the_other_agent_and_none_is_refused() -> Outcome {
+    let backend = Backend::start().await;
+    let (mesh, _orders, web) = shop(&backend).await;
+    mesh.apply(&allow("reads", "shop/orders", "[shop/web]", "[GET]", "[\"/slow\"]"));
+    // 7 MB of heads, each under way for half a second: more than twice what a connection holds of them.
+    let fields = format!("x-a: {}\r\n", "v".repeat(24 << 10));
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..300 {
+        let (outbound, fields) = (web.outbound, fields.clone());
+        asking.spawn(async move { through_proxy(outbound, "GET", "http://orders.shop/slow", &fields).await });
+    }
+    for answer in asking.join_all().await {
+        assert_eq!(answer?.status, 200);
+    }
+    Ok(())
+}

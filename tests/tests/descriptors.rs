@@ -73,3 +73,14 @@ fn limited(arguments: &[String]) -> Process {
     command.args(["-c", &format!("ulimit -n {FEW}; exec \"$0\" \"$@\"")]).arg(program("outrider-agent")).args(arguments);
     Process::start("agent with few descriptors", &mut command)
 }
+
+#[cfg(target_env = "gnu")]
+#[tokio::test]
+async fn an_agent_has_its_allocator_set_and_stays_the_process_that_was_started() -> Outcome {
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let agent = mesh.agent("shop/web", AgentOptions::default()).await;
+    let environment = std::fs::read(format!("/proc/{}/environ", agent.process.id()))?;
+    let environment = String::from_utf8_lossy(&environment);
+    assert!(environment.split('\0').any(|word| word == "GLIBC_TUNABLES=glibc.malloc.tcache_count=64"), "{environment}");
+    Ok(())
+}

@@ -42,6 +42,49 @@ async fn over_the_limit_of_a_policy_callers_get_429_and_others_go_on() -> Outcom
 }
 
 #[tokio::test]
+async fn large_heads_over_many_connections_are_refused_before_memory_is_short() -> Outcome {
+    let backend = Backend::start().await;
+    // Takes connections, and never answers.
+    let sink = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let mesh = Mesh::start(MeshOptions::default()).await;
+    let services =
+        vec![format!("shop/orders:80/http={}", backend.address), format!("shop/orders:81/http={}", sink.local_addr()?)];
+    let _orders = mesh.agent("shop/orders", AgentOptions { services, ..AgentOptions::default() }).await;
+    let more = ["--workers", "1", "--limit", "worker-heads=1MiB"].map(str::to_owned).to_vec();
+    let web = mesh.agent("shop/web", AgentOptions { more, ..AgentOptions::default() }).await;
+    mesh.apply(&allow("all", "shop/orders", "[shop/web]", "[GET]", "[\"/{rest=**}\"]"));
+    let large = format!("x: {}\r\n", "y".repeat(30_000));
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let (outbound, large) = (web.outbound, large.clone());
+        calls.spawn(async move {
+            through_proxy(outbound, "GET", "http://orders.shop:81/x", &large).await.map(|answer| answer.status)
+        });
+    }
+    for _ in 0..60 - (1 << 20) / 30_000 {
+        assert_eq!(calls.join_next().await.expect("a call")??, 503);
+    }
+    let log = web.access_log().await;
+    assert!(
+        log.iter()
+            .any(|line| line["reason"] == "overloaded" && line["detail"].as_str().is_some_and(|text| text.contains("heads")))
+    );
+    // Whoever says little is served all the while; afterwards everybody.
+    assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/small", "").await?.status, 200);
+    calls.shutdown().await;
+    let mut served = false;
+    for _ in 0..100 {
+        served = through_proxy(web.outbound, "GET", "http://orders.shop/large", &large).await?.status == 200;
+        if served {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(served, "what is over is not counted any more");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_second_limit_for_a_port_is_refused_with_its_place() -> Outcome {
     let mesh = Mesh::start(MeshOptions::default()).await;
     mesh.apply(POLICY);

@@ -234,6 +234,7 @@ async fn each_broken_rule_of_the_protocol_ends_the_connection_and_is_recorded_an
         ("frame where its kind", "wrong_stream", frame(1, Kind::Ping, false, &[0; 8])),
         ("end bit", "end_bit", frame(1, Kind::Trailers, false, b"a: b\r\n")),
         ("stream number out of order", "stream_number", [get(5, "/a"), get(4, "/b")].concat()),
+        ("stream number out of order", "stream_number", get(1 << 31, "/a")),
         ("second head", "second_head", [post(1, ""), get(1, "/b")].concat()),
         ("frame of a stream that was never opened", "no_such_stream", frame(3, Kind::Data, false, b"x")),
         ("frame of a stream that was never opened", "no_such_stream", frame(3, Kind::Reset, false, &[0; 4])),
@@ -297,17 +298,26 @@ async fn a_sender_is_held_to_its_windows_and_a_body_to_its_length() -> Outcome {
     assert!(lines.iter().any(told), "{lines:?}");
 
     let mut connection = scene.connect().await;
-    connection.send(&[post(1, "content-length: 3\r\n"), frame(1, Kind::Data, true, b"abcd")].concat()).await;
-    let frame = loop {
-        let frame = connection.frame().await.expect("a frame");
-        if frame.kind == Kind::Reset {
-            break frame;
-        }
-    };
-    assert_eq!((frame.stream, frame.number()), (1, PROTOCOL), "the stream ends, the connection goes on");
-    connection.send(&get(2, "/fine")).await;
-    assert_eq!(connection.answer(2).await.0, 200);
-    assert!(scene.backend.seen().iter().all(|seen| seen.body.len() <= 3));
+    let wrong = [(3, b"abcd".as_slice()), (0, b"a"), (5, b"abc")];
+    for (stream, (length, body)) in (1..).step_by(2).zip(wrong) {
+        let length = format!("content-length: {length}\r\n");
+        connection.send(&[post(stream, &length), frame(stream, Kind::Data, true, body)].concat()).await;
+        let frame = loop {
+            let frame = connection.frame().await.expect("a frame");
+            if frame.kind == Kind::Reset {
+                break frame;
+            }
+        };
+        assert_eq!((frame.stream, frame.number()), (stream, PROTOCOL), "the stream ends, the connection goes on");
+        connection.send(&get(stream + 1, "/fine")).await;
+        assert_eq!(connection.answer(stream + 1).await.0, 200);
+    }
+    // A request without a body may have been served before what is too much arrived.
+    let seen = scene.backend.seen();
+    assert!(
+        seen.iter().all(|seen| seen.target == "/fine" || seen.body.is_empty()),
+        "no program takes a part for the whole: {seen:?}"
+    );
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod command;
+mod dist;
 mod lint;
 mod python;
 mod setup;
@@ -32,6 +33,8 @@ enum Chore {
     Test(suite::Suite),
     /// Measure, beside `direct` in the same run
     Bench(bench::Bench),
+    /// Build the binaries of images: the agent by a profile of its own load
+    Dist(dist::Dist),
     /// Run for long what the tests do in short
     Soak(soak::Soak),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(),
         Chore::Test(suite) => suite.run(),
         Chore::Bench(bench) => bench.run(),
+        Chore::Dist(dist) => dist.run(),
         Chore::Soak(soak) => soak.run(),
     });
     match outcome {

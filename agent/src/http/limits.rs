@@ -50,6 +50,8 @@ macro_rules! limits {
 limits! {
     /// Bytes of a head, start line included.
     head_bytes: usize = "32KiB", "head", "1KiB"..="256KiB";
+    /// Bytes of the heads of all requests under way on a connection of HTTP/2 or the mesh protocol.
+    heads: usize = "3MiB", "heads", "64KiB"..="1GiB";
     /// Fields of a head.
     fields: usize = "100", "fields", "10"..="100";
     /// Time for a head to arrive once its first byte has.
@@ -80,6 +82,8 @@ limits! {
     streams: u32 = "256", "streams", "1"..="10000";
     /// Requests under way at a time, of a worker.
     requests: usize = "10000", "requests", "1"..="1000000";
+    /// Bytes of the heads of all of these.
+    worker_heads: usize = "32MiB", "worker-heads", "1MiB"..="16GiB";
     /// Connections from callers at a time, of the agent.
     connections: usize = "20000", "connections", "1"..="1000000";
     /// Of those, from one address to the listeners for other agents and for plaintext.

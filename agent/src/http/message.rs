@@ -54,6 +54,11 @@ impl RequestHead {
         self.target.get(..self.path_len).unwrap_or_default()
     }
 
+    /// About what it takes in memory.
+    pub(crate) fn weight(&self) -> usize {
+        size_of::<Self>() + self.target.len() + self.fields.as_wire().len()
+    }
+
     /// Query without `?`.
     pub fn query(&self) -> Option<&str> {
         self.target.get(self.path_len + 1..)

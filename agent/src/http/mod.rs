@@ -4,6 +4,7 @@ pub(crate) mod fields;
 pub(crate) mod grpc;
 pub mod h1;
 pub mod h2;
+mod heads;
 mod host;
 pub mod io;
 mod limits;
@@ -23,5 +24,6 @@ pub use message::{Again, Body, BodyError, Frame, Request, RequestHead, Response,
 pub use meter::Meter;
 pub use seal::{meant_for, refused, seal};
 
+pub(crate) use heads::{Heads, HeldHead};
 pub(crate) use host::service_of;
 pub(crate) use limits::{MOST_TRAILERS, TAKEN, TRAILER_BYTES};

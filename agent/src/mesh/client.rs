@@ -21,7 +21,7 @@ use super::{
 use crate::{
     alarm::within,
     http::{
-        Body, Fields, Limits, RequestHead, Response, SharedIo, Transport,
+        Body, Fields, Heads, Limits, RequestHead, Response, SharedIo, Transport,
         h1::{Framing, ParsedResponse, Switched},
     },
     refusal::{Reason, Refusal},
@@ -31,6 +31,8 @@ use crate::{
 
 /// A connection on which nothing came for this long is asked whether it is still there.
 const SILENCE: Duration = Duration::from_secs(20);
+/// Bytes of a head that are not its fields, at most: host, length and the start line without the target.
+const AROUND: usize = 512;
 /// How long the answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A connection without streams ends after this: before the callee's agent ends it.
@@ -46,6 +48,8 @@ pub struct MeshClient {
 struct Shared {
     link: Rc<Link>,
     tenure: Tenure,
+    /// What the heads of all streams may take, so that the other agent need not refuse one.
+    heads: Heads,
 }
 
 impl Drop for Shared {
@@ -81,7 +85,7 @@ impl MeshClient {
         let sealed = Sealed::new(io).ok_or_else(|| Refusal::new(Reason::ConnectFailed, "not a connection of our own"))?;
         let link = Rc::new(Link::new(limits));
         tasks.spawn_scoped_local(drive(Driver::new(link.clone(), sealed), tenure.clone(), limits.clone(), count));
-        Ok(Self { shared: Rc::new(Shared { link, tenure }) })
+        Ok(Self { shared: Rc::new(Shared { link, tenure, heads: Heads::new(limits.heads / 4 * 3) }) })
     }
 
     /// Whether another exchange may start on it.
@@ -163,9 +167,19 @@ pub async fn exchange(
     limits: &Limits,
 ) -> Result<Exchange, Refusal> {
     let link = &client.shared.link;
-    if let Err(gone) = std::future::poll_fn(|cx| link.poll_open(cx)).await {
-        return Ok(Exchange::Unsent(body, failed(gone.0)));
+    if !head::fits(&head.fields, head.target.len() + head.host.len() + added.as_wire().len()) {
+        return Err(Refusal::new(Reason::HeadTooLarge, "the head does not fit into a frame between agents"));
     }
+    let weight = head.target.len() + head.fields.as_wire().len() + added.as_wire().len() + AROUND;
+    let room = async {
+        let head = std::future::poll_fn(|cx| client.shared.heads.poll_hold(cx, weight)).await;
+        std::future::poll_fn(|cx| link.poll_open(cx)).await.map(|()| head)
+    };
+    let lease = match within(limits.connect, room).await {
+        Ok(Ok(head)) => lease.holding(head),
+        Ok(Err(gone)) => return Ok(Exchange::Unsent(body, failed(gone.0))),
+        Err(_) => return Err(Refusal::new(Reason::Overloaded, "the other agent has as many requests under way as it takes")),
+    };
     let without_body = body.is_end();
     let asked = Asked { to_head: head.method == http::Method::HEAD, upgrade: head.upgrade.clone() };
     // A request to switch protocols stays open: what follows are the other protocol's bytes.

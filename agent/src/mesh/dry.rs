@@ -12,7 +12,7 @@ use super::{
     stream::Asked,
     violation::Violation,
 };
-use crate::http::Limits;
+use crate::http::{Heads, HeldHead, Limits};
 
 /// Takes `bytes` as they would arrive in pieces of `step`, as the callee's agent, or as the caller's with a few requests under
 /// way. Returns how many requests came or were answered.
@@ -25,11 +25,11 @@ use crate::http::Limits;
 pub fn digest(bytes: &[u8], step: usize, callee: bool) -> Result<usize, Violation> {
     let limits = Limits::default();
     let link = Rc::new(Link::new(&limits));
-    let mut held = Held::default();
+    let mut held = Held { places: Vec::new(), heads: Heads::new(limits.heads), kept: Vec::new() };
     if !callee {
         for upgrade in [None, None, Some("websocket".into())] {
-            let asked = Asked { to_head: held.0.len() == 1, upgrade };
-            held.0.push(link.open(asked, true, |out| out.push(b'x')));
+            let asked = Asked { to_head: held.places.len() == 1, upgrade };
+            held.places.push(link.open(asked, true, |out| out.push(b'x')));
         }
     }
     let mut role = if callee { Role::Callee(&mut held) } else { Role::Caller };
@@ -46,23 +46,31 @@ pub fn digest(bytes: &[u8], step: usize, callee: bool) -> Result<usize, Violatio
     let waiting: usize = state.streams.values().map(|stream| stream.state.borrow().held()).sum();
     assert!(waiting <= CONNECTION_WINDOW as usize, "more data than there may be");
     drop(state);
-    let answered = held.0.iter().filter(|place| callee || place.stream.state.borrow().head.is_some()).count();
+    let answered = held.places.iter().filter(|place| callee || place.stream.state.borrow().head.is_some()).count();
     drop(held);
     assert!(link.state.borrow().streams.is_empty(), "streams outlive those who use them");
     Ok(answered)
 }
 
 /// Streams that were opened and that nobody serves.
-#[derive(Default)]
-struct Held(Vec<Place>);
+struct Held {
+    places: Vec<Place>,
+    heads: Heads,
+    kept: Vec<HeldHead>,
+}
 
 impl Serving for Held {
+    fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
     fn open(&mut self, opened: Opened) {
         // What a stream does first.
         if let Ok(parsed) = opened.parsed {
             drop(parsed.parts.normalize());
         }
-        self.0.push(opened.place);
+        self.places.push(opened.place);
+        self.kept.push(opened.held);
     }
 
     fn run(&mut self, _: &mut Context<'_>) {}

@@ -1,6 +1,7 @@
 //! Heads and trailers on the wire: the text of HTTP/1.1, without what belongs to a connection. Read by the same strict parser as
 //! everybody's: that the peer is an agent is no reason to trust what it wrote.
 
+use super::frame::HEAD_MOST;
 use crate::{
     http::{
         Fields, Limits, RequestHead,
@@ -9,6 +10,10 @@ use crate::{
     },
     refusal::{Reason, Refusal},
 };
+
+/// Fields that agents add to a head on its way to another agent, and bytes of them: what one takes, the next one takes too.
+const ADDED: usize = 8;
+const ADDED_BYTES: usize = 2 << 10;
 
 pub(super) fn malformed(detail: &str) -> Refusal {
     Refusal::new(Reason::Malformed, detail)
@@ -56,7 +61,7 @@ fn finish(out: &mut Vec<u8>, length: Option<u64>, upgrade: Option<&str>) {
 /// As for HTTP/1.1; the normalised form comes later, as for all.
 pub(super) fn request(text: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
     whole(text, limits)?;
-    h1::parse_request(text, limits)
+    h1::parse_request(text, limits.fields + ADDED)
 }
 
 /// Reads a response's head.
@@ -65,7 +70,7 @@ pub(super) fn request(text: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
 /// As for HTTP/1.1; interim responses do not travel.
 pub(super) fn response(text: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
     whole(text, limits)?;
-    let parsed = h1::parse_response(text, to_head, upgrade, limits)?;
+    let parsed = h1::parse_response(text, to_head, upgrade, limits.fields + ADDED)?;
     if parsed.status < 200 && !parsed.switches {
         return Err(malformed("interim response"));
     }
@@ -74,10 +79,21 @@ pub(super) fn response(text: &[u8], to_head: bool, upgrade: Option<&str>, limits
 
 /// A payload is one head, and nothing else.
 fn whole(text: &[u8], limits: &Limits) -> Result<(), Refusal> {
-    if text.len() > limits.head_bytes {
+    if text.len() > limits.head_bytes + ADDED_BYTES {
         return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
     }
     if h1::head_end(text, 0)? == Some(text.len()) { Ok(()) } else { Err(malformed("not one whole head")) }
+}
+
+/// Whether a head that cannot be read is larger than what this agent takes. Another may be set to take more: it is not its fault.
+pub(super) fn is_too_large(text: &[u8], limits: &Limits) -> bool {
+    let lines = text.iter().filter(|byte| **byte == b'\n').count();
+    text.len() > limits.head_bytes + ADDED_BYTES || lines > limits.fields + ADDED + 2
+}
+
+/// Whether a head of these fields and this target fits into a frame, with what agents add.
+pub(super) fn fits(fields: &Fields, rest: usize) -> bool {
+    fields.as_wire().len() + rest + ADDED_BYTES <= HEAD_MOST
 }
 
 /// Length of a body, if its head names it. Where a body ends is said by the frames only.

@@ -21,7 +21,7 @@ use super::{
 use crate::http::Limits;
 
 /// Highest number of a stream: afterwards a connection is replaced.
-const LAST_STREAM: u32 = u32::MAX >> 1;
+pub(super) const LAST_STREAM: u32 = u32::MAX >> 1;
 
 /// Stream numbers are ours or ordered: they need no defence against collisions, only spreading.
 #[derive(Debug, Default)]

@@ -118,6 +118,6 @@ mod tests {
         assert_eq!(slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<_>>(), expected);
         drop(slices);
         outbox.clear();
-        assert!(outbox.is_empty() && outbox.len() == 0 && outbox.slices().iter().all(|slice| slice.is_empty()));
+        assert!(outbox.is_empty() && outbox.slices().iter().all(|slice| slice.is_empty()));
     }
 }

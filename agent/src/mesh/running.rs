@@ -3,6 +3,7 @@
 
 use std::{
     cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     rc::Rc,
     sync::{
@@ -161,7 +162,12 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
             if post.idle.get() {
                 continue;
             }
-            let _ = future.as_mut().poll(&mut Context::from_waker(waker));
+            let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(waker))));
+            if polled.is_err() {
+                // Its job ends with it, and the panic hook has said why. The others have nothing to do with it.
+                *future = Box::pin((self.furnish)(Inbox(post.clone())));
+                post.idle.set(true);
+            }
             if post.idle.get() {
                 self.free.push(at);
             }
@@ -242,6 +248,36 @@ mod tests {
         running.tidy();
         running.tidy();
         assert_eq!((running.rooms.len(), running.free.len()), (KEPT, KEPT));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_ends_alone_and_its_room_is_used_again() {
+        let ended = Rc::new(Cell::new(0));
+        let mut running = Running::new(|inbox: Inbox<Receiver<bool>>| {
+            let ended = ended.clone();
+            async move {
+                loop {
+                    let job = inbox.next().await;
+                    let kept = ended.clone();
+                    assert!(job.await.is_ok_and(|is_good| is_good), "a fault, for this test");
+                    kept.set(kept.get() + 1);
+                }
+            }
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        for round in 1..=2 {
+            let ((bad, waits), (good, goes_on)) = (channel(), channel());
+            running.start(waits);
+            running.start(goes_on);
+            running.run(&mut cx);
+            bad.send(false).unwrap();
+            running.run(&mut cx);
+            assert_eq!((running.rooms.len(), running.free.len()), (2, 1), "round {round}");
+            good.send(true).unwrap();
+            running.run(&mut cx);
+            assert!(running.is_empty() && ended.get() == round);
+        }
+        assert_eq!(Rc::strong_count(&ended), 3, "what the job held was dropped");
     }
 
     #[tokio::test]

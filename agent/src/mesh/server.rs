@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     alarm::{self, within},
-    http::{Body, BodyError, Limits, Meter, Reply, Request, Service, SharedIo, Transport, h1::Framing},
+    http::{Body, BodyError, Heads, Limits, Meter, Reply, Request, Service, SharedIo, Transport, h1::Framing},
     policy::lapsed,
     refusal::{Reason, Refusal},
 };
@@ -51,7 +51,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
         }
     });
-    let mut streams = Streams { running, tidy: None };
+    let mut streams = Streams { running, heads: Heads::new(limits.heads), tidy: None };
     let mut role = Role::Callee(&mut streams);
     // Of a connection without streams, and later of one that is closing.
     let mut deadline = std::pin::pin!(tokio::time::sleep(limits.idle));
@@ -107,11 +107,16 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
 /// The streams of a connection.
 struct Streams<B, F> {
     running: Running<Opened, B, F>,
+    heads: Heads,
     /// When rooms are given back.
     tidy: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 impl<B: FnMut(Inbox<Opened>) -> F, F: Future<Output = ()>> Serving for Streams<B, F> {
+    fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
     fn open(&mut self, opened: Opened) {
         self.running.start(opened);
     }
@@ -162,7 +167,8 @@ async fn poll(driver: &mut Driver, role: &mut Role<'_>, limits: &Limits, link: &
 
 /// Serves one stream.
 async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
-    let Opened { place, parsed, end } = opened;
+    // The head is held until the end.
+    let Opened { place, parsed, end, held: _held } = opened;
     let place = Rc::new(place);
     let mut to_head = false;
     let mut upgrade = None;
@@ -172,18 +178,17 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
         }
         let mut head = parsed.parts.normalize()?;
         head.upgrade = parsed.upgrade;
-        Ok((head, parsed.framing))
+        Ok((head, parsed.length))
     });
     let reply = match admitted {
         Err(refusal) => service.refuse(refusal),
-        Ok((head, framing)) => {
+        Ok((head, length)) => {
             to_head = head.method == http::Method::HEAD;
             upgrade.clone_from(&head.upgrade);
             // A request to switch protocols has no body: what follows are the other protocol's bytes.
             let body = if end || head.upgrade.is_some() {
                 Body::Empty
             } else {
-                let length = head::length(framing).ok().flatten().filter(|length| *length > 0);
                 let kind = head.fields.single("content-type");
                 let is_grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
                 Body::Mesh(Box::new(BodyReader::new(place.clone(), length, None).metered(Meter::new(limits, is_grpc))))
@@ -203,6 +208,10 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
 /// Sends a response, for as long as it is permitted and there is somebody to take it.
 async fn answer(place: &Rc<Place>, reply: Reply, to_head: bool, upgrade: Option<&str>, limits: &Limits) {
     let Reply { mut response, mut permit, mut record, tunnel } = reply;
+    if !head::fits(&response.fields, 0) {
+        record.broke(Reason::UpstreamFailed, "the head of the answer does not fit into a frame between agents");
+        return place.fail(Code::Broken);
+    }
     let (mut body, tenure, late) = (response.body, response.tenure.take(), record.late(limits.request));
     let no_body = to_head || matches!(response.status, 204 | 304);
     let ends = tunnel.is_none() && (no_body || body.is_end());

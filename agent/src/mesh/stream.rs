@@ -110,9 +110,13 @@ impl State {
     }
 
     fn ended(&mut self) -> Result<(), WrongLength> {
-        self.received_end = true;
         wake(&mut self.reader);
-        if self.expected.is_some_and(|left| left > 0) { Err(WrongLength) } else { Ok(()) }
+        if self.expected.is_some_and(|left| left > 0) {
+            // What ends too early has not ended: nobody may take it for whole.
+            return Err(WrongLength);
+        }
+        self.received_end = true;
+        Ok(())
     }
 
     /// Whether something may arrive now: after the head, before the end.

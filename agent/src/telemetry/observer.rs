@@ -31,6 +31,14 @@ pub struct Destination {
     pub(super) shown: Box<[u8]>,
 }
 
+/// What a worker has under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UnderWay {
+    pub(super) requests: usize,
+    /// Bytes of their heads.
+    pub(super) bytes: usize,
+}
+
 /// Where one worker's records go.
 #[derive(Debug)]
 pub struct Observer {
@@ -49,7 +57,7 @@ pub struct Observer {
     pub(super) drain: Drain,
     pub(super) clock: Clock,
     /// Requests under way.
-    pub(super) under_way: Cell<usize>,
+    pub(super) under_way: Cell<UnderWay>,
     nowhere: [Arc<Series>; 2],
     known: RefCell<HashMap<ServiceName, Vec<Rc<Destination>>>>,
     /// That of the request before, by side.
@@ -77,7 +85,7 @@ impl Observer {
             svids,
             drain,
             clock: Clock::default(),
-            under_way: Cell::new(0),
+            under_way: Cell::default(),
             nowhere,
             known: RefCell::default(),
             last: Default::default(),

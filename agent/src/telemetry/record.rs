@@ -5,9 +5,9 @@ use std::{rc::Rc, time::Duration};
 use outrider_policy::{Effect, Protocol, ServiceName};
 use tokio::time::Instant;
 
-use super::{Destination, Observer, Traced, Weight};
+use super::{Destination, Observer, Traced, Weight, observer::UnderWay};
 use crate::{
-    http::{Fields, RequestHead, grpc},
+    http::{Fields, Limits, RequestHead, grpc},
     identity::Peer,
     policy::{Denied, Verdict},
     refusal::{Blame, Reason, Refusal},
@@ -42,8 +42,8 @@ pub struct Record {
     pub(super) observer: Rc<Observer>,
     pub(super) side: Side,
     started: Instant,
-    /// Whether it counts among the requests under way.
-    admitted: bool,
+    /// What its head takes, if it counts among the requests under way.
+    admitted: Option<usize>,
     pub(super) head: Option<Rc<RequestHead>>,
     id: String,
     pub(super) traced: Option<Traced>,
@@ -68,7 +68,7 @@ impl Record {
             observer: observer.clone(),
             side,
             started: Instant::now(),
-            admitted: false,
+            admitted: None,
             head: None,
             id: String::new(),
             traced: None,
@@ -95,14 +95,18 @@ impl Record {
     /// Counts it among the requests under way in this worker.
     ///
     /// # Errors
-    /// When there are so many already.
-    pub fn admit(&mut self, most: usize) -> Result<(), Refusal> {
-        let under_way = &self.observer.under_way;
-        if under_way.get() >= most {
+    /// When there are so many already, or their heads take so much.
+    pub fn admit(&mut self, limits: &Limits) -> Result<(), Refusal> {
+        let UnderWay { requests, bytes } = self.observer.under_way.get();
+        let weight = self.head.as_ref().map_or(0, |head| head.weight());
+        if requests >= limits.requests {
             return Err(Refusal::new(Reason::Overloaded, "too many requests under way"));
         }
-        under_way.set(under_way.get() + 1);
-        self.admitted = true;
+        if bytes + weight > limits.worker_heads {
+            return Err(Refusal::new(Reason::Overloaded, "the heads of the requests under way are too large"));
+        }
+        self.observer.under_way.set(UnderWay { requests: requests + 1, bytes: bytes + weight });
+        self.admitted = Some(weight);
         Ok(())
     }
 
@@ -252,8 +256,12 @@ impl Drop for Record {
     fn drop(&mut self) {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.started);
-        if self.admitted {
-            self.observer.under_way.set(self.observer.under_way.get().saturating_sub(1));
+        if let Some(weight) = self.admitted {
+            let UnderWay { requests, bytes } = self.observer.under_way.get();
+            self.observer.under_way.set(UnderWay { requests: requests.saturating_sub(1), bytes: bytes.saturating_sub(weight) });
+        }
+        if std::thread::panicking() && self.refusal.is_none() {
+            self.broke(Reason::InternalFault, "a fault of the agent itself: its log says which");
         }
         // Nobody waited for an answer any more.
         if self.head.is_some() && self.status == 0 && self.refusal.is_none() {

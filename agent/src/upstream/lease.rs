@@ -4,7 +4,7 @@ use std::{cell::Cell, rc::Rc};
 
 use super::{breaker::Held, pool::Slot, turnstile::Turnstile};
 use crate::{
-    http::h1::H1Client,
+    http::{HeldHead, h1::H1Client},
     refusal::{Reason, Refusal},
 };
 
@@ -47,17 +47,24 @@ pub struct StreamLease {
     _service: Option<Rc<Held>>,
     /// The caller's, where callers share a program.
     turnstile: Option<Rc<Turnstile>>,
+    _head: Option<HeldHead>,
 }
 
 impl StreamLease {
     pub(super) fn take(load: &Rc<Cell<usize>>, service: Option<Rc<Held>>) -> Self {
         load.set(load.get() + 1);
-        Self { load: load.clone(), _service: service, turnstile: None }
+        Self { load: load.clone(), _service: service, turnstile: None, _head: None }
     }
 
     /// The same for a request of this caller.
     pub(super) fn of(mut self, turnstile: Option<Rc<Turnstile>>) -> Self {
         self.turnstile = turnstile;
+        self
+    }
+
+    /// The same with its share of what heads may take at the other agent.
+    pub(crate) fn holding(mut self, head: HeldHead) -> Self {
+        self._head = Some(head);
         self
     }
 

@@ -20,6 +20,8 @@ use crate::command;
 #[derive(Debug)]
 pub(super) struct Ground {
     binaries: PathBuf,
+    /// Another agent than the one among them.
+    agent: Option<PathBuf>,
     directory: PathBuf,
     kept: RefCell<Vec<Process>>,
 }
@@ -40,12 +42,21 @@ impl Ground {
         let directory = target.join("bench").join(format!("{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let output = if plan.profile == "dev" { "debug" } else { plan.profile.as_str() };
-        Ok(Self { binaries: target.join(output), directory, kept: RefCell::default() })
+        Ok(Self { binaries: target.join(output), agent: None, directory, kept: RefCell::default() })
+    }
+
+    /// The same with another agent.
+    pub(super) fn with_agent(mut self, agent: &Path) -> Self {
+        self.agent = Some(agent.to_owned());
+        self
     }
 
     /// A command for one of the built binaries.
     pub(super) fn binary(&self, name: &str) -> Command {
-        Command::new(self.binaries.join(name))
+        match &self.agent {
+            Some(agent) if name == "outrider-agent" => Command::new(agent),
+            _ => Command::new(self.binaries.join(name)),
+        }
     }
 
     /// The directory for state and logs.

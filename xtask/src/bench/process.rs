@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
+use crate::command;
+
 /// A running program.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -79,6 +81,19 @@ impl Process {
         let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kibibytes = field.and_then(|field| field.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
         Ok(kibibytes.context("the kernel does not say how much memory it has")? * 1024)
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(super) fn finish(&mut self) -> anyhow::Result<()> {
+        command::output(Command::new("kill").arg(self.child.id().to_string()))?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                bail!("{} does not end when asked to:\n{}", self.name, self.tail());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// Ends it at once, as a kill does.

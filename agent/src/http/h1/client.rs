@@ -219,7 +219,7 @@ async fn answer(reader: &RefCell<Reader>, request: &RequestHead, limits: &Limits
     let to_head = request.method == http::Method::HEAD;
     for _ in 0..limits.interim_responses {
         // Whatever is wrong, the upstream has failed.
-        let parsed = read_head(reader, limits, |text| head::response(text, to_head, request.upgrade.as_deref(), limits))
+        let parsed = read_head(reader, limits, |text| head::response(text, to_head, request.upgrade.as_deref(), limits.fields))
             .await
             .map_err(|refusal| Refusal::new(Reason::UpstreamFailed, refusal.detail()))?;
         if parsed.status >= 200 || parsed.switches {

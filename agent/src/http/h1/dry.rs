@@ -79,10 +79,10 @@ fn advance(buf: &mut BytesMut, at: &mut At, seen: &mut Digest, requests: bool, l
 /// What a head says, and whether nothing of HTTP follows it.
 fn read(head: &[u8], requests: bool, limits: &Limits) -> Result<(Framing, String, bool), Refusal> {
     if !requests {
-        let parsed = response(head, false, Some("websocket"), limits)?;
+        let parsed = response(head, false, Some("websocket"), limits.fields)?;
         return Ok((parsed.framing, format!("{} {}", parsed.status, shown(&parsed.fields)), parsed.switches));
     }
-    let ParsedRequest { parts, framing, upgrade, .. } = request(head, limits)?;
+    let ParsedRequest { parts, framing, upgrade, .. } = request(head, limits.fields)?;
     let mut head = parts.normalize()?;
     head.upgrade = upgrade;
     let text = told(&head);
@@ -93,7 +93,7 @@ fn read(head: &[u8], requests: bool, limits: &Limits) -> Result<(Framing, String
     // What is sent on to another agent is what was read here.
     let mut wire = Vec::new();
     write_request(&mut wire, &head, &Fields::default(), None);
-    let again = request(&wire, limits).and_then(|parsed| {
+    let again = request(&wire, limits.fields).and_then(|parsed| {
         let mut head = parsed.parts.normalize()?;
         head.upgrade = parsed.upgrade;
         Ok(told(&head))

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     http::{
-        Fields, Limits, MOST_TRAILERS,
+        Fields, MOST_TRAILERS,
         message::Version,
         normalize::{Host, RequestParts, forbidden_in_trailers, hop_by_hop, is_identity_claim},
     },
@@ -20,6 +20,8 @@ use crate::{
 pub(crate) struct ParsedRequest {
     pub(crate) parts: RequestParts,
     pub(crate) framing: Framing,
+    /// What `content-length` says, if it is there.
+    pub(crate) length: Option<u64>,
     pub(crate) keep_alive: bool,
     pub(crate) expects_continue: bool,
     /// Protocol to switch to, if the other end agrees.
@@ -59,8 +61,8 @@ pub(crate) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal
     Ok(None)
 }
 
-/// Parses a whole request head.
-pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
+/// Parses a whole request head of at most so many fields.
+pub(crate) fn request(head: &[u8], most: usize) -> Result<ParsedRequest, Refusal> {
     let mut lines = Lines::of(head);
     let (method, target, minor) = line::request(lines.next()?.unwrap_or_default())?;
     let version = if minor == 1 { Version::Http11 } else { Version::Http10 };
@@ -68,7 +70,7 @@ pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
     let mut seen = Seen::default();
     let mut fields = Fields::with_capacity(head.len());
     let mut host = None;
-    let mut left = limits.fields;
+    let mut left = most;
     while let Some(line) = lines.next()? {
         let line = counted(line, &mut left)?;
         if line.has_underscore {
@@ -94,11 +96,12 @@ pub(crate) fn request(head: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
     let parts = RequestParts::new(method, target, host, fields, version)?;
     let upgrade = seen.upgrade.take().filter(|_| seen.upgrades && version == Version::Http11 && framing == Framing::Length(0));
     let keep_alive = seen.keeps_alive(version);
-    Ok(ParsedRequest { parts, framing, keep_alive, expects_continue: seen.expects_continue, upgrade })
+    Ok(ParsedRequest { parts, framing, length: seen.length, keep_alive, expects_continue: seen.expects_continue, upgrade })
 }
 
-/// Parses a whole response head, for a request that was HEAD or not, and that asked to switch protocols or not.
-pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
+/// Parses a whole response head of at most so many fields, for a request that was HEAD or not, and that asked to switch protocols
+/// or not.
+pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, most: usize) -> Result<ParsedResponse, Refusal> {
     let bad = |refusal: Refusal| Refusal::new(Reason::UpstreamFailed, format!("upstream response: {}", refusal.detail()));
     let mut lines = Lines::of(head);
     let start = lines.next().map_err(bad)?.unwrap_or_default();
@@ -109,7 +112,7 @@ pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, limits
     }
     let mut seen = Seen::default();
     let mut fields = Fields::with_capacity(head.len());
-    let mut left = limits.fields;
+    let mut left = most;
     while let Some(line) = lines.next().map_err(bad)? {
         let line = counted(line, &mut left).map_err(bad)?;
         if !seen.take(line.name, line.value).map_err(bad)? {
@@ -283,7 +286,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<ParsedRequest, Refusal> {
         let end = head_end(text.as_bytes(), 0)?.expect("a whole head");
-        request(&text.as_bytes()[..end], &Limits::default())
+        request(&text.as_bytes()[..end], 100)
     }
 
     fn reason(text: &str) -> Reason {

@@ -130,7 +130,7 @@ async fn exchange(
     limits: &Limits,
     end: Instant,
 ) -> Next {
-    let parsed = within(limits.head_read, read_head(reader, limits, |head| head::request(head, limits)))
+    let parsed = within(limits.head_read, read_head(reader, limits, |head| head::request(head, limits.fields)))
         .await
         .unwrap_or_else(|_| Err(Refusal::new(Reason::HeadTimeout, "the head did not arrive in time")));
     let mut upgrade = None;

@@ -182,6 +182,15 @@ pub async fn exchange(
         }
     }
     let status = parts.status.as_u16();
+    let (most, bytes) = (limits.fields, limits.head_bytes);
+    if !(200..600).contains(&status) || fields.len() > most || fields.as_wire().len() > bytes {
+        let detail = format!(
+            "upstream answered with status {status}, {} fields and {} bytes of them",
+            fields.len(),
+            fields.as_wire().len()
+        );
+        return Err(Refusal::new(Reason::UpstreamFailed, detail));
+    }
     if let Some(sending) = sending.filter(|_| switches && parts.status.is_success()) {
         let switched = Some(Box::new(websocket::switched(&mut fields, &head.fields, (sending, stream), lease)));
         return Ok(Exchange::Answered(Response { status: 101, fields, body: Body::Empty, tenure, switched }));

@@ -43,6 +43,8 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// Heads that are read before the first of them is taken: a decoded head may be large, however few bytes it came in.
+const AHEAD: usize = 16;
 /// Fields of a head beside those that a limit counts: `:method` and its like.
 const PSEUDO: u32 = 6;
 
@@ -58,6 +60,9 @@ struct Budget {
     refill: u32,
     /// What it was used up by.
     why: Cell<&'static str>,
+    /// Heads that were read, and are not taken yet as far as we know; and whether reading waits for that.
+    ahead: Cell<usize>,
+    paused: Cell<bool>,
     /// Told when the budget is used up.
     exhausted: Notify,
     since: Cell<Instant>,
@@ -95,6 +100,22 @@ impl Flood {
     /// A stream was reset by the caller after work had begun for it.
     pub(super) fn reset(&self) {
         let _ = self.spend(RESET_COST);
+    }
+
+    /// A stream was refused: its head was read in vain.
+    pub(super) fn refused(&self) {
+        let _ = self.spend(1);
+    }
+
+    /// A head was taken.
+    pub(super) fn taken(&self) {
+        self.0.ahead.set(self.0.ahead.get().saturating_sub(1));
+    }
+
+    /// All heads are taken, or were refused before anybody saw them. Whether reading had waited for that: then it should go on.
+    pub(super) fn all_taken(&self) -> bool {
+        self.0.ahead.set(0);
+        self.0.paused.take()
     }
 
     /// Ends when a head has been under way for `limit`. Polled whenever the connection is.
@@ -178,6 +199,8 @@ impl<I> Guarded<I> {
             burst,
             refill,
             why: Cell::new("too many frames that carry nothing"),
+            ahead: Cell::new(0),
+            paused: Cell::new(false),
             exhausted: Notify::new(),
             since: Cell::new(Instant::now()),
             head: Cell::default(),
@@ -246,6 +269,10 @@ impl<I> Guarded<I> {
         self.fields = matches!(kind, HEADERS | CONTINUATION);
         let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
         let opens = kind == HEADERS && stream > self.last;
+        if opens {
+            let ahead = &self.flood.0.ahead;
+            ahead.set(ahead.get() + 1);
+        }
         if kind == HEADERS {
             self.block = Block::new(!opens);
             self.last = self.last.max(stream);
@@ -282,6 +309,11 @@ impl<I> Guarded<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ended {
+            return Poll::Pending;
+        }
+        if self.flood.0.ahead.get() >= AHEAD {
+            // Whoever takes heads polls again.
+            self.flood.0.paused.set(true);
             return Poll::Pending;
         }
         let before = buf.filled().len();
@@ -364,6 +396,24 @@ mod tests {
         }
         let empty = (0..3 * BURST).take_while(|_| guarded.look(&frame(DATA, 0, 1, &[]))).count();
         assert_eq!(empty, BURST as usize);
+    }
+
+    #[tokio::test]
+    async fn heads_are_read_as_they_are_taken_and_go_on_when_nobody_will_take_them() {
+        let head = |stream: u32| frame(HEADERS, END_HEADERS, stream, &[0x82; 3]);
+        let heads: Vec<u8> = (0..3 * AHEAD as u32).flat_map(|stream| head(2 * stream + 1)).collect();
+        let (mut guarded, flood) = Guarded::new(std::io::Cursor::new([preface(), heads].concat()), &Limits::default());
+        let mut read = |bytes: usize| {
+            let mut piece = vec![0; bytes];
+            let mut buf = ReadBuf::new(&mut piece);
+            let read = Pin::new(&mut guarded).poll_read(&mut Context::from_waker(std::task::Waker::noop()), &mut buf);
+            read.is_ready()
+        };
+        assert!(read(PREFACE + AHEAD * head(1).len()) && !read(head(1).len()), "as many as may be ahead");
+        flood.taken();
+        assert!(read(head(1).len()) && !read(1), "one for one");
+        assert!(flood.all_taken() && !flood.all_taken(), "others were refused unseen");
+        assert!(read(AHEAD * head(1).len()) && !read(1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! The server's side of an HTTP/2 connection.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
@@ -9,7 +9,7 @@ use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use super::{
     BodyReader, WINDOW, as_map,
-    flood::Guarded,
+    flood::{Flood, Guarded},
     gathered::Gathered,
     head::{HeadFields, malformed},
     websocket,
@@ -17,7 +17,8 @@ use super::{
 use crate::{
     alarm,
     http::{
-        Body, BodyError, Frame, Limits, Meter, Reply, Request, Service, SharedIo, Version,
+        Body, BodyError, Frame, Heads, Limits, Meter, Reply, Request, Service, SharedIo, Version,
+        heads::FIELD,
         limits::TAKEN,
         normalize::{Host, RequestParts},
     },
@@ -36,6 +37,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const UNSENT: usize = 32 << 10;
 /// Bytes of a flood that are read and dropped while its sender is told to go.
 const DISCARD: usize = 1 << 20;
+
+type Connection = h2::server::Connection<Gathered<Guarded<SharedIo>>, Bytes>;
+type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>);
 
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
@@ -68,10 +72,11 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.take + FAREWELL));
     let mut exhausted = std::pin::pin!(flood.exhausted());
     let (bounds, mut taken) = (Rc::new(limits.clone()), 0_usize);
+    let heads = Heads::new(limits.heads);
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = connection.accept() => accepted,
+            accepted = accept(&mut connection, &flood) => accepted,
             () = &mut leaving, if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
@@ -82,8 +87,10 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             // After streams were taken.
             refusals = flood.unseen().refused() => {
                 for refusal in refusals {
+                    if refusal.reason() == Reason::Malformed {
+                        flood.reset();
+                    }
                     drop(service.refuse(refusal));
-                    flood.reset();
                 }
                 continue;
             }
@@ -114,9 +121,15 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
         };
         match accepted {
-            Some(Ok((request, respond))) => {
-                flood.unseen().taken(request.body().stream_id().into());
+            Some(Ok((request, mut respond))) => {
                 last = alarm::instant();
+                let Some(head) = heads.hold(weight(&request)) else {
+                    // The caller may send it again.
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    flood.refused();
+                    continue;
+                };
+                flood.unseen().taken(request.body().stream_id().into());
                 if closing {
                     deadline.as_mut().reset(last + LINGER);
                 }
@@ -126,7 +139,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                         Some(()) => flood.answered(),
                         None => flood.reset(),
                     }
-                    drop(held);
+                    drop((held, head));
                 });
                 taken = taken.wrapping_add(1);
                 if taken % TURN == 0 {
@@ -149,6 +162,31 @@ fn broke_the_rules(service: &impl Service, error: &h2::Error) {
         let reason = if is_flood { Reason::ControlFlood } else { Reason::Malformed };
         drop(service.refuse(Refusal::new(reason, format!("connection of HTTP/2: {error}"))));
     }
+}
+
+/// The next stream. What has arrived is read as its heads are taken, and no faster.
+async fn accept(connection: &mut Connection, flood: &Flood) -> Option<Result<Incoming, h2::Error>> {
+    std::future::poll_fn(|cx| {
+        loop {
+            match connection.poll_accept(cx) {
+                Poll::Pending if flood.all_taken() => {}
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(accepted) => {
+                    flood.taken();
+                    return Poll::Ready(accepted);
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Bytes that a request's head takes.
+fn weight(request: &http::Request<RecvStream>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    fields + target + uri.authority().map_or(0, |authority| authority.as_str().len())
 }
 
 /// Ends when a connection should take no more streams.

@@ -44,9 +44,7 @@ impl Answer {
     fn refusal(self) -> Refusal {
         match self {
             Self::Head => Refusal::new(Reason::HeadTooLarge, "head too large"),
-            Self::Reset(h2::Reason::REFUSED_STREAM) => {
-                Refusal::new(Reason::Overloaded, "more streams than a connection may have")
-            }
+            Self::Reset(h2::Reason::REFUSED_STREAM) => Refusal::new(Reason::Overloaded, "more streams than there is room for"),
             Self::Reset(reason) => Refusal::new(Reason::Malformed, format!("reset as no request of HTTP/2: {reason}")),
         }
     }
