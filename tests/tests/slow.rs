@@ -12,8 +12,8 @@ use outrider_agent::{
     tls::MeshProtocol,
 };
 use outrider_tests::{
-    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, MeshPeer, Outcome, exchange, free_port, h2_headers, h2_opening,
-    large, through_proxy,
+    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, MeshPeer, Outcome, allow, exchange, free_port, h2_headers,
+    h2_opening, large, through_proxy,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -222,6 +222,43 @@ async fn who_reads_slowly_all_the_time_is_waited_for_and_so_is_a_program_that_is
         assert_ne!(tokio::time::timeout(Duration::from_secs(10), events.read_buf(&mut heard)).await??, 0, "cut");
     }
     assert!(began.elapsed() > Duration::from_secs(4));
+    Ok(())
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_hold_up_no_other_answer_from_the_same_agent() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut program = JoinSet::new();
+    program.spawn(large(listener));
+    // With one worker each, all share a connection between the agents.
+    let scene = Scene::set(address, &[]).await;
+    let more = vec!["--workers".to_owned(), "1".to_owned()];
+    let web = scene.mesh.agent("shop/other", AgentOptions { more, ..AgentOptions::default() }).await;
+    scene.mesh.apply(&allow("other", "shop/orders", "[shop/other]", "[GET]", "[\"/{rest=**}\"]"));
+    let mut unread = Vec::new();
+    for _ in 0..300 {
+        let mut stream = narrow(web.outbound).await?;
+        stream.write_all(b"GET http://orders.shop/large HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+        unread.push(stream);
+    }
+    for _ in 0..10 {
+        let asked = Instant::now();
+        assert_eq!(through_proxy(web.outbound, "GET", "http://orders.shop/small", "").await?.status, 200);
+        assert!(asked.elapsed() < Duration::from_secs(3), "a neighbour waits: {:?}", asked.elapsed());
+    }
+    // One that is read goes on, too.
+    let mut read = TcpStream::connect(web.outbound).await?;
+    read.write_all(b"GET http://orders.shop/large HTTP/1.1\r\nhost: orders.shop\r\n\r\n").await?;
+    let much = async {
+        let (mut taken, mut piece) = (0, vec![0; 64 << 10]);
+        while taken < 16 << 20 {
+            taken += read.read(&mut piece).await?;
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    tokio::time::timeout(Duration::from_secs(10), much).await??;
+    drop(unread);
     Ok(())
 }
 

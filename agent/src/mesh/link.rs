@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CONNECTION_WINDOW, OUTBOX, STREAMS,
+    CONNECTION_WINDOW, LITTLE, OUTBOX, RESERVED, SHARE, STREAM_WINDOW, STREAMS,
     budget::Budget,
     frame::{Code, DATA_MOST, Kind},
     outbox::Outbox,
@@ -165,7 +165,8 @@ impl State {
     /// Data was taken, or dropped: the peer may send as much again, said when it is worth a frame.
     pub(super) fn taken(&mut self, bytes: u32) {
         self.owed += bytes;
-        if self.owed >= CONNECTION_WINDOW / 32 {
+        // The less is left to the peer, the less is worth it.
+        if self.owed >= (self.allowed / SHARE).clamp(1, CONNECTION_WINDOW / 32) {
             let grant = std::mem::take(&mut self.owed);
             self.allowed += grant;
             self.put(0, Kind::Window, false, &grant.to_be_bytes());
@@ -242,10 +243,12 @@ impl Link {
             if state.sent_end || (data.is_empty() && !end) {
                 return Poll::Ready(Ok(()));
             }
-            let most = data.len().min(DATA_MOST).min(state.window as usize).min(link.window as usize);
+            let share = (link.window.saturating_sub(RESERVED) / SHARE).max(LITTLE).saturating_sub(STREAM_WINDOW - state.window);
+            let share = share.min(link.window);
+            let most = data.len().min(DATA_MOST).min(state.window as usize).min(share as usize);
             let is_full = link.out.len() >= OUTBOX;
             if is_full || (most == 0 && !data.is_empty()) {
-                if is_full || link.window == 0 {
+                if is_full || share == 0 {
                     link.wait(cx.waker());
                 }
                 state.wait(Waiter::Writer, cx.waker());

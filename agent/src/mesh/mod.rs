@@ -34,6 +34,12 @@ pub const ALPN: &[u8] = b"outrider/1";
 const STREAM_WINDOW: u32 = 512 << 10;
 /// Bytes of data that may be under way on a connection.
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Of these, bytes that are kept for streams that have next to nothing under way, and how much that is: so streams that nobody takes, however
+/// many, never hold up the others.
+const RESERVED: u32 = CONNECTION_WINDOW / 2;
+const LITTLE: u32 = RESERVED / STREAMS as u32;
+/// Of what is not reserved and left, the part that one stream may have under way.
+const SHARE: u32 = 8;
 /// Streams at a time on a connection.
 const STREAMS: usize = 1024;
 /// Bytes that may wait to be sent before streams wait for room.

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::VecDeque, task::Waker};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{STREAM_WINDOW, frame::Code, violation::Violation};
+use super::{LITTLE, STREAM_WINDOW, frame::Code, violation::Violation};
 use crate::http::{Fields, h1::ParsedResponse};
 
 /// Pieces below this size are put together when they wait.
@@ -175,7 +175,9 @@ impl State {
 
     /// What the peer should be allowed now, once it is worth a frame.
     pub(super) fn grant(&mut self) -> Option<u32> {
-        if self.owed < STREAM_WINDOW / 16 || self.received_end {
+        // A reader that takes all there is should not wait: the peer may have been allowed little.
+        let due = if self.first.is_empty() { LITTLE } else { STREAM_WINDOW / 16 };
+        if self.owed < due || self.received_end {
             return None;
         }
         self.allowed += self.owed;
