@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::path;
-use crate::pattern::{Pattern, PatternProblem, text_form};
+use crate::pattern::{Pattern, PatternProblem, stored_form, text_form};
 
 /// Most segments that a template may have.
 const MAX_SEGMENTS: usize = 64;

@@ -120,6 +120,12 @@ macro_rules! text_form {
                 Self::new(text)
             }
         }
+        stored_form!($type);
+    };
+}
+/// Those of them that read and write what is stored.
+macro_rules! stored_form {
+    ($type:ty) => {
         impl TryFrom<String> for $type {
             type Error = PatternProblem;
             fn try_from(text: String) -> Result<Self, PatternProblem> {
@@ -134,7 +140,7 @@ macro_rules! text_form {
     };
 }
 text_form!(Pattern);
-pub(crate) use text_form;
+pub(crate) use {stored_form, text_form};
 
 /// A pattern over one kind of value, whose literal part is checked to be one that such values can have.
 macro_rules! checked_pattern {
@@ -168,9 +174,22 @@ macro_rules! checked_pattern {
                 self.0.fmt(f)
             }
         }
-        text_form!($type);
+        stored_form!($type);
     };
 }
+
+/// Patterns of which every one that can be stored can be written.
+macro_rules! as_stored {
+    ($($type:ident),*) => {$(
+        impl FromStr for $type {
+            type Err = PatternProblem;
+            fn from_str(text: &str) -> Result<Self, PatternProblem> {
+                Self::new(text)
+            }
+        }
+    )*};
+}
+as_stored!(PrincipalPattern, NamespacePattern, AccountPattern, TrustDomainPattern, HostPattern);
 
 checked_pattern! {
     /// SPIFFE IDs, such as `spiffe://mesh.example/ns/shop/sa/web` or `spiffe://mesh.example/*`.
@@ -210,15 +229,32 @@ checked_pattern! {
 }
 checked_pattern! {
     /// HTTP methods, such as `GET`. Compared with their case, as HTTP does.
-    MethodPattern, |pattern| match pattern {
-        // What a method begins with is a short method.
-        Pattern::Exact(text) | Pattern::Prefix(text) if !method::is_method(text.as_bytes()) => Err(NO_METHOD),
-        other if !method::is_part(other.literal().as_bytes()) => Err(NO_METHOD),
-        _ => Ok(()),
+    MethodPattern, |pattern| only(pattern.literal(), |b| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b), "a method is one token, such as `GET`")
+}
+
+impl MethodPattern {
+    /// Whether a request may have such a method. What is stored already may ask for another.
+    pub fn check(&self) -> Result<(), PatternProblem> {
+        let literal = self.0.literal().as_bytes();
+        let is_possible = match &self.0 {
+            // What a method begins with is a short method.
+            Pattern::Exact(_) | Pattern::Prefix(_) => method::is_method(literal),
+            Pattern::Any | Pattern::Suffix(_) => method::is_part(literal),
+        };
+        let why = "requests with a method in small letters are refused: write capitals, such as `GET`";
+        if is_possible { Ok(()) } else { Err(PatternProblem::impossible(&self.to_string(), why)) }
     }
 }
 
-const NO_METHOD: &str = "requests with a method in small letters are refused: write capitals, such as `GET`";
+/// As somebody writes it.
+impl FromStr for MethodPattern {
+    type Err = PatternProblem;
+    fn from_str(text: &str) -> Result<Self, PatternProblem> {
+        let pattern = Self::new(text)?;
+        pattern.check()?;
+        Ok(pattern)
+    }
+}
 
 fn only(text: &str, allowed: fn(u8) -> bool, why: &'static str) -> Result<(), &'static str> {
     if text.bytes().all(allowed) { Ok(()) } else { Err(why) }
@@ -274,13 +310,14 @@ mod tests {
                 "account" => AccountPattern::new(bad).is_ok(),
                 "domain" => TrustDomainPattern::new(bad).is_ok(),
                 "host" => HostPattern::new(bad).is_ok(),
-                _ => MethodPattern::new(bad).is_ok(),
+                _ => bad.parse::<MethodPattern>().is_ok(),
             };
             assert!(!ok, "{kind} `{bad}` was accepted");
         }
         assert!(HostPattern::new("[::1]").is_ok());
         assert!(PrincipalPattern::new("*/sa/web").is_ok());
-        assert!(["GET", "P*", "*-1", "*", "VERSION-CONTROL"].iter().all(|method| MethodPattern::new(method).is_ok()));
+        assert!(["GET", "P*", "*-1", "*", "VERSION-CONTROL"].iter().all(|method| method.parse::<MethodPattern>().is_ok()));
+        assert!(serde_json::from_str::<MethodPattern>("\"get\"").is_ok(), "what was stored by an older version is read");
     }
 
     #[test]

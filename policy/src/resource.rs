@@ -44,6 +44,15 @@ impl ServicePolicy {
         self.spec.authorization.as_ref().map(|section| section.rules.as_slice()).unwrap_or_default()
     }
 
+    /// The first condition that no request can meet. An older version took it, and it is kept as it is; it would be refused now.
+    pub fn out_of_reach(&self) -> Option<String> {
+        self.rules().iter().find_map(|rule| {
+            let mut operations = rule.to.iter();
+            let when = rule.when.as_ref().and_then(|when| when.check().err()).map(|problem| problem.to_string());
+            when.or_else(|| operations.find_map(crate::rule::Operation::out_of_reach))
+        })
+    }
+
     /// Reads one policy from JSON, as the control plane sends it.
     pub fn from_json(json: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(json)

@@ -138,6 +138,15 @@ pub struct Operation {
 }
 
 impl Operation {
+    pub(crate) fn out_of_reach(&self) -> Option<String> {
+        let mut headers = self.headers.iter().chain(&self.not_headers);
+        let mut methods = self.methods.iter().chain(&self.not_methods);
+        let header = headers.find_map(|header| header.check().err()).map(|problem| problem.to_string());
+        header.or_else(|| methods.find_map(|method| method.check().err()).map(|problem| problem.to_string()))
+    }
+}
+
+impl Operation {
     /// Whether a condition of it is about HTTP.
     pub fn needs_http(&self) -> bool {
         let hosts = !self.hosts.is_empty() || !self.not_hosts.is_empty();

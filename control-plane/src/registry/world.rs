@@ -51,6 +51,13 @@ impl Policy {
         let name = format!("{}/{}", row.namespace, row.name);
         let policy = ServicePolicy::from_json(&row.json)
             .map_err(|error| StoreError::Corrupt { table: "policies", reason: format!("`{name}`: {error}") })?;
+        if let Some(problem) = policy.out_of_reach() {
+            tracing::warn!(
+                policy = name,
+                problem,
+                "a condition of this policy never holds, and would be refused now: apply it anew"
+            );
+        }
         Ok(Self::new(Arc::new(policy), row.json, row.revision))
     }
 

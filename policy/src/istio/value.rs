@@ -171,7 +171,9 @@ pub(super) fn one_value(name: &str, text: &str, place: &Place<'_>, report: &mut 
 }
 
 fn read(condition: serde_json::Value, place: &Place<'_>, report: &mut Report<'_>) -> Option<HeaderMatch> {
-    serde_json::from_value(condition).map_err(|problem| report.refuse(place.not_kept(&problem.to_string()))).ok()
+    let read = serde_json::from_value::<HeaderMatch>(condition).map_err(|problem| problem.to_string());
+    let seen = read.and_then(|header| header.check().map(|()| header).map_err(|problem| problem.to_string()));
+    seen.map_err(|problem| report.refuse(place.not_kept(&problem))).ok()
 }
 
 fn expression(text: &str) -> String {

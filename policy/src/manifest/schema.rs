@@ -153,7 +153,10 @@ static HEADER: Shape = Shape::Whole(
         field("regex", &ANY_TEXT),
         field("present", &Shape::Flag),
     ]),
-    |node| serde_json::from_value::<HeaderMatch>(node.value()).map(drop).map_err(|problem| problem.to_string()),
+    |node| match serde_json::from_value::<HeaderMatch>(node.value()) {
+        Ok(header) => header.check().map_err(|problem| problem.to_string()),
+        Err(problem) => Err(problem.to_string()),
+    },
 );
 
 /// A `PolicyTest`.

@@ -125,6 +125,22 @@ fn conditions_on_what_no_rule_ever_sees_are_refused_with_their_way_out() {
 }
 
 #[test]
+fn what_an_older_version_stored_is_read_and_known_to_be_out_of_reach() {
+    let good = parse("p.yaml", GOOD).0[0].policy.to_json().unwrap();
+    assert_eq!(ServicePolicy::from_json(&good).unwrap().out_of_reach(), None);
+    for (from, to, problem) in [
+        ("\"x-tenant\"", "\"upgrade\"", "no rule ever sees `upgrade`"),
+        ("\"x-tenant\"", "\"x_role\"", "`x_role` can never match"),
+        ("[\"GET\"]", "[\"get\"]", "`get` can never match"),
+        ("\"action\":\"Deny\"", "\"action\":\"Deny\",\"when\":\"has(request.headers.te)\"", "no rule ever sees `te`"),
+    ] {
+        assert!(good.contains(from), "{from} in {good}");
+        let stored = ServicePolicy::from_json(&good.replacen(from, to, 1)).unwrap();
+        assert!(stored.out_of_reach().is_some_and(|found| found.starts_with(problem)), "{to}: {:?}", stored.out_of_reach());
+    }
+}
+
+#[test]
 fn a_tab_is_reported_where_it_stands() {
     for (from, to, line, column) in [
         ("  authorization:", "\tauthorization:", 8, 1),

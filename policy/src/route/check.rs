@@ -22,6 +22,16 @@ pub struct RouteProblem {
 struct Findings {
     at: Vec<Step<'static>>,
     found: Vec<RouteProblem>,
+    reading: Reading,
+}
+
+/// Where a route comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// From somebody who applies it.
+    Written,
+    /// From the store, which may have taken what is refused by now.
+    Stored,
 }
 
 impl Findings {
@@ -44,9 +54,18 @@ impl Findings {
 }
 
 impl Route {
-    /// What is wrong with its values.
+    /// What is wrong with its values, as somebody has written them.
     pub fn problems(&self) -> Vec<RouteProblem> {
-        let mut findings = Findings { at: vec![Step::Field("spec")], found: Vec::new() };
+        self.read(Reading::Written)
+    }
+
+    /// What is wrong with its values, as they are stored: a part of [`Route::problems`].
+    pub(super) fn stored_problems(&self) -> Vec<RouteProblem> {
+        self.read(Reading::Stored)
+    }
+
+    fn read(&self, reading: Reading) -> Vec<RouteProblem> {
+        let mut findings = Findings { at: vec![Step::Field("spec")], found: Vec::new(), reading };
         for problem in self.annotation_problems() {
             findings
                 .found
@@ -164,7 +183,7 @@ impl Route {
         }
         findings.each("headers", &each.headers, |findings, header| {
             field_name(findings, &header.name);
-            if let Some(why) = reserved(header.name.as_bytes()) {
+            if let Some(why) = reserved(header.name.as_bytes()).filter(|_| findings.reading == Reading::Written) {
                 findings.say(format!("no route ever sees `{}`: {}", header.name, why.way_out()));
             }
             check_value(findings, header);
@@ -219,8 +238,24 @@ fn field_name(findings: &mut Findings, name: &str) {
 
 /// Fields that decide what a request is, who sent it, or where it ends.
 fn is_reserved(name: &str) -> bool {
-    let own = ["host", "grpc-timeout"].iter().any(|own| name.eq_ignore_ascii_case(own));
-    own || name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("l5d-")) || reserved(name.as_bytes()).is_some()
+    const NAMES: [&str; 14] = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "te",
+        "trailer",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "x-forwarded-client-cert",
+        "x-request-id",
+        "grpc-timeout",
+        "http2-settings",
+    ];
+    let name = name.to_ascii_lowercase();
+    NAMES.contains(&name.as_str()) || name.starts_with("x-outrider-") || name.starts_with("x-envoy-") || name.starts_with("l5d-")
 }
 
 fn changes(findings: &mut Findings, changes: &HeaderChanges) {

@@ -436,7 +436,7 @@ impl Route {
     /// With the first thing that is wrong with it.
     pub fn from_json(json: &str) -> Result<Self, String> {
         let route: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        match route.problems().into_iter().next() {
+        match route.stored_problems().into_iter().next() {
             Some(problem) => Err(problem.message),
             None => Ok(route),
         }

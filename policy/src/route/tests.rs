@@ -201,6 +201,10 @@ fn what_is_not_supported_is_refused_with_its_place() {
             with(&format!("{{ filters: [{{ type: URLRewrite, urlRewrite: {{ hostname: x }} }}], {leads} }}")),
             "unknown field `hostname`",
         ),
+        (
+            with(&format!("{{ matches: [{{ headers: [{{ name: X-Envoy-Peer, value: a }}] }}], {leads} }}")),
+            "no route ever sees `X-Envoy-Peer`",
+        ),
         (with(&format!("{{ name: a, {leads} }}")).replace("HTTPRoute", "GRPCRoutes"), "GRPCRoutes"),
     ] {
         let problems = route(&yaml).unwrap_err();
@@ -219,6 +223,9 @@ fn a_route_survives_its_json() {
     assert_eq!(Route::from_json(&route.to_json().unwrap()).unwrap(), route);
     let backends: Vec<String> = route.backends().map(|service| service.to_string()).collect();
     assert_eq!(backends, ["shop/orders", "shop/copy"]);
+    let unseen = "[{ matches: [{ headers: [{ name: x-beta, value: a }] }], backendRefs: [{ name: orders, port: 80 }] }]";
+    let stored = http("r", "shop", ORDERS, unseen).to_json().unwrap().replacen("x-beta", "upgrade", 1);
+    assert!(Route::from_json(&stored).is_ok(), "what an older version took is read");
     let unknown = route.to_json().unwrap().replacen("\"weight\"", "\"wait\"", 1);
     assert!(Route::from_json(&unknown).is_err());
 }

@@ -18,6 +18,8 @@ pub(crate) use evaluate::Destination;
 
 use check::Logic;
 
+use crate::header::is_seen;
+
 /// Longest expression in bytes.
 pub const MAX_EXPRESSION_BYTES: usize = 1024;
 /// Deepest nesting of an expression.
@@ -86,6 +88,11 @@ impl When {
         Ok(Self { text: text.into(), logic, attributes: attributes.into() })
     }
 
+    /// Whether all headers that it reads can be seen by a rule. What is stored already may read others.
+    pub fn check(&self) -> Result<(), WhenProblem> {
+        Ok(self.headers_read().try_for_each(is_seen)?)
+    }
+
     /// The expression as written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -124,12 +131,16 @@ impl fmt::Display for When {
         f.write_str(&self.text)
     }
 }
+/// As somebody writes it.
 impl FromStr for When {
     type Err = WhenProblem;
     fn from_str(text: &str) -> Result<Self, WhenProblem> {
-        Self::new(text)
+        let when = Self::new(text)?;
+        when.check()?;
+        Ok(when)
     }
 }
+/// As it is stored.
 impl TryFrom<String> for When {
     type Error = WhenProblem;
     fn try_from(text: String) -> Result<Self, WhenProblem> {
