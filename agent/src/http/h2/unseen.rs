@@ -1,7 +1,7 @@
 //! Streams that a caller opens and that the h2 crate answers by itself: it resets what is malformed before anybody here has seen
 //! it. What was opened is told from what was read, and what became of it from what is written.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 
 use tokio::sync::Notify;
 
@@ -13,6 +13,8 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 /// Streams that are remembered: more than a connection may have at once, and few bytes each.
 const MOST: usize = 4096;
+/// Room for streams that a connection keeps.
+const KEPT: usize = 16;
 
 /// The streams of a connection that nobody has seen.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +28,8 @@ struct Streams {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Opened, and neither taken nor answered.
-    open: BTreeSet<u32>,
+    /// Opened, and neither taken nor answered: nearly always none or one, so that a list is enough.
+    open: Vec<u32>,
     /// Answered by the library, and not told yet.
     refused: Vec<(u32, Answer)>,
 }
@@ -50,26 +52,38 @@ impl Answer {
     }
 }
 
+impl State {
+    /// Whether the stream was open; it is no more.
+    fn close(&mut self, stream: u32) -> bool {
+        let Some(at) = self.open.iter().rposition(|open| *open == stream) else { return false };
+        self.open.swap_remove(at);
+        if self.open.is_empty() && self.open.capacity() > KEPT {
+            self.open = Vec::new();
+        }
+        true
+    }
+}
+
 impl Unseen {
     /// A caller has opened a stream.
     pub(super) fn opened(&self, stream: u32) {
         let open = &mut self.0.state.borrow_mut().open;
         if open.len() >= MOST {
-            open.pop_first();
+            open.swap_remove(0);
         }
-        open.insert(stream);
+        open.push(stream);
     }
 
     /// Somebody takes care of the stream, and will record what becomes of it.
     pub(super) fn taken(&self, stream: u32) {
         let state = &mut *self.0.state.borrow_mut();
-        state.open.remove(&stream);
+        state.close(stream);
         state.refused.retain(|(refused, _)| *refused != stream);
     }
 
     fn answered(&self, stream: u32, answer: Answer) {
         let state = &mut *self.0.state.borrow_mut();
-        if state.open.remove(&stream) {
+        if state.close(stream) {
             state.refused.push((stream, answer));
             self.0.told.notify_one();
         }
@@ -177,7 +191,7 @@ mod tests {
             let told: Vec<Reason> = unseen.rest().iter().map(Refusal::reason).collect();
             assert_eq!(told, [Reason::Malformed, Reason::HeadTooLarge, Reason::Overloaded], "{step}");
             assert!(unseen.rest().is_empty());
-            assert_eq!(unseen.0.state.borrow().open, [3].into(), "{step}");
+            assert_eq!(unseen.0.state.borrow().open, [3], "{step}");
         }
     }
 
