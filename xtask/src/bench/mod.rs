@@ -45,6 +45,9 @@ pub(crate) struct Bench {
     /// Cargo profile of the measured binaries [default: dist; with --quick release]
     #[arg(long)]
     profile: Option<String>,
+    /// Measure the agent that `cargo xtask dist` builds: it takes long
+    #[arg(long, conflicts_with = "profile")]
+    profiled: bool,
 }
 
 /// The benches there are.
@@ -67,6 +70,7 @@ struct Plan {
     only: Vec<String>,
     idle: u32,
     quick: bool,
+    profiled: bool,
 }
 
 /// Names that choose workloads; the others choose contenders.
@@ -103,6 +107,7 @@ impl Bench {
             only: self.only.clone(),
             idle: self.idle,
             quick: self.quick,
+            profiled: self.profiled,
         };
         let report = match self.name {
             Name::Dataplane => dataplane::run(&plan)?,

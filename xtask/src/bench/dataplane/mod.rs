@@ -22,7 +22,7 @@ use super::{
     process::Process,
     report::Report,
 };
-use crate::{dist, say, setup};
+use crate::{dist, setup};
 
 /// The floor: every other pair's CPU is shown as a share of its.
 const FLOOR: &str = "tunnel";
@@ -32,7 +32,7 @@ const FLOOR: &str = "tunnel";
 pub(super) fn run(plan: &Plan) -> anyhow::Result<Report> {
     setup::run()?;
     let ground = Ground::prepare("dataplane", plan)?;
-    let ground = if plan.profile == "dist" { as_in_images(ground)? } else { ground };
+    let ground = if plan.profiled { ground.with_agent(&dist::agent(&dist::Tools::find()?)?) } else { ground };
     let backend = ground.nginx()?;
     let contenders = pairs::start(&ground, &backend, plan)?;
     let workloads: Vec<Workload> = Workload::ALL.into_iter().filter(|workload| plan.wants(workload.word())).collect();
@@ -61,17 +61,6 @@ pub(super) fn run(plan: &Plan) -> anyhow::Result<Report> {
     }
     shares(&workloads, &contenders, &mut report);
     Ok(report)
-}
-
-/// With the agent that images carry, where it can be built.
-fn as_in_images(ground: Ground) -> anyhow::Result<Ground> {
-    match dist::Tools::find() {
-        Ok(tools) => Ok(ground.with_agent(&dist::agent(&tools)?)),
-        Err(why) => {
-            say(&format!("the agent is measured without a profile of its own: {why:#}"));
-            Ok(ground)
-        }
-    }
 }
 
 /// One measurement of one contender.
