@@ -5,7 +5,7 @@ use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
 /// Where glibc looks for settings.
 const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Freed pieces of each size up to 1 KiB that a thread keeps for itself: at most 2 MiB of them. The library's own number is 7, and
-/// who has dozens of requests under way frees and takes that many again and again by the slow way: about a tenth of a call of gRPC.
+/// who has dozens of requests under way frees and takes that many again and again by the slow way (docs/performance.md).
 const KEPT: &str = "glibc.malloc.tcache_count=64";
 /// Says that it was tried: a library that takes no settings from its environment must not be asked for ever.
 const TRIED: &str = "OUTRIDER_ALLOCATOR";

@@ -73,12 +73,18 @@ async fn attack(address: SocketAddr, begin: &'static [u8]) -> std::io::Result<Du
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: orders.shop\r\nx-a: ";
 const BODY: &[u8] = b"POST /body HTTP/1.1\r\nhost: orders.shop\r\ncontent-length: 1000000\r\n\r\n";
 
-#[tokio::test]
-async fn a_thousand_slow_heads_and_bodies_are_gone_in_30_s_and_a_neighbour_is_served() -> Outcome {
+/// A program with large answers, for as long as the set is there.
+async fn program() -> std::io::Result<(SocketAddr, JoinSet<()>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let mut program = JoinSet::new();
     program.spawn(large(listener));
+    Ok((address, program))
+}
+
+#[tokio::test]
+async fn a_thousand_slow_heads_and_bodies_are_gone_in_30_s_and_a_neighbour_is_served() -> Outcome {
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &["head-time=4s", "stall-time=4s"]).await;
     let mut attackers = JoinSet::new();
     for (begin, count) in [(HEAD, 500), (BODY, 500)] {
@@ -128,10 +134,7 @@ async fn read_slowly(address: SocketAddr, reads: bool) -> std::io::Result<()> {
 
 #[tokio::test]
 async fn who_asks_for_much_and_reads_a_byte_now_and_then_or_none_is_let_go() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(large(listener));
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &["take-time=4s"]).await;
     let mut attackers = JoinSet::new();
     for number in 0..100 {
@@ -160,10 +163,7 @@ async fn who_asks_for_much_and_reads_a_byte_now_and_then_or_none_is_let_go() -> 
 
 #[tokio::test]
 async fn who_never_opens_the_window_of_http2_or_takes_nothing_at_all_is_let_go() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(large(listener));
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &["take-time=4s"]).await;
     let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/large")];
     // SETTINGS_INITIAL_WINDOW_SIZE 0: not a byte of the body.
@@ -198,10 +198,7 @@ async fn who_never_opens_the_window_of_http2_or_takes_nothing_at_all_is_let_go()
 
 #[tokio::test]
 async fn who_reads_slowly_all_the_time_is_waited_for_and_so_is_a_program_that_is_silent() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(large(listener));
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &["take-time=4s"]).await;
     // 16 KiB in each span are enough, but the system notices what is taken in larger steps, on loopback of 64 KiB and more. It goes on
     // for longer than all buffers last.
@@ -231,10 +228,7 @@ async fn who_reads_slowly_all_the_time_is_waited_for_and_so_is_a_program_that_is
 
 #[tokio::test]
 async fn answers_that_nobody_reads_hold_up_no_other_answer_from_the_same_agent() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(large(listener));
+    let (address, _program) = program().await?;
     // With one worker each, all share a connection between the agents.
     let scene = Scene::set(address, &[]).await;
     let more = vec!["--workers".to_owned(), "1".to_owned()];
@@ -283,10 +277,7 @@ async fn ask_by_mesh(scene: &Scene, streams: u32) -> std::io::Result<SharedIo> {
 
 #[tokio::test]
 async fn a_member_that_opens_no_window_or_reads_nothing_is_let_go() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(large(listener));
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &["take-time=4s"]).await;
     let mut closed = ask_by_mesh(&scene, 1).await?;
     let began = Instant::now();
@@ -342,10 +333,7 @@ async fn bodies_over_the_cap_get_413_whether_they_say_so_or_not() -> Outcome {
 
 #[tokio::test]
 async fn a_thousand_callers_in_one_moment_wait_for_a_connection_to_the_program_and_none_is_refused() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(large(listener));
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &[]).await;
     let mut callers = Vec::new();
     for _ in 0..1000 {

@@ -62,7 +62,7 @@ enum Name {
 }
 
 /// How to measure: the flags with their defaults filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Plan {
     profile: String,
     seconds: u32,

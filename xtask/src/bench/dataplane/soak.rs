@@ -24,15 +24,7 @@ const SLICES: u64 = 50;
 pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Result<Report> {
     setup::run()?;
     allow_descriptors(connections);
-    let plan = Plan {
-        profile: profile.to_owned(),
-        seconds: 1,
-        rounds: 1,
-        only: Vec::new(),
-        idle: connections,
-        quick: false,
-        profiled: false,
-    };
+    let plan = Plan { profile: profile.to_owned(), seconds: 1, rounds: 1, idle: connections, ..Plan::default() };
     let ground = Ground::prepare("soak", &plan)?;
     let backend = ground.nginx()?;
     let pair = mesh::start(&ground, &backend, "", 1)?;

@@ -1,4 +1,4 @@
-//! The load by which the agent's profile is taken: that of the bench, and everything else that a mesh does often.
+//! The load by which the agent's profile is taken: all that the bench does.
 
 use std::{path::Path, time::Duration};
 
@@ -18,8 +18,7 @@ const TIME: Duration = Duration::from_secs(4);
 /// Puts load on a pair of this agent, and ends both in order, so that they write what they counted.
 pub(crate) fn train(agent: &Path) -> anyhow::Result<()> {
     setup::run()?;
-    let plan =
-        Plan { profile: "dist".to_owned(), seconds: 0, rounds: 0, only: Vec::new(), idle: 0, quick: false, profiled: false };
+    let plan = Plan { profile: "dist".to_owned(), ..Plan::default() };
     let ground = Ground::prepare("train", &plan)?.with_agent(agent);
     let backend = ground.nginx()?;
     let mut contender = mesh::start(&ground, &backend, "", 1)?;
