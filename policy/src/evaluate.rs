@@ -6,8 +6,6 @@
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use smallvec::SmallVec;
-
 use crate::call::{Call, HttpCall};
 use crate::header::HeaderMatch;
 use crate::path::Forms;
@@ -44,26 +42,20 @@ pub(crate) struct Facts<'a> {
     pub(crate) call: &'a Call<'a>,
     pub(crate) source_ip: IpAddr,
     pub(crate) namespace: Option<&'a str>,
-    account: Option<SmallVec<[u8; 128]>>,
+    pub(crate) account: Option<&'a str>,
     pub(crate) forms: Option<Forms<'a>>,
 }
 
 impl<'a> Facts<'a> {
     pub(crate) fn of(call: &'a Call<'a>) -> Self {
-        let parts = call.source.and_then(|source| source.account_parts());
-        let account = parts.map(|(namespace, name)| namespace.bytes().chain([b'/']).chain(name.bytes()).collect());
         let path = call.http.map(|http| http.path).filter(|path| !path.is_empty());
         Self {
             call,
             source_ip: call.source_ip.to_canonical(),
-            namespace: parts.map(|(namespace, _)| namespace),
-            account,
+            namespace: call.source.and_then(|source| source.namespace()),
+            account: call.source.and_then(|source| source.account_name()),
             forms: path.map(Forms::of),
         }
-    }
-
-    pub(crate) fn account(&self) -> Option<&str> {
-        self.account.as_deref().and_then(|account| std::str::from_utf8(account).ok())
     }
 
     pub(crate) fn host(&self) -> Option<&'a str> {
@@ -106,7 +98,7 @@ impl Condition<'_> {
                 identity(*sense, reading, facts.namespace.map(|ns| list.iter().any(|p| p.matches(ns))))
             }
             Self::ServiceAccounts(list, sense) => {
-                identity(*sense, reading, facts.account().map(|account| list.iter().any(|p| p.matches(account))))
+                identity(*sense, reading, facts.account.map(|account| list.iter().any(|p| p.matches(account))))
             }
             Self::TrustDomains(list, sense) => {
                 identity(*sense, reading, source.map(|id| list.iter().any(|p| p.matches(id.trust_domain()))))

@@ -120,7 +120,7 @@ impl Condition<'_> {
         match self {
             Self::Principals(list, sense) => said("principal", identity, "the caller has no identity", *sense, list),
             Self::Namespaces(list, sense) => said("namespace", facts.namespace, no_account(identity), *sense, list),
-            Self::ServiceAccounts(list, sense) => said("service account", facts.account(), no_account(identity), *sense, list),
+            Self::ServiceAccounts(list, sense) => said("service account", facts.account, no_account(identity), *sense, list),
             Self::TrustDomains(list, sense) => {
                 said("trust domain", source.map(|id| id.trust_domain()), "the caller has no identity", *sense, list)
             }

@@ -65,9 +65,12 @@ impl TrustDomain {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
+    /// The ID, and behind it `NAMESPACE/SERVICE-ACCOUNT` if it has them: decisions look for these with every request.
     text: Arc<str>,
     /// Where the trust domain ends and the path begins.
     path_at: usize,
+    /// Where the ID ends.
+    end: usize,
 }
 
 impl SpiffeId {
@@ -85,7 +88,15 @@ impl SpiffeId {
         if let Some(bad) = path.split('/').find(|segment| !is_segment(segment)) {
             return Err(IdentityProblem::Segment(shown(bad)));
         }
-        Ok(Self { text: text.into(), path_at: SCHEME.len() + trust_domain.len() })
+        Ok(Self::of(text, SCHEME.len() + trust_domain.len()))
+    }
+
+    fn of(id: &str, path_at: usize) -> Self {
+        let text = match id.get(path_at..).and_then(account_parts) {
+            Some((namespace, account)) => format!("{id}{namespace}/{account}").into(),
+            None => id.into(),
+        };
+        Self { text, path_at, end: id.len() }
     }
 
     /// The ID of the workloads that run as `service_account` in `namespace`.
@@ -98,12 +109,12 @@ impl SpiffeId {
     pub fn of_account(trust_domain: &TrustDomain, account: &ServiceAccount) -> Self {
         let (namespace, name) = (account.namespace(), account.name());
         let text = format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{name}");
-        Self { text: text.into(), path_at: SCHEME.len() + trust_domain.as_str().len() }
+        Self::of(&text, SCHEME.len() + trust_domain.as_str().len())
     }
 
     /// The whole ID, as it stands in a certificate.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.text.get(..self.end).unwrap_or_default()
     }
 
     /// The trust domain's name.
@@ -113,7 +124,7 @@ impl SpiffeId {
 
     /// The path, beginning with `/`.
     pub fn path(&self) -> &str {
-        self.text.get(self.path_at..).unwrap_or_default()
+        self.text.get(self.path_at..self.end).unwrap_or_default()
     }
 
     /// The namespace, if the path is exactly `/ns/NAMESPACE/sa/SERVICE-ACCOUNT`.
@@ -128,9 +139,12 @@ impl SpiffeId {
 
     /// Namespace and service account, if the path is exactly `/ns/NAMESPACE/sa/SERVICE-ACCOUNT`.
     pub fn account_parts(&self) -> Option<(&str, &str)> {
-        let (namespace, rest) = self.path().strip_prefix("/ns/")?.split_once('/')?;
-        let account = rest.strip_prefix("sa/")?;
-        (!account.contains('/')).then_some((namespace, account))
+        self.account_name()?.split_once('/')
+    }
+
+    /// `NAMESPACE/SERVICE-ACCOUNT`, if the path is exactly `/ns/NAMESPACE/sa/SERVICE-ACCOUNT`.
+    pub fn account_name(&self) -> Option<&str> {
+        self.text.get(self.end..).filter(|name| !name.is_empty())
     }
 
     /// Whether this is a workload of `trust_domain`.
@@ -145,6 +159,12 @@ impl SpiffeId {
     }
 }
 
+fn account_parts(path: &str) -> Option<(&str, &str)> {
+    let (namespace, rest) = path.strip_prefix("/ns/")?.split_once('/')?;
+    let account = rest.strip_prefix("sa/")?;
+    (!account.contains('/')).then_some((namespace, account))
+}
+
 fn is_segment(segment: &str) -> bool {
     let byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     !matches!(segment, "" | "." | "..") && segment.bytes().all(byte)
@@ -157,7 +177,7 @@ fn shown(text: &str) -> String {
 
 impl PartialEq for SpiffeId {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        self.as_str() == other.as_str()
     }
 }
 impl Eq for SpiffeId {}
@@ -168,22 +188,22 @@ impl PartialOrd for SpiffeId {
 }
 impl Ord for SpiffeId {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.text.cmp(&other.text)
+        self.as_str().cmp(other.as_str())
     }
 }
 impl Hash for SpiffeId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
+        self.as_str().hash(state);
     }
 }
 impl Borrow<str> for SpiffeId {
     fn borrow(&self) -> &str {
-        &self.text
+        self.as_str()
     }
 }
 impl fmt::Debug for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SpiffeId({})", self.text)
+        write!(f, "SpiffeId({})", self.as_str())
     }
 }
 
@@ -193,6 +213,17 @@ crate::names::text_traits!(TrustDomain, IdentityProblem);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_behind_an_id_is_no_part_of_it() {
+        let id: SpiffeId = "spiffe://a.b/ns/shop/sa/web".parse().unwrap();
+        let longer: SpiffeId = "spiffe://a.b/ns/shop/sa/webshop/web".parse().unwrap();
+        assert_eq!((id.account_name(), id.account_parts()), (Some("shop/web"), Some(("shop", "web"))));
+        assert_eq!((longer.account_name(), longer.path()), (None, "/ns/shop/sa/webshop/web"));
+        assert!(id != longer && id < longer && id.as_str() == "spiffe://a.b/ns/shop/sa/web");
+        assert_eq!(std::collections::HashSet::from([id.clone(), longer.clone()]).len(), 2);
+        assert_eq!((id.to_string(), id.path()), ("spiffe://a.b/ns/shop/sa/web".to_owned(), "/ns/shop/sa/web"));
+    }
 
     #[test]
     fn every_byte_outside_the_standards_sets_is_refused_in_the_trust_domain_and_in_the_path() {

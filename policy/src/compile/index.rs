@@ -127,7 +127,7 @@ impl Index {
         };
         consider(&self.any_caller, &|union| {
             find(&self.principals, facts.call.source.map(|id| id.as_str()), union);
-            find(&self.accounts, facts.account(), union);
+            find(&self.accounts, facts.account, union);
             find(&self.namespaces, facts.namespace, union);
         });
         consider(&self.any_port, &|union| self.ports.get(&facts.call.port).into_iter().for_each(|posting| union.add(posting)));
