@@ -10,7 +10,9 @@ use super::{
     message::{RequestHead, Version},
 };
 use crate::{
+    hex,
     refusal::{Reason, Refusal},
+    scan,
     telemetry::TraceContext,
 };
 
@@ -157,22 +159,15 @@ fn split_target<'a>(method: &http::Method, target: &'a [u8]) -> Result<(Option<&
 
 /// The request's id: the caller's if it is a plain word, else a new one.
 fn request_id(fields: &Fields) -> String {
-    let given = fields
-        .single("x-request-id")
-        .filter(|id| (8..=REQUEST_ID).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-'));
+    let given = fields.single("x-request-id").filter(|id| {
+        (8..=REQUEST_ID).contains(&id.len()) && !scan::any(id, |byte| !byte.is_ascii_alphanumeric() & (byte != b'-'))
+    });
     given.and_then(|id| std::str::from_utf8(id).ok()).map_or_else(new_request_id, str::to_owned)
 }
 
 /// A fresh request id.
 pub fn new_request_id() -> String {
-    let mut id = String::with_capacity(32);
-    let mut bits = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
-    for _ in 0..32 {
-        let nibble = (bits >> 124) as u8;
-        id.push(char::from(nibble + if nibble < 10 { b'0' } else { b'a' - 10 }));
-        bits <<= 4;
-    }
-    id
+    String::from_utf8_lossy(&hex::long(fastrand::u128(..))).into_owned()
 }
 
 /// Fields that concern one connection only, and those with which callers try to switch protocols.

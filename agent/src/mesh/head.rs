@@ -60,7 +60,7 @@ fn finish(out: &mut Vec<u8>, length: Option<u64>, upgrade: Option<&str>) {
 /// # Errors
 /// As for HTTP/1.1; the normalised form comes later, as for all.
 pub(super) fn request(text: &[u8], limits: &Limits) -> Result<ParsedRequest, Refusal> {
-    whole(text, limits)?;
+    bounded(text, limits)?;
     h1::parse_request(text, limits.fields + ADDED)
 }
 
@@ -69,7 +69,7 @@ pub(super) fn request(text: &[u8], limits: &Limits) -> Result<ParsedRequest, Ref
 /// # Errors
 /// As for HTTP/1.1; interim responses do not travel.
 pub(super) fn response(text: &[u8], to_head: bool, upgrade: Option<&str>, limits: &Limits) -> Result<ParsedResponse, Refusal> {
-    whole(text, limits)?;
+    bounded(text, limits)?;
     let parsed = h1::parse_response(text, to_head, upgrade, limits.fields + ADDED)?;
     if parsed.status < 200 && !parsed.switches {
         return Err(malformed("interim response"));
@@ -77,12 +77,10 @@ pub(super) fn response(text: &[u8], to_head: bool, upgrade: Option<&str>, limits
     Ok(parsed)
 }
 
-/// A payload is one head, and nothing else.
-fn whole(text: &[u8], limits: &Limits) -> Result<(), Refusal> {
-    if text.len() > limits.head_bytes + ADDED_BYTES {
-        return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
-    }
-    if h1::head_end(text, 0)? == Some(text.len()) { Ok(()) } else { Err(malformed("not one whole head")) }
+/// A payload is one head of a bounded length. That it is whole, and all there is, the parser sees.
+fn bounded(text: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    let fits = text.len() <= limits.head_bytes + ADDED_BYTES;
+    fits.then_some(()).ok_or_else(|| Refusal::new(Reason::HeadTooLarge, "head too large"))
 }
 
 /// Whether a head that cannot be read is larger than what this agent takes. Another may be set to take more: it is not its fault.

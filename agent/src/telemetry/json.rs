@@ -2,10 +2,22 @@
 
 use std::net::SocketAddr;
 
-use crate::http::put_number;
+use crate::{http::put_number, scan};
 
 /// Most characters of one string.
 const CAP: usize = 1024;
+
+/// The name of a field with all that stands around it, made by [`key!`]: a line has twenty of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key(pub(super) &'static [u8]);
+
+/// A [`Key`] of a word that needs no escape.
+macro_rules! key {
+    ($word:literal) => {
+        $crate::telemetry::json::Key(concat!(",\"", $word, "\":").as_bytes())
+    };
+}
+pub(super) use key;
 
 /// A JSON object under construction, on one line.
 #[derive(Debug)]
@@ -20,22 +32,12 @@ impl<'a> Object<'a> {
         Self { out, first: true }
     }
 
-    fn key(&mut self, key: &str) {
-        // In one piece: a line has twenty of them.
-        let mut piece = *b",\"                      ";
-        let first = usize::from(std::mem::take(&mut self.first));
-        let end = 2 + key.len();
-        let written = piece.get_mut(2..end + 2).map(|place| {
-            let (name, rest) = place.split_at_mut(key.len());
-            name.copy_from_slice(key.as_bytes());
-            rest.copy_from_slice(b"\":");
-        });
-        debug_assert!(written.is_some(), "keys are short words of ours");
-        self.out.extend_from_slice(piece.get(first..end + 2).unwrap_or_default());
+    fn key(&mut self, Key(key): Key) {
+        self.out.extend_from_slice(key.get(usize::from(std::mem::take(&mut self.first))..).unwrap_or_default());
     }
 
     /// A string; empty ones are left out.
-    pub(super) fn text(&mut self, key: &str, value: &str) {
+    pub(super) fn text(&mut self, key: Key, value: &str) {
         if value.is_empty() {
             return;
         }
@@ -66,7 +68,7 @@ impl<'a> Object<'a> {
     }
 
     /// A string that `write` writes and that needs no escape.
-    pub(super) fn plain(&mut self, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn plain(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) {
         self.key(key);
         self.out.push(b'"');
         write(self.out);
@@ -74,7 +76,7 @@ impl<'a> Object<'a> {
     }
 
     /// An address as it is shown.
-    pub(super) fn shown(&mut self, key: &str, address: &SocketAddr) {
+    pub(super) fn shown(&mut self, key: Key, address: &SocketAddr) {
         self.plain(key, |out| match address {
             SocketAddr::V4(address) => {
                 for (at, octet) in address.ip().octets().into_iter().enumerate() {
@@ -92,7 +94,7 @@ impl<'a> Object<'a> {
         });
     }
 
-    pub(super) fn number(&mut self, key: &str, value: u64) {
+    pub(super) fn number(&mut self, key: Key, value: u64) {
         self.key(key);
         put_number(self.out, value);
     }
@@ -110,10 +112,9 @@ impl<'a> Object<'a> {
     }
 }
 
-/// Printable ASCII that JSON needs no escape for. Without a branch for each byte, so that many are looked at at once.
+/// Printable ASCII that JSON needs no escape for.
 fn is_plain(bytes: &[u8]) -> bool {
-    let special = |byte: u8| !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\');
-    !bytes.iter().fold(false, |found, byte| found | special(*byte))
+    !scan::any(bytes, |byte| !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\'))
 }
 
 /// Fields that many objects have alike, written once.
@@ -132,17 +133,17 @@ mod tests {
         let (mut whole, mut parts) = (Vec::new(), Vec::new());
         let addresses: [SocketAddr; 3] = ["127.0.0.1:80", "255.10.0.9:65535", "[::1]:8080"].map(|text| text.parse().unwrap());
         let write = |object: &mut Object<'_>| {
-            object.text("a", "1");
-            addresses.iter().for_each(|address| object.shown("peer", address));
+            object.text(key!("a"), "1");
+            addresses.iter().for_each(|address| object.shown(key!("peer"), address));
         };
         let mut object = Object::new(&mut whole);
         write(&mut object);
-        object.number("n", 7);
+        object.number(key!("n"), 7);
         object.end();
         let mut object = Object::new(&mut parts);
         object.written(&fragment(|_| {}));
         object.written(&fragment(write));
-        object.number("n", 7);
+        object.number(key!("n"), 7);
         object.end();
         assert_eq!(whole, parts);
         let text = String::from_utf8(whole).unwrap();
@@ -154,9 +155,9 @@ mod tests {
         let hostile = format!("a\"b\\c\nd\u{1b}[31m\u{7f}\u{9b}2J\u{0}{}", "x".repeat(64 << 10));
         let mut out = Vec::new();
         let mut object = Object::new(&mut out);
-        object.text("path", &hostile);
-        object.number("n", 0);
-        object.number("m", u64::MAX);
+        object.text(key!("path"), &hostile);
+        object.number(key!("n"), 0);
+        object.number(key!("m"), u64::MAX);
         object.end();
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
         let text = std::str::from_utf8(&out).unwrap();

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Record, Side, Span, Traced,
-    json::{self, Object},
+    json::{self, Object, key},
 };
 use crate::policy::Verdict;
 
@@ -20,60 +20,60 @@ impl Record {
     /// One line of JSON.
     pub(super) fn write(&self, out: &mut Vec<u8>, now: Instant, took: Duration) {
         let mut line = Object::new(out);
-        line.plain("time", |out| self.observer.clock.write(now, out));
-        line.text("side", self.side.as_str());
-        line.text("id", self.id());
+        line.plain(key!("time"), |out| self.observer.clock.write(now, out));
+        line.text(key!("side"), self.side.as_str());
+        line.text(key!("id"), self.id());
         if let Some(traced) = &self.traced {
-            line.plain("trace", |out| out.extend_from_slice(&traced.context.trace_id()));
+            line.plain(key!("trace"), |out| out.extend_from_slice(&traced.context.trace_id()));
         }
-        self.with_source(|source| line.text("source", source));
+        self.with_source(|source| line.text(key!("source"), source));
         if let Some(to) = self.outside {
-            line.text("outside", &to.to_string());
+            line.text(key!("outside"), &to.to_string());
         }
         if let Some(destination) = &self.destination {
             line.written(&destination.shown);
         }
         if let Some(head) = &self.head {
-            line.text("method", head.method.as_str());
-            line.text("host", &head.host);
-            line.text("path", head.path());
+            line.text(key!("method"), head.method.as_str());
+            line.text(key!("host"), &head.host);
+            line.text(key!("path"), head.path());
         }
         if self.status != 0 {
-            line.number("status", u64::from(self.status));
+            line.number(key!("status"), u64::from(self.status));
         }
         if let Some(verdict) = &self.verdict {
-            line.text("effect", effect(verdict.effect()));
-            line.text("rule", verdict.rule());
-            line.number("revision", verdict.revision());
+            line.text(key!("effect"), effect(verdict.effect()));
+            line.text(key!("rule"), verdict.rule());
+            line.number(key!("revision"), verdict.revision());
             let audited: Vec<&str> = verdict.audited().collect();
             if !audited.is_empty() {
-                line.text("audited", &audited.join(" "));
+                line.text(key!("audited"), &audited.join(" "));
             }
         }
         if let Some(reason) = self.reason() {
-            line.text("reason", reason.as_str());
-            line.text("stage", reason.stage().as_str());
+            line.text(key!("reason"), reason.as_str());
+            line.text(key!("stage"), reason.stage().as_str());
         }
-        line.text("detail", self.detail());
+        line.text(key!("detail"), self.detail());
         if self.trail.tries != 0 {
-            line.number("attempts", u64::from(self.trail.tries));
-            line.text("endpoint", self.trail.endpoint.as_deref().unwrap_or_default());
+            line.number(key!("attempts"), u64::from(self.trail.tries));
+            line.text(key!("endpoint"), self.trail.endpoint.as_deref().unwrap_or_default());
         }
-        line.number("bytes", self.sent);
-        line.number("micros", micros(took));
+        line.number(key!("bytes"), self.sent);
+        line.number(key!("micros"), micros(took));
         if let Some(answered) = self.answered {
-            line.number("head_micros", micros(answered));
+            line.number(key!("head_micros"), micros(answered));
         }
         if let Some(peer) = &self.peer {
             line.written(peer.shown(|peer| {
                 json::fragment(|line| {
-                    line.shown("peer", &peer.address());
-                    line.text("peer_identity", peer.name());
-                    line.text("tls", peer.tls());
+                    line.shown(key!("peer"), &peer.address());
+                    line.text(key!("peer_identity"), peer.name());
+                    line.text(key!("tls"), peer.tls());
                 })
             }));
         } else if let Some(address) = &self.address {
-            line.shown("peer", address);
+            line.shown(key!("peer"), address);
         }
         line.end();
     }

@@ -10,7 +10,10 @@ use std::{
 use outrider_policy::{Protocol, ServiceName};
 use outrider_runtime::Drain;
 
-use super::{AccessLog, Clock, Metrics, ReportQueue, Sampler, Series, Side, SpanQueue, json};
+use super::{
+    AccessLog, Clock, Metrics, ReportQueue, Sampler, Series, Side, SpanQueue,
+    json::{self, key},
+};
 use crate::identity::Svids;
 
 /// Destinations that a worker keeps ready; beyond, it begins anew.
@@ -127,9 +130,9 @@ impl Observer {
         }
         let series = self.metrics.series.get(side, Some((service, port)));
         let shown = json::fragment(|line| {
-            line.text("destination", service.as_str());
-            line.number("port", u64::from(port));
-            line.text("protocol", protocol.as_str());
+            line.text(key!("destination"), service.as_str());
+            line.number(key!("port"), u64::from(port));
+            line.text(key!("protocol"), protocol.as_str());
         });
         let destination = Rc::new(Destination { service: service.clone(), port, protocol, series, shown });
         let of = known.entry(service.clone()).or_default();

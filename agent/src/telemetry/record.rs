@@ -113,9 +113,9 @@ impl Record {
     /// The fields by which the next hop knows the request: its id, and its place in the trace.
     pub fn onward(&self) -> Fields {
         let mut fields = Fields::with_capacity(ONWARD);
-        fields.push(b"x-request-id", self.id().as_bytes());
+        fields.append(b"x-request-id", self.id().as_bytes());
         if let Some(traced) = &self.traced {
-            fields.push(b"traceparent", &traced.context.header());
+            fields.append(b"traceparent", &traced.context.header());
         }
         fields
     }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use tokio::time::Instant;
 
-use crate::http::Fields;
+use crate::{hex, http::Fields};
 
 /// Length of a `traceparent` of version 00.
 const LENGTH: usize = 55;
@@ -15,7 +15,6 @@ const MEMBERS: usize = 32;
 const SAMPLED: u8 = 1;
 /// The flag of level 2 that says that the trace id is random; passed on.
 const RANDOM: u8 = 2;
-const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// A request's place in a trace, as `traceparent` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +29,15 @@ impl TraceContext {
     /// version 00 has is read.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let dashes = [2, 35, 52].iter().all(|at| value.get(*at) == Some(&b'-'));
-        let version = hex(value.get(..2)?)?;
+        let version = hex::value(value.get(..2)?)?;
         let ends = match version {
             0 => value.len() == LENGTH,
             0xff => false,
             _ => value.len() == LENGTH || value.get(LENGTH) == Some(&b'-'),
         };
-        let trace = hex(value.get(3..35)?)?;
-        let parent = u64::try_from(hex(value.get(36..52)?)?).ok()?;
-        let flags = u8::try_from(hex(value.get(53..LENGTH)?)?).ok()? & (SAMPLED | RANDOM);
+        let trace = u128::from(hex::value(value.get(3..19)?)?) << 64 | u128::from(hex::value(value.get(19..35)?)?);
+        let parent = hex::value(value.get(36..52)?)?;
+        let flags = hex::value(value.get(53..LENGTH)?)? as u8 & (SAMPLED | RANDOM);
         (dashes && ends && trace != 0 && parent != 0).then_some(Self { trace, parent, flags })
     }
 
@@ -58,24 +57,21 @@ impl TraceContext {
     /// As `traceparent` writes it.
     pub fn header(&self) -> [u8; LENGTH] {
         let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        write_hex(out.get_mut(3..35), self.trace);
-        write_hex(out.get_mut(36..52), u128::from(self.parent));
-        write_hex(out.get_mut(53..), u128::from(self.flags));
+        let [.., high, low] = hex::digits(u64::from(self.flags));
+        for (at, digits) in [(3, &self.trace_id()[..]), (36, &self.span_id()), (53, &[high, low])] {
+            out.iter_mut().skip(at).zip(digits).for_each(|(place, digit)| *place = *digit);
+        }
         out
     }
 
     /// The trace's id, 32 hexadecimal digits.
     pub fn trace_id(&self) -> [u8; 32] {
-        let mut out = [b'0'; 32];
-        write_hex(Some(&mut out), self.trace);
-        out
+        hex::long(self.trace)
     }
 
     /// The id of the span that calls, 16 hexadecimal digits.
     pub fn span_id(&self) -> [u8; 16] {
-        let mut out = [b'0'; 16];
-        write_hex(Some(&mut out), u128::from(self.parent));
-        out
+        hex::digits(self.parent)
     }
 
     /// Whether the caller records.
@@ -86,25 +82,6 @@ impl TraceContext {
     /// The trace's id and the calling span's, big endian.
     pub(super) fn ids(&self) -> (u128, u64) {
         (self.trace, self.parent)
-    }
-}
-
-/// Lower-case hexadecimal digits and nothing else.
-fn hex(digits: &[u8]) -> Option<u128> {
-    digits.iter().try_fold(0_u128, |value, digit| {
-        let nibble = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        Some(value << 4 | u128::from(nibble))
-    })
-}
-
-fn write_hex(out: Option<&mut [u8]>, mut value: u128) {
-    for digit in out.unwrap_or_default().iter_mut().rev() {
-        *digit = HEX.get((value & 15) as usize).copied().unwrap_or(b'0');
-        value >>= 4;
     }
 }
 

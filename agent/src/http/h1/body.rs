@@ -153,7 +153,7 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BodyError> {
         let _ = buf.split_to(2);
         return Ok(Some(Fields::default()));
     }
-    let end = super::head::head_end(buf, 0).map_err(|_| BodyError::Malformed("bare CR or LF in trailers"))?;
+    let end = super::head::find_end(buf, 0).map_err(|_| BodyError::Malformed("bare CR or LF in trailers"))?;
     let Some(end) = end else {
         return if buf.len() > TRAILER_BYTES { Err(BodyError::Malformed("trailers too long")) } else { Ok(None) };
     };

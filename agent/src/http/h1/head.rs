@@ -1,5 +1,8 @@
 //! Heads of HTTP/1.1 messages: found, parsed, checked once, and rid of hop-by-hop fields.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use outrider_policy::reserved;
 
 use super::{
@@ -59,6 +62,15 @@ pub(crate) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal
         }
     }
     Ok(None)
+}
+
+/// The same for a head that is parsed next, which refuses bare CR and LF in it: only one that is not whole yet is searched for them.
+pub(super) fn find_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
+    static END: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+    match buf.get(from..).and_then(|rest| END.find(rest)) {
+        Some(at) => Ok(Some(from + at + 4)),
+        None => head_end(buf, from),
+    }
 }
 
 /// Parses a whole request head of at most so many fields.
@@ -186,36 +198,36 @@ struct Seen {
 impl Seen {
     /// Takes a field that concerns framing or this connection only. Says whether it did.
     fn take(&mut self, name: &[u8], value: &[u8]) -> Result<bool, Refusal> {
-        // Most fields begin with another letter.
-        if !matches!(name.first().map(u8::to_ascii_lowercase), Some(b'c' | b'e' | b'h' | b'k' | b'p' | b't' | b'u')) {
-            return Ok(false);
-        }
-        if name.eq_ignore_ascii_case(b"content-length") {
-            self.content_length(value)?;
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(malformed("transfer-encoding other than one `chunked`"));
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        // Most fields begin with another letter, or have another length.
+        match (name.first().map(u8::to_ascii_lowercase), name.len()) {
+            (Some(b'c'), 14) if is(b"content-length") => self.content_length(value)?,
+            (Some(b't'), 17) if is(b"transfer-encoding") => {
+                if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(malformed("transfer-encoding other than one `chunked`"));
+                }
+                self.chunked = true;
             }
-            self.chunked = true;
-        } else if name.eq_ignore_ascii_case(b"connection") {
-            self.connection(value);
-        } else if name.eq_ignore_ascii_case(b"expect") {
-            if !value.eq_ignore_ascii_case(b"100-continue") {
-                return Err(Refusal::new(Reason::UnknownExpectation, "unknown expectation"));
+            (Some(b'c'), 10) if is(b"connection") => self.connection(value),
+            (Some(b'e'), 6) if is(b"expect") => {
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(Refusal::new(Reason::UnknownExpectation, "unknown expectation"));
+                }
+                self.expects_continue = true;
             }
-            self.expects_continue = true;
-        } else if name.eq_ignore_ascii_case(b"upgrade") {
             // Of a list, or of more than one field, nothing is taken: the request stays what it is.
-            self.upgrade = if std::mem::replace(&mut self.saw_upgrade, true) { None } else { switchable(value) };
-        } else {
-            return Ok(hop_by_hop(name));
+            (Some(b'u'), 7) if is(b"upgrade") => {
+                self.upgrade = if std::mem::replace(&mut self.saw_upgrade, true) { None } else { switchable(value) };
+            }
+            (Some(b'h' | b'k' | b'p' | b't'), _) => return Ok(hop_by_hop(name)),
+            _ => return Ok(false),
         }
         Ok(true)
     }
 
     fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
         let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-        let length = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+        let length = digits.then(|| value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit.wrapping_sub(b'0'))));
         match length {
             None => Err(malformed("content-length is not a number")),
             Some(_) if self.length.is_some() => Err(malformed("more than one content-length")),

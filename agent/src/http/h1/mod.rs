@@ -13,7 +13,7 @@ pub use body::Framing;
 pub use client::{Exchange, H1Client, Switched, exchange, request_framing};
 pub use dry::{Digest, digest};
 pub(crate) use head::{
-    ParsedRequest, ParsedResponse, head_end, request as parse_request, response as parse_response, trailers as parse_trailers,
+    ParsedRequest, ParsedResponse, request as parse_request, response as parse_response, trailers as parse_trailers,
 };
 pub(crate) use line::Line;
 pub use reader::{BodyReader, Reader};

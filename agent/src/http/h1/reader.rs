@@ -14,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     body::{Decoded, Decoder, Framing},
-    head::head_end,
+    head::find_end,
 };
 use crate::{
     alarm::within,
@@ -218,7 +218,7 @@ pub(super) fn take_head<T>(
     while *searched == 0 && buf.starts_with(b"\r\n") {
         buf.advance(2);
     }
-    let end = head_end(buf, *searched)?;
+    let end = find_end(buf, *searched)?;
     if end.unwrap_or(buf.len()) > limits.head_bytes {
         return Err(Refusal::new(Reason::HeadTooLarge, "head too large"));
     }
