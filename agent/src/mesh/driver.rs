@@ -14,6 +14,7 @@ use super::{
     frame::{self, Code, Kind},
     link::Link,
     outbox::Outbox,
+    running::wake_after_others,
     transport::Sealed,
     violation::Violation,
 };
@@ -30,7 +31,7 @@ pub(super) struct Driver {
     inbound: BytesMut,
     /// Taken from the link, to be sealed.
     outbound: Outbox,
-    /// Others had their turn to add to what is sent.
+    /// Others had their turn to add to what is sent, and sockets were looked at.
     gathered: bool,
     /// Reads that brought something.
     heard: u64,
@@ -62,10 +63,9 @@ impl Driver {
             Poll::Pending => {}
         }
         if let Role::Callee(serving) = role {
-            // What they have to say is sent right afterwards: they need wake nobody for it, nor is there anybody to wait for.
+            // What they have to say is sent by this very turn, or the next: they need wake nobody for it.
             self.link.state.borrow_mut().undriven();
             serving.run(cx);
-            self.gathered = true;
         }
         match self.poll_send(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(Ended::Gone),
@@ -118,9 +118,9 @@ impl Driver {
                 link.drive(cx.waker());
                 return Poll::Ready(Ok(()));
             }
-            // Whoever is ready in this very moment gets its frames into the same record and system call.
-            if !std::mem::replace(&mut self.gathered, true) && link.out.len() < OUTBOX / 2 {
-                cx.waker().wake_by_ref();
+            // Whoever is ready by now gets its frames into the same record and system call, where there are others at all.
+            if !std::mem::replace(&mut self.gathered, true) && link.streams.len() > 1 && link.out.len() < OUTBOX / 2 {
+                wake_after_others(cx);
                 return Poll::Pending;
             }
             self.gathered = false;

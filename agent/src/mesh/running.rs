@@ -18,6 +18,12 @@ const TURN: usize = 64;
 /// Rooms that are always kept.
 const KEPT: usize = 1;
 
+/// Has the task polled again when sockets have been looked at and other tasks had their turn.
+pub(super) fn wake_after_others(cx: &mut Context<'_>) {
+    // It is woken by being polled once.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
+}
+
 /// Jobs that one task does side by side.
 pub(super) struct Running<T, B, F> {
     /// Furnishes a room: returns what takes jobs out of its inbox for ever.
@@ -175,7 +181,7 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
         if !waiting.is_empty() {
             self.turn = waiting;
             // Sockets and other tasks first: it is what most of these wait for.
-            let _ = pin!(tokio::task::yield_now()).poll(cx);
+            wake_after_others(cx);
         }
     }
 
