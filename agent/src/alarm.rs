@@ -13,6 +13,9 @@ use tokio::time::Instant;
 
 /// How often a worker ticks.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
+/// Ticks in a second.
+const TICKS: u64 = 10;
+const _: () = assert!(TICK.as_nanos() * TICKS as u128 == Duration::from_secs(1).as_nanos());
 
 thread_local! {
     static ALARMS: RefCell<Alarms> = const { RefCell::new(Alarms { now: 0, rings: 0, instant: None, places: Vec::new(), free: Vec::new() }) };
@@ -50,8 +53,10 @@ pub(crate) fn instant() -> Instant {
 
 /// The tick at which `limit` from now is surely over.
 fn after(limit: Duration) -> u64 {
-    let ticks = limit.as_millis().div_ceil(TICK.as_millis());
-    now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
+    // In 64 bits: this is asked several times a request.
+    let ticks =
+        limit.as_secs().saturating_mul(TICKS).saturating_add(u64::from(limit.subsec_nanos().div_ceil(TICK.subsec_nanos())));
+    now().saturating_add(ticks).saturating_add(1)
 }
 
 /// One tick: whoever's time is up is woken.

@@ -97,7 +97,7 @@ impl Inbound {
         let route = self.local.route(&permit);
         let mut added = record.onward();
         if let Some(client_cert) = &self.client_cert {
-            added.push(b"x-forwarded-client-cert", client_cert.as_bytes());
+            added.append(b"x-forwarded-client-cert", client_cert.as_bytes());
         }
         let response = tokio::select! {
             biased;

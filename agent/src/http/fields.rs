@@ -5,6 +5,7 @@ use std::ops::{ControlFlow, Range};
 use smallvec::SmallVec;
 
 use super::h1;
+use crate::spare;
 
 /// Fields that there is room for without an allocation.
 const USUAL: usize = 8;
@@ -42,16 +43,22 @@ impl Line {
 impl Fields {
     /// None, with room for `bytes` of them.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { wire: Vec::with_capacity(bytes), lines: SmallVec::new() }
+        Self { wire: spare::take_fields(bytes), lines: SmallVec::new() }
     }
 
     /// Adds a field. The caller has checked that `name` is a token and `value` has no line breaks; heads are at most
     /// [`crate::http::Limits::head_bytes`] long, so positions fit.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        let start = self.wire.len();
+        self.append(name, value);
+        self.wire.get_mut(start..start + name.len()).unwrap_or_default().make_ascii_lowercase();
+    }
+
+    /// The same of a name in lower case.
+    pub(crate) fn append(&mut self, name: &[u8], value: &[u8]) {
         let start = self.wire.len() as u32;
         self.wire.reserve(name.len() + value.len() + 4);
         self.wire.extend_from_slice(name);
-        self.wire.get_mut(start as usize..).unwrap_or_default().make_ascii_lowercase();
         self.wire.extend_from_slice(b": ");
         self.wire.extend_from_slice(value);
         self.wire.extend_from_slice(b"\r\n");
@@ -124,10 +131,12 @@ impl Fields {
         }
     }
 
-    /// Replaces all fields of this name by one.
+    /// Replaces all fields of this name, in lower case, by one.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        self.remove(name);
-        self.push(name.as_bytes(), value);
+        if self.single(name) != Some(value) {
+            self.remove(name);
+            self.append(name.as_bytes(), value);
+        }
     }
 
     /// All fields as HTTP/1.1 writes them, without the empty line at the end.
@@ -150,6 +159,12 @@ impl Fields {
         if let Some(line) = self.lines.pop() {
             self.wire.truncate(line.whole().start);
         }
+    }
+}
+
+impl Drop for Fields {
+    fn drop(&mut self) {
+        spare::give_fields(std::mem::take(&mut self.wire));
     }
 }
 
@@ -207,5 +222,7 @@ mod tests {
         fields.push(b"a", b"3");
         fields.set("a", b"4");
         assert_eq!(fields.as_wire(), b"b: 2\r\na: 4\r\n");
+        fields.set("b", b"2");
+        assert_eq!(fields.as_wire(), b"b: 2\r\na: 4\r\n", "it is so already");
     }
 }

@@ -19,11 +19,10 @@ pub fn seal(mut response: Response, permit: Option<Permit>, mut record: Box<Reco
     if response.status != 200 && record.is_for_grpc() {
         response = grpc::translate(response, record.id());
     }
-    let tenure = response.tenure.clone();
     let Some(switched) = response.switched.take() else {
         return Reply { response, permit, record, tunnel: None };
     };
-    let Switched { io, already, lease } = *switched;
+    let (Switched { io, already, lease }, tenure) = (*switched, response.tenure.clone());
     Reply { response, permit: None, record, tunnel: Some(Box::new(Tunnel { io, already, permit, tenure, lease })) }
 }
 

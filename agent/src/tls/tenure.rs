@@ -1,6 +1,6 @@
 //! How long a connection to somebody may be used.
 
-use std::{ops::ControlFlow, rc::Rc, sync::Arc, time::Duration};
+use std::{ops::ControlFlow, rc::Rc, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -10,9 +10,6 @@ use crate::{
     identity::Peer,
     refusal::{Reason, Refusal},
 };
-
-/// When somebody looks again who waits for a change only.
-const FAR: Duration = Duration::from_secs(3600);
 
 /// A connection may be used until its certificates end, and for as long as its peer is believed.
 #[derive(Clone, Debug)]
@@ -44,12 +41,19 @@ impl Tenure {
 
     /// Ends when its peer is no longer believed.
     pub async fn fallen(&self) -> Refusal {
-        alarm::until(|| self.belief()).await
+        match &self.of {
+            Some((trust, peer)) => alarm::until(|| belief(trust, peer)).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Ends when what is under way on the connection may not go on.
     pub async fn ended(&self) -> Refusal {
-        alarm::until(|| match self.belief() {
+        let believed = || match &self.of {
+            Some((trust, peer)) => belief(trust, peer),
+            None => ControlFlow::Continue(self.until),
+        };
+        alarm::until(|| match believed() {
             ControlFlow::Continue(_) if alarm::instant() >= self.until => {
                 ControlFlow::Break(Refusal::new(Reason::PolicyRevoked, "the certificate of the connection ended"))
             }
@@ -58,13 +62,12 @@ impl Tenure {
         })
         .await
     }
+}
 
-    /// Why the peer is no longer believed, or until when nothing has to be looked at: the worker wakes everybody at a change.
-    fn belief(&self) -> ControlFlow<Refusal, Instant> {
-        let Some((trust, peer)) = &self.of else { return ControlFlow::Continue(self.until.max(alarm::instant() + FAR)) };
-        match trust.refusal(peer) {
-            Some(refusal) => ControlFlow::Break(refusal),
-            None => ControlFlow::Continue(trust.deadline(peer)),
-        }
+/// Why a peer is no longer believed, or until when nothing has to be looked at: the worker wakes everybody at a change.
+fn belief(trust: &Trust, peer: &Peer) -> ControlFlow<Refusal, Instant> {
+    match trust.refusal(peer) {
+        Some(refusal) => ControlFlow::Break(refusal),
+        None => ControlFlow::Continue(trust.deadline(peer)),
     }
 }

@@ -131,29 +131,41 @@ impl Slot {
 
 /// One worker's connections.
 #[derive(Debug, Default)]
-pub struct Pool(RefCell<HashMap<Key, Rc<Slot>>>);
+pub struct Pool {
+    slots: RefCell<HashMap<Key, Rc<Slot>>>,
+    /// The one that was asked for last: mostly it is the one that is asked for next.
+    last: RefCell<Option<Rc<Slot>>>,
+}
 
 impl Pool {
     /// The slot of a destination. Only the first who asks copies the key.
     pub(super) fn slot(&self, key: &Key) -> Rc<Slot> {
-        let mut slots = self.0.borrow_mut();
-        if let Some(slot) = slots.get(key) {
+        let mut last = self.last.borrow_mut();
+        if let Some(slot) = &*last
+            && slot.key == *key
+        {
             return slot.clone();
         }
-        slots.entry(key.clone()).or_insert_with(|| Rc::new(Slot::new(key.clone()))).clone()
+        let mut slots = self.slots.borrow_mut();
+        let known = slots.get(key).cloned();
+        let slot = known.unwrap_or_else(|| slots.entry(key.clone()).insert_entry(Rc::new(Slot::new(key.clone()))).get().clone());
+        *last = Some(slot.clone());
+        slot
     }
 
     /// How many connections are idle, and how many are shared.
     pub fn count(&self) -> (i64, i64) {
         let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        let counts = self.0.borrow().values().map(|slot| slot.count()).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+        let counts =
+            self.slots.borrow().values().map(|slot| slot.count()).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
         (signed(counts.0), signed(counts.1))
     }
 
     /// Closes what has been idle for long, is of an older generation or does not lead anywhere any more, and forgets
     /// destinations that nobody uses.
     pub fn sweep(&self, generation: u64, leads_somewhere: impl Fn(&Key) -> bool) {
-        self.0.borrow_mut().retain(|key, slot| {
+        self.last.take();
+        self.slots.borrow_mut().retain(|key, slot| {
             slot.sweep(generation, leads_somewhere(key));
             Rc::strong_count(slot) > 1 || slot.load.get() > 0 || slot.count() != (0, 0)
         });
