@@ -3,7 +3,7 @@
 //! never does takes no memory.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     hash::{DefaultHasher, Hasher as _},
     path::{Path, PathBuf},
@@ -64,6 +64,11 @@ impl Tools {
         if !profdata.is_file() {
             bail!("llvm-profdata is missing: `rustup component add llvm-tools`");
         }
+        if !command::exists("valgrind") {
+            bail!(
+                "valgrind is missing, by which functions are found that the compiler does not count: `apt-get install valgrind`"
+            );
+        }
         Ok(Self { profdata, host })
     }
 }
@@ -85,7 +90,13 @@ pub(crate) fn agent(tools: &Tools) -> anyhow::Result<PathBuf> {
         let files = files.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
         command::output(Command::new(&tools.profdata).args(["merge", "-o"]).arg(&profile).args(&files))?;
         let text = command::output(Command::new(&tools.profdata).args(["merge", "-text", "-o", "-"]).arg(&profile))?;
-        fs::write(&order, executed(&text).into_iter().fold(String::new(), |all, name| all + name + "\n"))?;
+        crate::say("following an agent from its start");
+        let traces = bench::trace(&counted)?;
+        let mut names = executed(&text);
+        let counted: BTreeSet<&str> = names.iter().copied().collect();
+        // The standard library's and those in C and assembler.
+        names.extend(traces.iter().flat_map(|trace| traced(trace)).collect::<BTreeSet<_>>().difference(&counted));
+        fs::write(&order, names.into_iter().fold(String::new(), |all, name| all + name + "\n"))?;
     }
     // By its content, so that another profile is another build.
     let mut hash = DefaultHasher::new();
@@ -129,6 +140,33 @@ fn executed(profile: &str) -> Vec<&str> {
     functions.collect::<BTreeSet<_>>().into_iter().map(|(_, name)| name).collect()
 }
 
+/// The functions of the agent that are in what callgrind wrote. It numbers names, and writes each once.
+fn traced(trace: &str) -> BTreeSet<&str> {
+    let (mut objects, mut functions): (HashMap<&str, &str>, HashMap<&str, &str>) = Default::default();
+    let (mut found, mut is_own) = (BTreeSet::new(), false);
+    for line in trace.lines() {
+        let Some((kind, (number, name))) = line.split_once("=(").and_then(|(kind, rest)| Some((kind, rest.split_once(')')?)))
+        else {
+            continue;
+        };
+        let names = if kind.ends_with("ob") { &mut objects } else { &mut functions };
+        if !matches!(kind, "ob" | "cob" | "fn" | "cfn") {
+            continue;
+        }
+        if let Some(name) = name.strip_prefix(' ') {
+            names.insert(number, name);
+        }
+        let name = names.get(number).copied().unwrap_or_default();
+        match kind {
+            "ob" => is_own = name.rsplit('/').next() == Some(AGENT),
+            // Behind a quote it says how deep in itself a function was called.
+            "fn" if is_own => drop(found.insert(name.split('\'').next().unwrap_or(name))),
+            _ => {}
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,5 +180,13 @@ mod tests {
         let head = "# IR level Instrumentation Flag\n:ir\n";
         let profile = [function("seldom", &[0, 1]), function("never", &[0, 0]), function("a.cgu.0;often", &[9, 3])].concat();
         assert_eq!(executed(&format!("{head}{profile}")), ["often", "seldom"]);
+    }
+
+    #[test]
+    fn of_a_trace_the_agents_own_functions_are_taken() {
+        let trace = "events: Ir\nob=(1) /x/libc.so.6\nfl=(1) malloc.c\nfn=(1) malloc\n5 7\n\nob=(2) /x/outrider-agent\nfl=(2) a.rs\n\
+                     fn=(2) seal\n1 2\ncfn=(3) seal'2\ncalls=1 0\n2 3\ncob=(1)\ncfn=(1)\ncalls=1 0\n3 4\n\nfn=(3)\n1 2\n\nfn=(4) open\n1 2\n\
+                     ob=(1)\nfn=(5) free\n1 1\n";
+        assert_eq!(traced(trace).into_iter().collect::<Vec<_>>(), ["open", "seal"]);
     }
 }

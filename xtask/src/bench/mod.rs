@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-pub(crate) use dataplane::{soak as soak_dataplane, train};
+pub(crate) use dataplane::{soak as soak_dataplane, trace, train};
 pub(crate) use ground::target_directory;
 pub(crate) use report::Report;
 

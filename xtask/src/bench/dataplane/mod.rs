@@ -9,7 +9,7 @@ mod train;
 mod workers;
 
 pub(crate) use soak::soak;
-pub(crate) use train::train;
+pub(crate) use train::{trace, train};
 
 use std::{net::SocketAddr, time::Duration};
 
