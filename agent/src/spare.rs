@@ -7,7 +7,7 @@ const MOST: usize = 64;
 /// A larger buffer is not kept.
 const LARGEST: usize = 64 << 10;
 /// The same for the fields of a message.
-const LARGEST_FIELDS: usize = 2 << 10;
+const LARGEST_FIELDS: usize = 1 << 10;
 
 type Shelf = LocalKey<RefCell<Vec<Vec<u8>>>>;
 
@@ -29,7 +29,7 @@ pub(crate) fn give(buffer: Vec<u8>) {
 /// An empty buffer with room for the fields of a message.
 pub(crate) fn take_fields(bytes: usize) -> Vec<u8> {
     let mut buffer = taken(&FIELDS);
-    buffer.reserve(bytes);
+    buffer.reserve_exact(bytes);
     buffer
 }
 

@@ -50,12 +50,17 @@ impl Fields {
     /// [`crate::http::Limits::head_bytes`] long, so positions fit.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let start = self.wire.len();
-        self.append(name, value);
+        self.put(name, value);
         self.wire.get_mut(start..start + name.len()).unwrap_or_default().make_ascii_lowercase();
     }
 
     /// The same of a name in lower case.
     pub(crate) fn append(&mut self, name: &[u8], value: &[u8]) {
+        debug_assert!(!name.iter().any(u8::is_ascii_uppercase), "others look for names in lower case");
+        self.put(name, value);
+    }
+
+    fn put(&mut self, name: &[u8], value: &[u8]) {
         let start = self.wire.len() as u32;
         self.wire.reserve(name.len() + value.len() + 4);
         self.wire.extend_from_slice(name);
@@ -142,6 +147,11 @@ impl Fields {
     /// All fields as HTTP/1.1 writes them, without the empty line at the end.
     pub fn as_wire(&self) -> &[u8] {
         &self.wire
+    }
+
+    /// Bytes that they take in memory.
+    pub(crate) fn held(&self) -> usize {
+        self.wire.capacity()
     }
 
     /// Number of fields.

@@ -56,7 +56,7 @@ impl RequestHead {
 
     /// About what it takes in memory.
     pub(crate) fn weight(&self) -> usize {
-        size_of::<Self>() + self.target.len() + self.fields.as_wire().len()
+        size_of::<Self>() + self.target.len() + self.fields.held()
     }
 
     /// Query without `?`.

@@ -154,9 +154,11 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BodyError> {
         return Ok(Some(Fields::default()));
     }
     let end = super::head::find_end(buf, 0).map_err(|_| BodyError::Malformed("bare CR or LF in trailers"))?;
-    let Some(end) = end else {
-        return if buf.len() > TRAILER_BYTES { Err(BodyError::Malformed("trailers too long")) } else { Ok(None) };
-    };
+    // Also when they come all at once.
+    if end.unwrap_or(buf.len()) > TRAILER_BYTES {
+        return Err(BodyError::Malformed("trailers too long"));
+    }
+    let Some(end) = end else { return Ok(None) };
     let text = buf.split_to(end);
     super::head::trailers(&text).map(Some).map_err(BodyError::Malformed)
 }
@@ -164,6 +166,15 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Fields>, BodyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trailers_are_bounded_however_they_arrive() {
+        let text = |bytes: usize| format!("0\r\nx-a: {}\r\n\r\n", "v".repeat(bytes));
+        for step in [7, 1 << 20] {
+            assert!(read(Framing::Chunked, text(1000).as_bytes(), step).is_ok());
+            assert!(read(Framing::Chunked, text(TRAILER_BYTES).as_bytes(), step).is_err(), "{step}");
+        }
+    }
 
     /// Feeds `text` in pieces of `step` bytes; returns the body, or the error, and what was left over.
     fn read(framing: Framing, text: &[u8], step: usize) -> Result<(Vec<u8>, usize, Vec<u8>), BodyError> {

@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<ParsedRequest, Refusal> {
-        let end = head_end(text.as_bytes(), 0)?.expect("a whole head");
+        let end = find_end(text.as_bytes(), 0)?.expect("a whole head");
         request(&text.as_bytes()[..end], 100)
     }
 
@@ -342,12 +342,12 @@ mod tests {
             // As the reader does: what was searched before is not searched again, but for the last bytes.
             let (mut end, mut searched) = (None, 0);
             for known in [split, text.len()] {
-                end = end.or(head_end(&text[..known], searched).unwrap_or_else(|refusal| panic!("{split}: {refusal}")));
+                end = end.or(find_end(&text[..known], searched).unwrap_or_else(|refusal| panic!("{split}: {refusal}")));
                 searched = known.saturating_sub(3);
             }
             assert_eq!(end, Some(text.len() - 4), "{split}");
         }
-        assert!(head_end(b"GET / HTTP/1.1\r\nA\n", 15).is_err(), "a bare LF is still found");
+        assert!(find_end(b"GET / HTTP/1.1\r\nA\n", 15).is_err(), "a bare LF is still found");
     }
 
     #[test]
@@ -356,6 +356,12 @@ mod tests {
             ["GET / HTTP/1.1\nHost: a\n\n", "GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\n\r\n"]
         {
             assert!(head_end(text.as_bytes(), 0).is_err(), "{text:?}");
+            let read = find_end(text.as_bytes(), 0).and_then(|end| request(&text.as_bytes()[..end.unwrap_or(0)], 100));
+            assert_eq!(read.expect_err(text).reason(), Reason::Malformed);
+            // With another behind it.
+            let two = format!("{text}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let read = find_end(two.as_bytes(), 0).and_then(|end| request(&two.as_bytes()[..end.unwrap_or(0)], 100));
+            assert_eq!(read.expect_err(text).reason(), Reason::Malformed);
         }
     }
 
