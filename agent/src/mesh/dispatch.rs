@@ -311,4 +311,21 @@ mod tests {
         assert_eq!(answer(&[(Kind::Head, true, smuggled.as_bytes())]).await, Ok(None));
         assert_eq!(answer(&[(Kind::Head, true, b"HTTP/1.1 200 \r\nx y: z\r\n\r\n")]).await, Err(Violation::BadHead));
     }
+
+    #[tokio::test]
+    async fn a_frame_holds_one_whole_head() {
+        assert_eq!(answer(&[(Kind::Head, true, b"HTTP/1.1 200 \r\na: b\r\n\r\n")]).await, Ok(Some(Vec::new())));
+        for head in [
+            "HTTP/1.1 200 \r\n\r\nHTTP/1.1 200 \r\n\r\n",
+            "HTTP/1.1 200 \r\n\r\nx",
+            "HTTP/1.1 200 \r\na: b\r\n",
+            "HTTP/1.1 200 \r\na: b",
+            "HTTP/1.1 200 \na: b\n\n",
+            "HTTP/1.1 200 \r\na: b\r\n\n",
+            "\r\nHTTP/1.1 200 \r\n\r\n",
+            "\r\n",
+        ] {
+            assert_eq!(answer(&[(Kind::Head, true, head.as_bytes())]).await, Err(Violation::BadHead), "{head:?}");
+        }
+    }
 }

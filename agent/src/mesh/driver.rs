@@ -21,7 +21,7 @@ use super::{
 use crate::http::Limits;
 
 /// Reads in a row before others of the worker get their turn.
-const TURNS: usize = 8;
+const TURNS: usize = 2;
 
 /// Drives one connection.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Rooms that have a turn before sockets are looked at.
-const TURN: usize = 64;
+const TURN: usize = 16;
 /// Rooms that are always kept.
 const KEPT: usize = 1;
 
