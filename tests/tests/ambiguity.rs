@@ -194,7 +194,7 @@ async fn the_program_gets_the_form_that_was_decided() -> Outcome {
 }
 
 #[tokio::test]
-async fn what_follows_a_connect_that_was_not_granted_is_no_request() -> Outcome {
+async fn what_follows_a_tunnel_that_was_not_granted_is_no_request() -> Outcome {
     let scene = Scene::set().await;
     let connect = |host: &str| {
         format!(
@@ -213,6 +213,10 @@ async fn what_follows_a_connect_that_was_not_granted_is_no_request() -> Outcome 
         assert!(answers.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answers}");
         assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{host}: {answers}");
     }
+    // The same of a switch of protocols.
+    let early = "GET /private HTTP/1.1\r\nHost: orders.shop\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\
+                 GET /public HTTP/1.1\r\nHost: orders.shop\r\n\r\n";
+    assert_eq!(scene.last_words(early.as_bytes()).await, [403]);
     let log = scene.orders.access_log().await;
     assert!(log.iter().all(|line| line["path"] != "/public"), "{log:?}");
     assert!(scene.backend.seen().is_empty());

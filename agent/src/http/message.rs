@@ -109,6 +109,11 @@ pub struct Response {
     pub switched: Option<Box<h1::Switched>>,
 }
 
+/// Whether an answer without a body says how long one would be: neither 1xx nor 204 does (RFC 9110 section 8.6).
+pub(crate) fn names_length(to_head: bool, status: u16) -> bool {
+    (to_head || status == 304) && !matches!(status, 100..=199 | 204)
+}
+
 /// A piece of a body.
 #[derive(Clone, Debug)]
 pub enum Frame {

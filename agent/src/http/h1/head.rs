@@ -12,7 +12,7 @@ use super::{
 use crate::{
     http::{
         Fields, MOST_TRAILERS,
-        message::Version,
+        message::{Version, names_length},
         normalize::{Host, RequestParts, forbidden_in_trailers, hop_by_hop, is_identity_claim},
     },
     refusal::{Reason, Refusal},
@@ -143,9 +143,7 @@ pub(crate) fn response(head: &[u8], to_head: bool, upgrade: Option<&str>, most: 
         Some(framing) => framing,
         None => Framing::UntilClose,
     };
-    // RFC 9110 section 8.6: neither 1xx nor 204 has one.
-    if (to_head || status == 304)
-        && !matches!(status, 100..=199 | 204)
+    if names_length(to_head, status)
         && let Some(length) = seen.length
     {
         fields.push(b"content-length", length.to_string().as_bytes());

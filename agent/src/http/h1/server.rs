@@ -138,9 +138,9 @@ async fn exchange(
         Err(refusal) => (service.refuse(refusal), false, false, false),
         Ok((request, mut flags)) => {
             let to_head = request.head.method == http::Method::HEAD;
-            // What follows a CONNECT was meant for the other end of a tunnel: when there is none, it must not be read as requests of
-            // this caller (RFC 9931 section 3).
-            let may_go_on = request.head.method != http::Method::CONNECT;
+            // What follows a CONNECT, or a switch of protocols, was meant for the other end of a tunnel: when there is none, it must
+            // not be read as requests of this caller (RFC 9931 section 3).
+            let may_go_on = request.head.method != http::Method::CONNECT && request.head.upgrade.is_none();
             upgrade.clone_from(&request.head.upgrade);
             let reply = {
                 let mut call = std::pin::pin!(service.call(request));

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::{BodyReader, USUAL, WINDOW, as_map, gathered::Gathered, server::send_data, websocket};
 use crate::{
     alarm::within,
-    http::{Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo},
+    http::{Body, BodyError, Fields, Frame, Limits, RequestHead, Response, SharedIo, message::names_length},
     refusal::{Reason, Refusal},
     tls::Tenure,
     upstream::StreamLease,
@@ -195,7 +195,7 @@ pub async fn exchange(
         let switched = Some(Box::new(websocket::switched(&mut fields, &head.fields, (sending, stream), lease)));
         return Ok(Exchange::Answered(Response { status: 101, fields, body: Body::Empty, tenure, switched }));
     }
-    if (head.method == http::Method::HEAD || status == 304)
+    if names_length(head.method == http::Method::HEAD, status)
         && let Some(length) = length
     {
         // Of the body that there would be.
