@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
 use super::{
     super::{
@@ -16,6 +16,8 @@ use crate::{command, setup};
 
 /// Measurements of memory over the run.
 const SLICES: u64 = 50;
+/// Descriptors that an agent has beside those of its callers, at most.
+const OWN: u64 = 200;
 
 /// Runs `requests` through a pair of agents over 64 connections, then holds `connections` idle ones.
 ///
@@ -24,7 +26,9 @@ const SLICES: u64 = 50;
 pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Result<Report> {
     setup::run()?;
     allow_descriptors(connections);
-    let plan = Plan { profile: profile.to_owned(), seconds: 1, rounds: 1, idle: connections, ..Plan::default() };
+    // As many as the system lets an agent have, beside what it needs for itself.
+    let idle = u32::try_from(most_descriptors()?.saturating_sub(OWN)).unwrap_or(u32::MAX).min(connections);
+    let plan = Plan { profile: profile.to_owned(), seconds: 1, rounds: 1, idle, ..Plan::default() };
     let ground = Ground::prepare("soak", &plan)?;
     let backend = ground.nginx()?;
     let pair = mesh::start(&ground, &backend, "", 1)?;
@@ -65,7 +69,7 @@ pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Re
     // Whatever becomes of the idle connections: what the requests showed is told.
     let held = load::idle_plain(&ground, &plan, &pair);
     if let Ok(Some((caller, callee))) = held {
-        report.add("outrider", "idle connections held", "", f64::from(connections));
+        report.add("outrider", "idle connections held", "", f64::from(idle));
         report.add("outrider", "idle plain connection, caller", "KiB", caller);
         report.add("outrider", "idle plain connection, callee", "KiB", callee);
         report.target("outrider", "idle plain connection, caller", "KiB", 4.0);
@@ -74,6 +78,7 @@ pub(crate) fn soak(profile: &str, requests: u64, connections: u32) -> anyhow::Re
     held?;
     ensure!(failed == 0.0, "{failed} requests failed");
     ensure!(settled.len() < 5 || grown <= 64.0, "memory grows with requests: {grown:.0} KiB for each million");
+    ensure!(idle == connections, "the system lets a process hold {idle} connections, not {connections}: `ulimit -Hn` says so");
     Ok(report)
 }
 
@@ -85,6 +90,14 @@ fn allow_descriptors(connections: u32) {
     let mut prlimit = Command::new("prlimit");
     // A limit that is high enough may be one that nobody may change.
     let _ = command::output(prlimit.args(["--pid", &pid, &format!("--nofile={limit}:{limit}")]));
+}
+
+/// Descriptors that a process may open.
+fn most_descriptors() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/self/limits").context("the system does not say what a process may open")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    let most = line.split_whitespace().nth(1).context("the system does not say how many files may be open")?;
+    Ok(most.parse().unwrap_or(u64::MAX))
 }
 
 /// Least squares: bytes for each request.
