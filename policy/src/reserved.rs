@@ -97,4 +97,13 @@ mod tests {
             assert_eq!(reserved(name.as_bytes()), expected, "{name}");
         }
     }
+
+    #[test]
+    fn no_name_has_a_first_letter_that_is_not_looked_at() {
+        let prefixes = PREFIXES.iter().map(|prefix| (*prefix, Reserved::Identity));
+        for (name, why) in NAMES.iter().copied().chain(prefixes) {
+            assert_eq!(reserved(name), Some(why), "{}", name.escape_ascii());
+            assert_eq!(reserved(&name.to_ascii_uppercase()), Some(why), "{}", name.escape_ascii());
+        }
+    }
 }

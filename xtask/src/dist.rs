@@ -141,10 +141,11 @@ fn traced(trace: &str) -> BTreeSet<&str> {
         else {
             continue;
         };
-        let names = if kind.ends_with("ob") { &mut objects } else { &mut functions };
-        if !matches!(kind, "ob" | "cob" | "fn" | "cfn") {
-            continue;
-        }
+        let names = match kind {
+            "ob" | "cob" => &mut objects,
+            "fn" | "cfn" => &mut functions,
+            _ => continue,
+        };
         if let Some(name) = name.strip_prefix(' ') {
             names.insert(number, name);
         }

@@ -44,7 +44,7 @@ pub(crate) struct ParsedResponse {
 
 /// Where the head ends in `buf`, searching from `from`. Every line must end in CR LF: a bare LF or CR is refused, since
 /// others read it as a line end, or do not.
-pub(crate) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
+pub(super) fn head_end(buf: &[u8], from: usize) -> Result<Option<usize>, Refusal> {
     // Never between the two bytes of a line end.
     let at_feed = from > 0 && buf.get(from - 1..=from) == Some(b"\r\n");
     let mut at = if at_feed { from - 1 } else { from };

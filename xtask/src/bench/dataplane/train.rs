@@ -49,9 +49,9 @@ pub(crate) fn trace(agent: &Path) -> anyhow::Result<Vec<String>> {
     let traces = ground.directory().join("traces");
     fs::create_dir_all(&traces)?;
     let script = ground.directory().join("traced");
-    // The agent sets this by beginning anew, and valgrind would not go along.
+    // It must not begin anew to set its allocator: valgrind would not go along.
     let text = format!(
-        "#!/bin/sh\nGLIBC_TUNABLES=glibc.malloc.tcache_count=64 exec valgrind --quiet --tool=callgrind --demangle=no \\\n\
+        "#!/bin/sh\nOUTRIDER_ALLOCATOR=traced exec valgrind --quiet --tool=callgrind --demangle=no \\\n\
          \"--callgrind-out-file={}/%p\" \"{}\" \"$@\"\n",
         traces.display(),
         agent.display()
