@@ -5,6 +5,7 @@
 //! [`listener`], [`tls`], [`identity`], [`policy`], [`route`], [`upstream`].
 
 mod alarm;
+mod apart;
 mod app;
 pub mod capture;
 pub mod config;

@@ -1,9 +1,6 @@
-//! `cargo xtask dist`: the binaries of images. The agent is built twice: first with counters, under the load of the bench, then with
-//! its functions in the order of what was counted. What runs often lies together and stays in the processor's caches; what an agent
-//! never does lies apart and takes no memory.
-//!
-//! The compiler itself is not told what was counted (`-Cprofile-use`): it then makes functions so large of the futures of connections
-//! that LLVM is at some of them for more than ten minutes.
+//! `cargo xtask dist`: the binaries of images. The agent is built twice: first with counters, under the load of the bench, then by
+//! what was counted, and with its functions in that order. What runs often is compiled for speed, lies together and stays in the
+//! processor's caches; what an agent never does is compiled for size, lies apart and takes no memory.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,7 +18,7 @@ use crate::{bench, command};
 const PLAIN: [&str; 2] = ["outrider", "outrider-control-plane"];
 const AGENT: &str = "outrider-agent";
 
-/// Build the binaries of images, the agent in the order of what runs, which is found now. Needs valgrind, and llvm-tools of rustup
+/// Build the binaries of images, the agent by a profile that is taken now. Needs valgrind, and llvm-tools of rustup
 #[derive(Debug, clap::Args)]
 pub(crate) struct Dist {}
 
@@ -61,7 +58,7 @@ impl Tools {
         let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?.to_owned();
         // Elsewhere the compiler uses the system's linker, which may not know the option.
         if host != "x86_64-unknown-linux-gnu" {
-            bail!("an agent in the order of what runs is built on x86_64-unknown-linux-gnu only, and this is {host}");
+            bail!("an agent with a profile is built on x86_64-unknown-linux-gnu only, and this is {host}");
         }
         let profdata = Path::new(root.trim()).join("lib/rustlib").join(&host).join("bin/llvm-profdata");
         if !profdata.is_file() {
@@ -76,22 +73,23 @@ impl Tools {
     }
 }
 
-/// An agent in the order of what runs, found anew when the agent has changed.
+/// An agent with a profile, taken anew when the agent has changed.
 ///
 /// # Errors
 /// When it does not build, or a load fails.
 pub(crate) fn agent(tools: &Tools) -> anyhow::Result<PathBuf> {
     let place = bench::target_directory()?.join("profiled");
-    let (counts, order) = (place.join("counts"), place.join("agent.order"));
+    let (counts, profile, order) = (place.join("counts"), place.join("agent.profdata"), place.join("agent.order"));
     let counted = build(tools, &place.join("counted"), &format!("-Cprofile-generate={}", counts.display()))?;
     let age = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
     if age(&order) <= age(&counted) {
         let _ = fs::remove_dir_all(&counts);
-        crate::say("counting what runs in an agent under load");
+        crate::say("taking a profile of an agent under load");
         bench::train(&counted)?;
         let files = fs::read_dir(&counts).context("the agent counted nothing")?;
         let files = files.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
-        let text = command::output(Command::new(&tools.profdata).args(["merge", "-text", "-o", "-"]).args(&files))?;
+        command::output(Command::new(&tools.profdata).args(["merge", "-o"]).arg(&profile).args(&files))?;
+        let text = command::output(Command::new(&tools.profdata).args(["merge", "-text", "-o", "-"]).arg(&profile))?;
         crate::say("following an agent from its start");
         let traces = bench::trace(&counted)?;
         let mut names = executed(&text);
@@ -100,13 +98,23 @@ pub(crate) fn agent(tools: &Tools) -> anyhow::Result<PathBuf> {
         names.extend(traces.iter().flat_map(|trace| traced(trace)).collect::<BTreeSet<_>>().difference(&counted));
         fs::write(&order, names.into_iter().fold(String::new(), |all, name| all + name + "\n"))?;
     }
-    // By its content, so that another order is another build.
+    // By its content, so that another profile is another build.
     let mut hash = DefaultHasher::new();
-    hash.write(&fs::read(&order)?);
-    let named = place.join(format!("agent-{:016x}.order", hash.finish()));
-    fs::copy(&order, &named).with_context(|| format!("cannot copy {}", order.display()))?;
-    let flags = format!("-Clink-arg=-Wl,--symbol-ordering-file={} -Clink-arg=-Wl,--no-warn-symbol-ordering", named.display());
+    hash.write(&fs::read(&profile)?);
+    let named = place.join(format!("agent-{:016x}", hash.finish()));
+    let (profile, order) = (copy(&profile, &named, "profdata")?, copy(&order, &named, "order")?);
+    let flags = format!(
+        "-Cprofile-use={} -Clink-arg=-Wl,--symbol-ordering-file={} -Clink-arg=-Wl,--no-warn-symbol-ordering",
+        profile.display(),
+        order.display()
+    );
     build(tools, &place.join("built"), &flags)
+}
+
+fn copy(from: &Path, named: &Path, extension: &str) -> anyhow::Result<PathBuf> {
+    let to = named.with_extension(extension);
+    fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+    Ok(to)
 }
 
 /// Builds the agent with these flags, which its build scripts do not get.

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     alarm::{self, within},
+    apart::apart,
     http::{Body, BodyError, Heads, Limits, Meter, Reply, Request, Service, SharedIo, Transport, h1::Framing},
     policy::lapsed,
     refusal::{Reason, Refusal},
@@ -47,7 +48,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         async move {
             loop {
                 let opened = inbox.next().await;
-                stream(&*service, opened, &bounds).await;
+                apart(stream(&*service, opened, &bounds)).await;
             }
         }
     });

@@ -16,6 +16,7 @@ use super::{
     retry::{self, Failure, Known, Next, Sending},
 };
 use crate::{
+    apart::apart,
     http::{Body, Fields, Frame, Request, RequestHead, Response},
     refusal::{Reason, Refusal},
     route::{self, Plan, ServiceEntry},
@@ -179,7 +180,7 @@ impl Upstreams {
         let stop = &chosen.what;
         let to = (&stop.slot, &stop.endpoint);
         let outcome = match sending.try_timeout {
-            None => self.exchange_mesh(to, head, added, body, stream).await,
+            None => apart(self.exchange_mesh(to, head, added, body, stream)).await,
             Some(timeout) => {
                 let exchange = self.exchange_mesh(to, head, added, body, stream);
                 Box::pin(tokio::time::timeout(timeout, exchange)).await.unwrap_or_else(|_| {
