@@ -26,6 +26,7 @@ mod spare;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;
+mod turn;
 pub mod upstream;
 mod worker;
 pub mod workload;

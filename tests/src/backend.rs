@@ -36,7 +36,7 @@ impl Seen {
 pub struct Backend {
     /// Where it listens.
     pub address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<Arrived>>>,
     failing: Arc<Mutex<Vec<String>>>,
     _server: JoinSet<()>,
 }
@@ -49,7 +49,7 @@ impl Backend {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         let address = listener.local_addr().expect("address");
-        let seen = Arc::<Mutex<Vec<Seen>>>::default();
+        let seen = Arc::<Mutex<Vec<Arrived>>>::default();
         let record = seen.clone();
         let failing = Arc::<Mutex<Vec<String>>>::default();
         let fails = failing.clone();
@@ -68,7 +68,7 @@ impl Backend {
     /// # Panics
     /// When a connection panicked.
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().expect("seen").clone()
+        self.seen.lock().expect("seen").iter().map(Arrived::read).collect()
     }
 
     /// From now on it answers 503 to requests for this target.
@@ -88,12 +88,38 @@ impl Backend {
     }
 }
 
-async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>, failing: Arc<Mutex<Vec<String>>>) {
-    let mut buf = Vec::new();
+/// A request as it arrived: it is taken apart when somebody asks, since a crowd of large ones must not wait for each other here.
+#[derive(Debug)]
+struct Arrived {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Arrived {
+    /// Method and target.
+    fn start(&self) -> (&str, &str) {
+        let mut words = self.head.lines().next().unwrap_or_default().split(' ');
+        (words.next().unwrap_or_default(), words.next().unwrap_or_default())
+    }
+
+    fn read(&self) -> Seen {
+        let (method, target) = self.start();
+        let fields = fields(&self.head).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Seen { method: method.to_owned(), target: target.to_owned(), fields, body: self.body.clone() }
+    }
+}
+
+fn fields(head: &str) -> impl Iterator<Item = (&str, &str)> {
+    head.split("\r\n").skip(1).filter_map(|line| line.split_once(':')).map(|(name, value)| (name, value.trim()))
+}
+
+async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Arrived>>>, failing: Arc<Mutex<Vec<String>>>) {
+    let mut buf = Vec::with_capacity(32 << 10);
     while let Some(request) = read(&mut stream, &mut buf).await {
-        let slow = request.target.contains("slow");
-        let close = request.target.contains("close");
-        let failing = failing.lock().expect("failing").contains(&request.target);
+        let (_, target) = request.start();
+        let slow = target.contains("slow");
+        let close = target.contains("close");
+        let failing = failing.lock().expect("failing").iter().any(|each| each == target);
         seen.lock().expect("seen").push(request);
         if slow {
             tokio::time::sleep(std::time::Duration::from_millis(500)).await;
@@ -115,21 +141,21 @@ async fn more(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<()> {
     (stream.read_buf(buf).await.ok()? > 0).then_some(())
 }
 
-async fn read(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Seen> {
+async fn read(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Arrived> {
+    let mut searched = 0;
     let end = loop {
-        if let Some(at) = buf.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at + 4;
+        if let Some(at) = memchr::memmem::find(&buf[searched..], b"\r\n\r\n") {
+            break searched + at + 4;
         }
+        searched = buf.len().saturating_sub(3);
         more(stream, buf).await?;
     };
-    let head: Vec<u8> = buf.drain(..end).collect();
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let mut lines = head.split("\r\n");
-    let mut start = lines.next()?.split(' ');
-    let (method, target) = (start.next()?.to_owned(), start.next()?.to_owned());
-    let fields: Vec<_> =
-        lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
-    let value = |name: &str| fields.iter().find(|(each, _)| each.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
+    let head = String::from_utf8_lossy(&buf[..end]).into_owned();
+    buf.drain(..end);
+    if !head.lines().next()?.contains(' ') {
+        return None;
+    }
+    let value = |name: &str| fields(&head).find(|(each, _)| each.eq_ignore_ascii_case(name)).map(|(_, value)| value);
     let body = if value("transfer-encoding").is_some() {
         chunked(stream, buf).await?
     } else {
@@ -139,7 +165,7 @@ async fn read(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Seen> {
         }
         buf.drain(..length).collect()
     };
-    Some(Seen { method, target, fields, body })
+    Some(Arrived { head, body })
 }
 
 async fn chunked(stream: &mut TcpStream, buf: &mut Vec<u8>) -> Option<Vec<u8>> {

@@ -135,7 +135,7 @@ pub async fn through_proxy(proxy: SocketAddr, method: &str, url: &str, fields: &
 }
 
 /// A member of the mesh that obeys no agent: it holds a certificate and says what it likes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MeshPeer {
     /// Its certificate.
     pub svids: Arc<Svids>,

@@ -14,11 +14,13 @@ use super::{
     frame::{self, Code, Kind},
     link::Link,
     outbox::Outbox,
-    running::wake_after_others,
     transport::Sealed,
     violation::Violation,
 };
-use crate::http::Limits;
+use crate::{
+    http::Limits,
+    turn::{Pause, wake_after_others},
+};
 
 /// Reads in a row before others of the worker get their turn.
 const TURNS: usize = 2;
@@ -33,6 +35,8 @@ pub(super) struct Driver {
     outbound: Outbox,
     /// Others had their turn to add to what is sent, and sockets were looked at.
     gathered: bool,
+    /// After some reads in a row.
+    pause: Pause,
     /// Reads that brought something.
     heard: u64,
 }
@@ -48,7 +52,15 @@ pub(super) enum Ended {
 
 impl Driver {
     pub(super) fn new(link: Rc<Link>, sealed: Sealed) -> Self {
-        Self { link, sealed, inbound: BytesMut::new(), outbound: Outbox::default(), gathered: false, heard: 0 }
+        Self {
+            link,
+            sealed,
+            inbound: BytesMut::new(),
+            outbound: Outbox::default(),
+            gathered: false,
+            pause: Pause::default(),
+            heard: 0,
+        }
     }
 
     /// Changes whenever something has arrived.
@@ -74,6 +86,9 @@ impl Driver {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>, role: &mut Role<'_>, limits: &Limits) -> Poll<Ended> {
+        if self.pause.lasts(cx) {
+            return Poll::Pending;
+        }
         for _ in 0..TURNS {
             match self.sealed.poll_read(cx, &mut self.inbound) {
                 Poll::Pending => {
@@ -95,7 +110,7 @@ impl Driver {
                 }
             }
         }
-        cx.waker().wake_by_ref();
+        self.pause.begin(cx);
         Poll::Pending
     }
 

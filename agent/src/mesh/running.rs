@@ -4,7 +4,7 @@
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,16 +13,10 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-/// Rooms that have a turn before sockets are looked at.
-const TURN: usize = 16;
+use crate::turn::{Pause, TURN};
+
 /// Rooms that are always kept.
 const KEPT: usize = 1;
-
-/// Has the task polled again when sockets have been looked at and other tasks had their turn.
-pub(super) fn wake_after_others(cx: &mut Context<'_>) {
-    // It is woken by being polled once.
-    let _ = pin!(tokio::task::yield_now()).poll(cx);
-}
 
 /// Jobs that one task does side by side.
 pub(super) struct Running<T, B, F> {
@@ -35,6 +29,7 @@ pub(super) struct Running<T, B, F> {
     woken: Arc<Woken>,
     /// Whoever has its turn; kept for its capacity.
     turn: Vec<usize>,
+    pause: Pause,
 }
 
 struct Room<T, F> {
@@ -119,7 +114,15 @@ impl Wake for Bell {
 impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
     /// Nobody yet.
     pub(super) fn new(furnish: B) -> Self {
-        Self { furnish, rooms: Vec::new(), free: Vec::new(), most: 0, woken: Arc::default(), turn: Vec::new() }
+        Self {
+            furnish,
+            rooms: Vec::new(),
+            free: Vec::new(),
+            most: 0,
+            woken: Arc::default(),
+            turn: Vec::new(),
+            pause: Pause::default(),
+        }
     }
 
     /// Takes a job, which is begun at the next [`Running::run`].
@@ -157,7 +160,7 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
                 std::mem::swap(&mut self.turn, &mut turns.rooms);
             }
         }
-        if self.turn.is_empty() {
+        if self.turn.is_empty() || self.pause.lasts(cx) {
             return;
         }
         let waiting = self.turn.split_off(self.turn.len().min(TURN));
@@ -181,7 +184,7 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
         if !waiting.is_empty() {
             self.turn = waiting;
             // Sockets and other tasks first: it is what most of these wait for.
-            wake_after_others(cx);
+            self.pause.begin(cx);
         }
     }
 

@@ -48,6 +48,9 @@ enum What {
         /// Milliseconds that each takes
         #[arg(long, default_value_t = 1000)]
         window: u64,
+        /// Only floods with this in their name
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// Connections that take their time, beside a neighbour
     Slow {
@@ -82,8 +85,8 @@ fn main() -> ExitCode {
                 },
             );
         }
-        What::Floods { rounds, window } => {
-            let plan = FloodPlan { rounds, window: Duration::from_millis(window) };
+        What::Floods { rounds, window, only } => {
+            let plan = FloodPlan { rounds, window: Duration::from_millis(window), only };
             let seen = runtime.block_on(floods(plan, |seen, left| {
                 tell(&format!("{} ({}): {} times, {left} floods are left", seen.name, seen.way, seen.times));
             }));

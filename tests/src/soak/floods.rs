@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Flooded, Ridden, Way,
+    Flooded, Way,
     floods::{End, Flood, over_http2, over_mesh},
 };
 
@@ -11,12 +11,14 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How much of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FloodPlan {
     /// Times without a flood and with it, in turn.
     pub rounds: u32,
     /// How long each takes.
     pub window: Duration,
+    /// Only those with this in their name.
+    pub only: String,
 }
 
 /// What one flood did.
@@ -38,17 +40,20 @@ pub struct FloodSeen {
     pub before: [u64; 2],
     /// The same with the flood.
     pub during: [u64; 2],
+    /// What somebody waited who asked the program itself, with the flood.
+    pub direct: [u64; 2],
 }
 
 /// Runs all of them. `tell` hears of each one.
 pub async fn floods(plan: FloodPlan, mut tell: impl FnMut(&FloodSeen, usize)) -> Vec<FloodSeen> {
     let mut all = Vec::new();
-    let ways = [(Way::Plaintext, over_http2()), (Way::Http2, over_http2()), (Way::Mesh, over_mesh())];
+    let mut ways = [(Way::Plaintext, over_http2()), (Way::Http2, over_http2()), (Way::Mesh, over_mesh())];
+    ways.iter_mut().for_each(|(_, rows)| rows.retain(|row| row.name.contains(&plan.only)));
     let mut left: usize = ways.iter().map(|(_, rows)| rows.len()).sum();
     for (way, rows) in ways {
         let flooded = Flooded::start().await;
         for flood in rows {
-            let seen = one(&flooded, &flood, way, plan).await;
+            let seen = one(&flooded, &flood, way, &plan).await;
             left -= 1;
             tell(&seen, left);
             all.push(seen);
@@ -57,22 +62,24 @@ pub async fn floods(plan: FloodPlan, mut tell: impl FnMut(&FloodSeen, usize)) ->
     all
 }
 
-async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: FloodPlan) -> FloodSeen {
+async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> FloodSeen {
     // Slowly, so that what was sent is nearly what was taken.
     let slow = flooded.ride_slowly(flood, way).await;
     let mut grown = slow.grown;
     let mut ended = slow.closed;
-    let (mut before, mut during, mut times) = (Vec::new(), Vec::new(), 1);
+    let (mut before, mut during, mut direct, mut times) = (Vec::new(), Vec::new(), Vec::new(), 1);
     for _ in 0..plan.rounds {
         before.push(percentiles(flooded.quiet(plan.window).await));
-        let (mut waited, began) = (Vec::new(), Instant::now());
+        let (mut waited, mut at_program, began) = (Vec::new(), Vec::new(), Instant::now());
         while began.elapsed() < plan.window {
-            let Ridden { closed, grown: more, waited: so_far, .. } = flooded.ride(flood, way).await;
-            waited.extend(so_far);
+            let ridden = flooded.ride(flood, way).await;
+            waited.extend(ridden.waited);
+            at_program.extend(ridden.direct);
             waited.extend(flooded.quiet(PAUSE).await);
-            (ended, grown, times) = (ended && closed, grown.max(more), times + 1);
+            (ended, grown, times) = (ended && ridden.closed, grown.max(ridden.grown), times + 1);
         }
         during.push(percentiles(waited));
+        direct.push(percentiles(at_program));
     }
     let is_bounded = flood.end == End::Bounded;
     FloodSeen {
@@ -84,6 +91,7 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: FloodPlan) -> Flo
         grown,
         before: middle(&before),
         during: middle(&during),
+        direct: middle(&direct),
     }
 }
 

@@ -25,10 +25,9 @@ use crate::{
     policy::lapsed,
     refusal::{Reason, Refusal},
     telemetry::Record,
+    turn::{Pause, TURN},
 };
 
-/// Streams taken in a row before others of the worker get their turn.
-const TURN: usize = 16;
 /// How long streams may go on once the connection is closing.
 const LINGER: Duration = Duration::from_secs(30);
 /// How long a connection without streams has to say goodbye.
@@ -39,7 +38,11 @@ const UNSENT: usize = 32 << 10;
 const DISCARD: usize = 1 << 20;
 
 type Connection = h2::server::Connection<Gathered<Guarded<SharedIo>>, Bytes>;
-type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>);
+/// Bytes of a head that count as one more stream of a turn.
+const LARGE: usize = 4 << 10;
+
+/// A stream, and what its head weighs.
+type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>, usize);
 
 /// Serves one connection to its end.
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
@@ -71,12 +74,12 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     // A little later than the streams on it, whose records say why they ended.
     let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.take + FAREWELL));
     let mut exhausted = std::pin::pin!(flood.exhausted());
-    let (bounds, mut taken) = (Rc::new(limits.clone()), 0_usize);
+    let (bounds, mut turn) = (Rc::new(limits.clone()), Turn::default());
     let heads = Heads::new(limits.heads);
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = accept(&mut connection, &flood) => accepted,
+            accepted = accept(&mut connection, &flood, &mut turn) => accepted,
             () = &mut leaving, if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
@@ -92,6 +95,8 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                     }
                     drop(service.refuse(refusal));
                 }
+                // There may be more of them.
+                turn.pause.pass().await;
                 continue;
             }
             () = &mut head_stalls => return,
@@ -121,9 +126,9 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
         };
         match accepted {
-            Some(Ok((request, mut respond))) => {
+            Some(Ok((request, mut respond, weight))) => {
                 last = alarm::instant();
-                let Some(head) = heads.hold(weight(&request)) else {
+                let Some(head) = heads.hold(weight) else {
                     // The caller may send it again.
                     respond.send_reset(h2::Reason::REFUSED_STREAM);
                     flood.refused();
@@ -141,10 +146,6 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                     }
                     drop((held, head));
                 });
-                taken = taken.wrapping_add(1);
-                if taken % TURN == 0 {
-                    tokio::task::yield_now().await;
-                }
             }
             Some(Err(error)) => {
                 flood.unseen().rest().into_iter().for_each(|refusal| drop(service.refuse(refusal)));
@@ -164,19 +165,37 @@ fn broke_the_rules(service: &impl Service, error: &h2::Error) {
     }
 }
 
+/// A connection's turn among those of its worker.
+#[derive(Debug, Default)]
+struct Turn {
+    taken: usize,
+    pause: Pause,
+}
+
 /// The next stream. What has arrived is read as its heads are taken, and no faster.
-async fn accept(connection: &mut Connection, flood: &Flood) -> Option<Result<Incoming, h2::Error>> {
+async fn accept(connection: &mut Connection, flood: &Flood, turn: &mut Turn) -> Option<Result<Incoming, h2::Error>> {
     std::future::poll_fn(|cx| {
-        loop {
-            match connection.poll_accept(cx) {
-                Poll::Pending if flood.all_taken() => {}
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(accepted) => {
-                    flood.taken();
-                    return Poll::Ready(accepted);
-                }
-            }
+        if turn.pause.lasts(cx) {
+            return Poll::Pending;
         }
+        let Poll::Ready(accepted) = connection.poll_accept(cx) else {
+            if flood.all_taken() {
+                // What the library refuses by itself it would refuse without an end.
+                turn.pause.begin(cx);
+            }
+            return Poll::Pending;
+        };
+        flood.taken();
+        Poll::Ready(accepted.map(|accepted| {
+            let (request, respond) = accepted?;
+            let weight = weight(&request);
+            turn.taken += 1 + weight / LARGE;
+            if turn.taken >= TURN {
+                turn.taken = 0;
+                turn.pause.begin(cx);
+            }
+            Ok((request, respond, weight))
+        }))
     })
     .await
 }

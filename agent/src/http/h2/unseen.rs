@@ -5,7 +5,10 @@ use std::{cell::RefCell, rc::Rc};
 
 use tokio::sync::Notify;
 
-use crate::refusal::{Reason, Refusal};
+use crate::{
+    refusal::{Reason, Refusal},
+    turn::TURN,
+};
 
 const FRAME_HEAD: usize = 9;
 /// Types of frames (RFC 9113 section 6).
@@ -89,11 +92,11 @@ impl Unseen {
         }
     }
 
-    /// Ends when the library has answered a stream that nobody has taken, and says which refusals that were. To be asked after
-    /// streams were taken: the library may answer one and hand it out nevertheless.
+    /// Ends when the library has answered a stream that nobody has taken, and says which refusals that were, a turn of them at a
+    /// time. To be asked after streams were taken: the library may answer one and hand it out nevertheless.
     pub(super) async fn refused(&self) -> Vec<Refusal> {
         loop {
-            let refused = self.rest();
+            let refused = self.tell(TURN);
             if !refused.is_empty() {
                 return refused;
             }
@@ -103,7 +106,13 @@ impl Unseen {
 
     /// What has not been told yet.
     pub(super) fn rest(&self) -> Vec<Refusal> {
-        self.0.state.borrow_mut().refused.drain(..).map(|(_, answer)| answer.refusal()).collect()
+        self.tell(usize::MAX)
+    }
+
+    fn tell(&self, most: usize) -> Vec<Refusal> {
+        let refused = &mut self.0.state.borrow_mut().refused;
+        let most = most.min(refused.len());
+        refused.drain(..most).map(|(_, answer)| answer.refusal()).collect()
     }
 }
 
@@ -192,6 +201,18 @@ mod tests {
             assert_eq!(told, [Reason::Malformed, Reason::HeadTooLarge, Reason::Overloaded], "{step}");
             assert!(unseen.rest().is_empty());
             assert_eq!(unseen.0.state.borrow().open, [3], "{step}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_are_told_a_turn_at_a_time_and_all_of_them() {
+        let (unseen, mut written) = (Unseen::default(), Written::default());
+        let streams = 0..3 * TURN as u32 + 1;
+        streams.clone().for_each(|stream| unseen.opened(stream));
+        let code = u32::from(h2::Reason::REFUSED_STREAM).to_be_bytes();
+        streams.for_each(|stream| written.look(&frame(RST_STREAM, stream, &code), &unseen));
+        for told in [TURN, TURN, TURN, 1] {
+            assert_eq!(unseen.refused().await.len(), told);
         }
     }
 
