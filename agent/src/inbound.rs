@@ -5,7 +5,6 @@ use std::rc::Rc;
 use bytes::BytesMut;
 
 use crate::{
-    apart::apart,
     config::PlaintextPort,
     http::{Reply, Request, Response, Service, h1, h2, normalize::new_request_id, seal},
     identity::Peer,
@@ -102,7 +101,7 @@ impl Inbound {
         }
         let response = tokio::select! {
             biased;
-            response = apart(self.worker.upstreams.serve(&route, request, &added, &self.turnstile)) => response?,
+            response = self.worker.upstreams.serve(&route, request, &added, &self.turnstile) => response?,
             revoked = permit.revoked() => return Err(revoked),
         };
         Ok((response, permit))
@@ -126,15 +125,13 @@ impl Inbound {
 }
 
 impl Service for Inbound {
-    fn call(&self, request: Request) -> impl Future<Output = Reply> {
-        apart(async move {
-            let mut record = self.record();
-            record.request(&request.head);
-            match self.answer(request, &mut record).await {
-                Ok((response, permit)) => seal(response, Some(permit), record),
-                Err(refusal) => crate::http::refused(&refusal, record),
-            }
-        })
+    async fn call(&self, request: Request) -> Reply {
+        let mut record = self.record();
+        record.request(&request.head);
+        match self.answer(request, &mut record).await {
+            Ok((response, permit)) => seal(response, Some(permit), record),
+            Err(refusal) => crate::http::refused(&refusal, record),
+        }
     }
 
     fn refuse(&self, refusal: Refusal) -> Reply {

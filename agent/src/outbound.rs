@@ -5,7 +5,6 @@ use std::{net::SocketAddr, rc::Rc};
 use bytes::BytesMut;
 
 use crate::{
-    apart::apart,
     config::ExplicitUpstream,
     http::{Fields, Reply, Request, Response, Service, SharedIo, Transport, h1, h2, normalize::new_request_id, preface, seal},
     listener::Accepted,
@@ -72,7 +71,7 @@ impl Outbound {
     async fn answer(&self, request: Request, record: &mut Record) -> Result<Response, Refusal> {
         record.admit(&self.worker.limits)?;
         let route = self.route(&request, record).await?;
-        apart(self.worker.upstreams.send(&route, request, &record.onward(), record.trail(), None)).await
+        self.worker.upstreams.send(&route, request, &record.onward(), record.trail(), None).await
     }
 
     /// CONNECT to a port that carries opaque bytes.
@@ -121,18 +120,16 @@ impl Outbound {
 }
 
 impl Service for Outbound {
-    fn call(&self, request: Request) -> impl Future<Output = Reply> {
-        apart(async move {
-            let mut record = self.record();
-            record.request(&request.head);
-            if request.head.method == http::Method::CONNECT {
-                return self.connect(request, record).await;
-            }
-            match self.answer(request, &mut record).await {
-                Ok(response) => seal(response, None, record),
-                Err(refusal) => crate::http::refused(&refusal, record),
-            }
-        })
+    async fn call(&self, request: Request) -> Reply {
+        let mut record = self.record();
+        record.request(&request.head);
+        if request.head.method == http::Method::CONNECT {
+            return self.connect(request, record).await;
+        }
+        match self.answer(request, &mut record).await {
+            Ok(response) => seal(response, None, record),
+            Err(refusal) => crate::http::refused(&refusal, record),
+        }
     }
 
     fn refuse(&self, refusal: Refusal) -> Reply {

@@ -197,7 +197,7 @@ async fn stream(service: &impl Service, opened: Opened, limits: &Limits) {
             let request = Request { head: Rc::new(head), body };
             tokio::select! {
                 biased;
-                reply = service.call(request) => reply,
+                reply = apart(service.call(request)) => reply,
                 _ = place.given_up() => return,
             }
         }

@@ -68,11 +68,19 @@ impl<T> Place<T> {
     fn cost(&self, now: Duration, usual: f64) -> f64 {
         // In powers of two: what is nearly as quick is as good.
         let latency = self.latency.get().expected(now).unwrap_or(usual).max(QUICK);
-        let latency = (latency / QUICK).log2().round().exp2();
+        let latency = nearest_power_of_two(latency / QUICK);
         let since = self.joined.max(self.suspicion.get().until());
         let age = since.map_or(1.0, |since| now.saturating_sub(since).as_secs_f64() / SLOW_START.as_secs_f64());
         latency * (self.load.get() as f64 + 1.0) / age.clamp(FIRST_SHARE, 1.0)
     }
+}
+
+/// The power of two that is nearest by factor to a number of at least one.
+fn nearest_power_of_two(number: f64) -> f64 {
+    /// The bits of a number that are its exponent (IEEE 754 binary64).
+    const EXPONENT: u64 = 0x7ff << 52;
+    let below = f64::from_bits(number.to_bits() & EXPONENT);
+    if number / below < std::f64::consts::SQRT_2 { below } else { below * 2.0 }
 }
 
 /// The endpoints of one port of a service.

@@ -19,6 +19,7 @@ use super::{
     turnstile::Turnstile,
 };
 use crate::{
+    apart::apart,
     http::{
         Body, Fields, Limits, Request, RequestHead, Response, SharedIo, Transport,
         h1::{self, Exchange, Framing, H1Client},
@@ -93,7 +94,7 @@ impl Upstreams {
                     Protocol::Http2 | Protocol::Grpc => {
                         Box::pin(self.exchange_http2(&slot, None, &head, added, body, stream)).await
                     }
-                    Protocol::Http | Protocol::Tcp => self.exchange_http1(&slot, None, &head, added, body, stream).await,
+                    Protocol::Http | Protocol::Tcp => apart(self.exchange_http1(&slot, None, &head, added, body, stream)).await,
                 };
                 outcome.map_err(|failure| failure.refusal)
             }
@@ -101,7 +102,7 @@ impl Upstreams {
                 Err(Refusal::new(Reason::ProtocolMismatch, "the port carries opaque bytes: use CONNECT or an explicit upstream"))
             }
             Kind::Mesh { service, port, plan: None, .. } => {
-                self.call(service, *port, &Sending::default(), request, added, trail).await
+                apart(self.call(service, *port, &Sending::default(), request, added, trail)).await
             }
             Kind::Mesh { service, port, plan: Some(plan), .. } => {
                 Box::pin(self.call_by(plan, (service, *port), request, added, trail)).await

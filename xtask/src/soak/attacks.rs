@@ -32,11 +32,9 @@ struct Flood {
 
 impl Flood {
     fn problems(&self) -> Vec<&'static str> {
-        let waits = |at: usize| {
-            let (before, during) = (self.before[at], self.during[at].saturating_sub(self.direct[at]));
-            during > (before * TIMES).max(before + LITTLE)
-        };
-        let [p50, p99] = [0, 1].map(waits);
+        let waits = |before: u64, during: u64, direct: u64| during.saturating_sub(direct) > (before * TIMES).max(before + LITTLE);
+        let ([p50, p99], [p50_during, p99_during], [p50_direct, p99_direct]) = (self.before, self.during, self.direct);
+        let (p50, p99) = (waits(p50, p50_during, p50_direct), waits(p99, p99_during, p99_direct));
         let all = [
             (!self.ended, "did not end"),
             (self.frames.is_some_and(|frames| frames > FRAMES), "ended late"),

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     alarm::{self, Late, in_steps, within},
+    apart::apart,
     http::{
         BodyError, Limits, Meter,
         io::SharedIo,
@@ -143,7 +144,7 @@ async fn exchange(
             let may_go_on = request.head.method != http::Method::CONNECT && request.head.upgrade.is_none();
             upgrade.clone_from(&request.head.upgrade);
             let reply = {
-                let mut call = std::pin::pin!(service.call(request));
+                let mut call = std::pin::pin!(apart(service.call(request)));
                 loop {
                     tokio::select! {
                         biased;

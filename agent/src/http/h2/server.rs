@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     alarm,
+    apart::apart,
     http::{
         Body, BodyError, Frame, Heads, Limits, Meter, Reply, Request, Service, SharedIo, Version,
         heads::FIELD,
@@ -241,7 +242,7 @@ async fn stream(
     };
     let reply = tokio::select! {
         biased;
-        reply = service.call(request) => reply,
+        reply = apart(service.call(request)) => reply,
         _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
     };
     match switching {

@@ -22,6 +22,14 @@ fn shares(balancer: &Balancer<usize>, now: Duration, requests: usize) -> Vec<usi
 }
 
 #[test]
+fn latencies_are_compared_in_powers_of_two() {
+    for (number, power) in [(1.0, 1.0), (1.41, 1.0), (1.42, 2.0), (2.8, 2.0), (2.9, 4.0), (1000.0, 1024.0), (1e9, 2_f64.powi(30))]
+    {
+        assert!(nearest_power_of_two(number) == power && number.log2().round().exp2() == power, "{number}");
+    }
+}
+
+#[test]
 fn equal_endpoints_get_equal_shares_and_a_slow_one_gets_less() {
     let all = balancer(&[false; 4]);
     assert!(shares(&all, NOW, 4000).iter().all(|count| (800..1200).contains(count)));
