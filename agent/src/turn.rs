@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Wake, Waker},
 };
 
 /// Streams of one connection that are begun or run in a turn.
@@ -49,18 +49,6 @@ impl Pause {
         self.0 = Some(over);
     }
 
-    /// Makes one.
-    pub(crate) async fn pass(&mut self) {
-        let mut is_begun = false;
-        std::future::poll_fn(|cx| {
-            if !std::mem::replace(&mut is_begun, true) {
-                self.begin(cx);
-            }
-            if self.lasts(cx) { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await;
-    }
-
     /// Whether there is one, which is not over. Then the task is woken when it is.
     pub(crate) fn lasts(&mut self, cx: &Context<'_>) -> bool {
         let Some(over) = self.0.take_if(|over| over.is_over.load(Ordering::Acquire) || !over.task.will_wake(cx.waker())) else {
@@ -77,7 +65,7 @@ impl Pause {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, rc::Rc};
+    use std::{cell::Cell, rc::Rc, task::Poll};
 
     use tokio::{net::UdpSocket, task::LocalSet};
 

@@ -1,6 +1,7 @@
 //! A service under attack, and a neighbour of the attacker who goes on asking: what it sees, and what the agent holds.
 
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -52,10 +53,25 @@ pub struct Ridden {
     pub frames: usize,
     /// How much more the agent held at most, in KiB.
     pub grown: u64,
-    /// How long the neighbour waited, each time.
-    pub waited: Vec<Duration>,
-    /// How long somebody waited who asked the program itself meanwhile: it shares this machine with the flood's sender.
+    /// How long others waited meanwhile.
+    pub waited: Waited,
+}
+
+/// How long others waited, each time.
+#[derive(Clone, Debug, Default)]
+pub struct Waited {
+    /// The neighbour, who asks by way of the agent.
+    pub neighbour: Vec<Duration>,
+    /// Somebody who asks the program itself: it shares this machine with the flood's sender.
     pub direct: Vec<Duration>,
+}
+
+impl Waited {
+    /// The same and more.
+    pub fn extend(&mut self, more: Self) {
+        self.neighbour.extend(more.neighbour);
+        self.direct.extend(more.direct);
+    }
 }
 
 /// The service, with everybody allowed, also in plaintext.
@@ -101,26 +117,42 @@ impl Flooded {
         line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
     }
 
-    /// How long the neighbour waits while nothing else happens.
-    pub async fn quiet(&self, time: Duration) -> Vec<Duration> {
-        let mut waited = Vec::new();
-        let _ = tokio::time::timeout(time, self.ask(self.plain, &mut waited, usize::MAX)).await;
-        waited
+    /// What neighbour and program take while nothing else happens.
+    pub async fn quiet(&self, time: Duration) -> Waited {
+        self.meanwhile(tokio::time::sleep(time)).await.1
     }
 
-    /// Asks on a connection of its own, so many times.
-    async fn ask(&self, address: SocketAddr, waited: &mut Vec<Duration>, times: usize) {
+    /// What they take while something else happens, to the end of what was asked when it ends.
+    async fn meanwhile<T>(&self, other: impl Future<Output = T>) -> (T, Waited) {
+        let mut waited = Waited::default();
+        let is_over = Cell::new(false);
+        let other = async {
+            let came = other.await;
+            is_over.set(true);
+            came
+        };
+        let neighbour = self.ask("the neighbour", self.plain, &mut waited.neighbour, &is_over);
+        let direct = self.ask("who asks the program itself", self.backend.address, &mut waited.direct, &is_over);
+        let (came, (), ()) = tokio::join!(other, neighbour, direct);
+        (came, waited)
+    }
+
+    /// Asks on a connection of its own, once at least, until it is over.
+    async fn ask(&self, who: &str, address: SocketAddr, waited: &mut Vec<Duration>, is_over: &Cell<bool>) {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
-        for _ in 0..times {
+        loop {
             let asked = Instant::now();
             let request = b"GET /fine HTTP/1.1\r\nhost: orders.shop\r\n\r\n";
-            let answer = exchange(&mut stream, request).await.expect("the neighbour is answered");
+            let answer = exchange(&mut stream, request).await.unwrap_or_else(|error| panic!("{who} got no answer: {error}"));
             if answer.status != 200 {
                 let log = self.orders.access_log().await;
                 let refused: Vec<_> = log.iter().filter(|line| line.get("status").is_some_and(|status| *status != 200)).collect();
-                panic!("the neighbour got {}: {:#?}", answer.status, refused.last());
+                panic!("{who} got {}: {:#?}", answer.status, refused.last());
             }
             waited.push(asked.elapsed());
+            if is_over.get() {
+                return;
+            }
             tokio::time::sleep(PACE).await;
         }
     }
@@ -140,28 +172,22 @@ impl Flooded {
         let before = self.memory("VmRSS:");
         // From here on the most it ever held is the most since now (proc(5)).
         let marked = std::fs::write(format!("/proc/{}/clear_refs", self.orders.process.id()), "5").is_ok();
-        let (mut waited, mut direct) = (Vec::new(), Vec::new());
-        let (closed, frames) = tokio::select! {
-            sent = self.send(flood, way, pace) => sent,
-            () = self.ask(self.plain, &mut waited, usize::MAX) => (false, 0),
-            () = self.ask(self.backend.address, &mut direct, usize::MAX) => (false, 0),
-        };
-        self.ask(self.plain, &mut waited, 1).await;
+        let ((closed, frames), waited) = self.meanwhile(self.send(flood, way, pace)).await;
         let most = self.memory(if marked { "VmHWM:" } else { "VmRSS:" });
-        Ridden { closed, frames, grown: most.saturating_sub(before), waited, direct }
+        Ridden { closed, frames, grown: most.saturating_sub(before), waited }
     }
 
     /// Sends a flood on a thread of its own, made ready beforehand: whoever sends it is another machine, and what that costs must
-    /// not look like waiting for the agent. So the thread gives way to all others, too.
+    /// not look like waiting for the agent. So the thread gives way to others a little, too.
     async fn send(&self, flood: &Flood, way: Way, pace: Pace) -> (bool, usize) {
         let frames = (0..TIMES).map(|at| flood.next(at)).collect();
         let prepared = Prepared { opening: flood.opening().to_vec(), frames, end: flood.end, pace, way };
         let (plain, mesh, peer) = (self.plain, self.orders.mesh, self.peer.clone());
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (mut tell, told) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
-            let _ = rustix::process::nice(19);
+            let _ = rustix::process::nice(5);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            let sent = runtime.block_on(async {
+            let sending = async {
                 let protocol = match way {
                     Way::Plaintext => return prepared.send(TcpStream::connect(plain).await.expect("a connection")).await,
                     Way::Http2 => MeshProtocol::Http2,
@@ -170,8 +196,15 @@ impl Flooded {
                 let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
                 let connected = peer.connect(mesh, "shop/orders", 80, protocol, expected).await;
                 prepared.send(connected.expect("a mesh connection")).await
+            };
+            let sent = runtime.block_on(async {
+                tokio::select! {
+                    sent = sending => Some(sent),
+                    // The test has failed.
+                    () = tell.closed() => None,
+                }
             });
-            let _ = tell.send(sent);
+            sent.and_then(|sent| tell.send(sent).err());
         });
         told.await.expect("the flood was sent")
     }

@@ -79,6 +79,8 @@ pub fn over_http2() -> Vec<Flood> {
     // An entry of 4000 bytes in the table, and how often it is named: one byte each.
     let entry = [pseudo("GET"), vec![0x40, 1, b'a', 0x7f, 0xa1, 0x1e], vec![b'v'; 4000]].concat();
     let bomb = [pseudo("GET"), vec![0x80 | 62; 1000]].concat();
+    // Nine times it is larger than a head may be, and has fewer fields.
+    let too_large = [pseudo("GET"), vec![0x80 | 62; 9]].concat();
     let crumbs = [pseudo("GET"), h2_block(&[("cookie", "a")]).repeat(700)].concat();
     let tiny = [pseudo("GET"), h2_block(&[("a", "b")]).repeat(900)].concat();
     let mut rows = vec![
@@ -101,6 +103,12 @@ pub fn over_http2() -> Vec<Flood> {
             End::Closed,
             [opening(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &entry)].concat(),
             move |number| frame(HEADERS, END_HEADERS | END_STREAM, id(number + 1), &bomb),
+        ),
+        flood(
+            "small heads that become too large",
+            End::Closed,
+            [opening(), frame(HEADERS, END_HEADERS | END_STREAM, 1, &entry)].concat(),
+            move |number| frame(HEADERS, END_HEADERS | END_STREAM, id(number + 1), &too_large),
         ),
         flood("crumbs of cookies", End::Closed, opening(), move |number| {
             frame(HEADERS, END_HEADERS | END_STREAM, id(number), &crumbs)

@@ -19,7 +19,7 @@ async fn withstands(floods: &[Flood], way: Way) {
     for flood in floods {
         let what = format!("{} ({})", flood.name, way.as_str());
         let ridden = flooded.ride(flood, way).await;
-        let slowest = ridden.waited.iter().max().copied().unwrap_or_default();
+        let slowest = ridden.waited.neighbour.iter().max().copied().unwrap_or_default();
         println!(
             "{what}: closed {} after {} frames, slowest {slowest:?}, grew {} KiB",
             ridden.closed, ridden.frames, ridden.grown

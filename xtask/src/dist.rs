@@ -82,7 +82,7 @@ pub(crate) fn agent(tools: &Tools) -> anyhow::Result<PathBuf> {
     let (counts, profile, order) = (place.join("counts"), place.join("agent.profdata"), place.join("agent.order"));
     let counted = build(tools, &place.join("counted"), &format!("-Cprofile-generate={}", counts.display()))?;
     let age = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
-    if age(&order) <= age(&counted) {
+    if age(&order).min(age(&profile)) <= age(&counted) {
         let _ = fs::remove_dir_all(&counts);
         crate::say("taking a profile of an agent under load");
         bench::train(&counted)?;
@@ -100,7 +100,9 @@ pub(crate) fn agent(tools: &Tools) -> anyhow::Result<PathBuf> {
     }
     // By its content, so that another profile is another build.
     let mut hash = DefaultHasher::new();
-    hash.write(&fs::read(&profile)?);
+    for file in [&profile, &order] {
+        hash.write(&fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
+    }
     let named = place.join(format!("agent-{:016x}", hash.finish()));
     let (profile, order) = (copy(&profile, &named, "profdata")?, copy(&order, &named, "order")?);
     let flags = format!(

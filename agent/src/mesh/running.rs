@@ -149,15 +149,18 @@ impl<T, B: FnMut(Inbox<T>) -> F, F: Future<Output = ()>> Running<T, B, F> {
         self.free.len() == self.rooms.len()
     }
 
-    /// Gives each that was woken one turn. Whoever is woken meanwhile wakes the task again.
+    /// Gives each that was woken one turn, some of them after a pause. Whoever is woken meanwhile wakes the task again.
     pub(super) fn run(&mut self, cx: &mut Context<'_>) {
         {
             let turns = &mut *self.woken.turns();
             if turns.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
                 turns.task = Some(cx.waker().clone());
             }
+            // Also in a pause: whoever was woken has used up its wake, and must be there when the pause is over.
             if self.turn.is_empty() {
                 std::mem::swap(&mut self.turn, &mut turns.rooms);
+            } else {
+                self.turn.append(&mut turns.rooms);
             }
         }
         if self.turn.is_empty() || self.pause.lasts(cx) {
@@ -338,5 +341,41 @@ mod tests {
         })
         .await;
         assert_eq!(seen, [TURN, 2 * TURN, 3 * TURN, 3 * TURN + 1]);
+    }
+
+    #[tokio::test]
+    async fn whoever_is_woken_in_a_pause_has_its_turn_after_it() {
+        let ended = Rc::new(Cell::new(0));
+        let mut running = Running::new(|inbox: Inbox<Receiver<()>>| {
+            let ended = ended.clone();
+            async move {
+                loop {
+                    let _ = inbox.next().await.await;
+                    ended.set(ended.get() + 1);
+                }
+            }
+        });
+        let (late, waits) = channel();
+        running.start(waits);
+        running.run(&mut Context::from_waker(Waker::noop()));
+        let crowd: Vec<_> = (0..TURN + 4).map(|_| channel::<()>()).collect();
+        let (_held, waits): (Vec<_>, Vec<_>) = crowd.into_iter().unzip();
+        waits.into_iter().for_each(|waits| running.start(waits));
+        let (mut late, mut begun) = (Some(late), None);
+        let all = std::future::poll_fn(|cx| {
+            running.run(cx);
+            if let Some(late) = late.take() {
+                // In the pause: one that waited, and one that is new.
+                let _ = late.send(());
+                let (end, waits) = channel();
+                running.start(waits);
+                let _ = end.send(());
+                running.run(cx);
+                begun = Some(ended.get());
+            }
+            if ended.get() == 2 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::time::timeout(std::time::Duration::from_secs(5), all).await.expect("nobody is forgotten");
+        assert_eq!(begun, Some(0), "there was no pause");
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Flooded, Way,
+    Flooded, Waited, Way,
     floods::{End, Flood, over_http2, over_mesh},
 };
 
@@ -40,8 +40,10 @@ pub struct FloodSeen {
     pub before: [u64; 2],
     /// The same with the flood.
     pub during: [u64; 2],
-    /// What somebody waited who asked the program itself, with the flood.
-    pub direct: [u64; 2],
+    /// What somebody waited who asked the program itself, before.
+    pub direct_before: [u64; 2],
+    /// The same with the flood.
+    pub direct_during: [u64; 2],
 }
 
 /// Runs all of them. `tell` hears of each one.
@@ -67,21 +69,22 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> Fl
     let slow = flooded.ride_slowly(flood, way).await;
     let mut grown = slow.grown;
     let mut ended = slow.closed;
-    let (mut before, mut during, mut direct, mut times) = (Vec::new(), Vec::new(), Vec::new(), 1);
+    let (mut before, mut during, mut times) = (Vec::new(), Vec::new(), 1);
     for _ in 0..plan.rounds {
-        before.push(percentiles(flooded.quiet(plan.window).await));
-        let (mut waited, mut at_program, began) = (Vec::new(), Vec::new(), Instant::now());
+        before.push(flooded.quiet(plan.window).await);
+        let (mut waited, began) = (Waited::default(), Instant::now());
         while began.elapsed() < plan.window {
             let ridden = flooded.ride(flood, way).await;
             waited.extend(ridden.waited);
-            at_program.extend(ridden.direct);
             waited.extend(flooded.quiet(PAUSE).await);
             (ended, grown, times) = (ended && ridden.closed, grown.max(ridden.grown), times + 1);
         }
-        during.push(percentiles(waited));
-        direct.push(percentiles(at_program));
+        during.push(waited);
     }
     let is_bounded = flood.end == End::Bounded;
+    let of = |rounds: &[Waited], whose: fn(&Waited) -> &Vec<Duration>| {
+        middle(&rounds.iter().map(|round| percentiles(whose(round).clone())).collect::<Vec<_>>())
+    };
     FloodSeen {
         name: flood.name,
         way: way.as_str(),
@@ -89,9 +92,10 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> Fl
         ended: ended || is_bounded,
         times,
         grown,
-        before: middle(&before),
-        during: middle(&during),
-        direct: middle(&direct),
+        before: of(&before, |waited| &waited.neighbour),
+        during: of(&during, |waited| &waited.neighbour),
+        direct_before: of(&before, |waited| &waited.direct),
+        direct_during: of(&during, |waited| &waited.direct),
     }
 }
 

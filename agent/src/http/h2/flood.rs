@@ -33,6 +33,8 @@ const BYTES_EACH: usize = 512;
 const RESET_COST: u32 = 8;
 /// What an answered stream earns: whoever takes answers may cancel now and then.
 const ANSWER_EARNS: u32 = 4;
+/// What a head costs that is too large: it may have come in few bytes.
+const TOO_LARGE_COST: u32 = 2;
 
 /// Length of the client's preface (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
@@ -100,6 +102,14 @@ impl Flood {
     /// A stream was reset by the caller after work had begun for it.
     pub(super) fn reset(&self) {
         let _ = self.spend(RESET_COST);
+    }
+
+    /// A head was larger than heads may be, and was answered so. Nothing else bounds them.
+    pub(super) fn too_large(&self) {
+        if !self.spend(TOO_LARGE_COST) {
+            self.0.why.set("too many heads that are too large");
+            self.0.exhausted.notify_one();
+        }
     }
 
     /// A stream was refused: its head was read in vain.

@@ -1,6 +1,6 @@
 //! The server's side of an HTTP/2 connection.
 
-use std::{rc::Rc, task::Poll, time::Duration};
+use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
@@ -75,29 +75,17 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     // A little later than the streams on it, whose records say why they ended.
     let mut write_stalls = std::pin::pin!(flood.write_stalls(limits.take + FAREWELL));
     let mut exhausted = std::pin::pin!(flood.exhausted());
-    let (bounds, mut turn) = (Rc::new(limits.clone()), Turn::default());
+    let (bounds, turn) = (Rc::new(limits.clone()), RefCell::<Turn>::default());
     let heads = Heads::new(limits.heads);
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = accept(&mut connection, &flood, &mut turn) => accepted,
+            accepted = accept(&mut connection, &flood, &turn) => accepted,
             () = &mut leaving, if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
                 deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { LINGER });
                 connection.graceful_shutdown();
-                continue;
-            }
-            // After streams were taken.
-            refusals = flood.unseen().refused() => {
-                for refusal in refusals {
-                    if refusal.reason() == Reason::Malformed {
-                        flood.reset();
-                    }
-                    drop(service.refuse(refusal));
-                }
-                // There may be more of them.
-                turn.pause.pass().await;
                 continue;
             }
             () = &mut head_stalls => return,
@@ -122,6 +110,18 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 deadline.as_mut().reset(Instant::now() + if idle { FAREWELL } else { limits.idle });
                 if idle {
                     connection.graceful_shutdown();
+                }
+                continue;
+            }
+            // After streams were taken, and after all that ends a connection: there may be many of them.
+            refusals = refused(&flood, &turn) => {
+                for refusal in refusals {
+                    match refusal.reason() {
+                        Reason::Malformed => flood.reset(),
+                        Reason::HeadTooLarge => flood.too_large(),
+                        _ => {}
+                    }
+                    drop(service.refuse(refusal));
                 }
                 continue;
             }
@@ -157,6 +157,23 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     }
 }
 
+/// Refusals of the library, a turn of them at a time.
+async fn refused(flood: &Flood, turn: &RefCell<Turn>) -> Vec<Refusal> {
+    let mut refused = std::pin::pin!(flood.unseen().refused());
+    std::future::poll_fn(|cx| {
+        let turn = &mut *turn.borrow_mut();
+        if turn.pause.lasts(cx) {
+            return Poll::Pending;
+        }
+        let refused = refused.as_mut().poll(cx);
+        if refused.is_ready() {
+            turn.pause.begin(cx);
+        }
+        refused
+    })
+    .await
+}
+
 /// Records why a connection ended, if the library ended it: no stream tells of frames that are none of HTTP/2.
 fn broke_the_rules(service: &impl Service, error: &h2::Error) {
     if error.is_library() {
@@ -174,9 +191,11 @@ struct Turn {
 }
 
 /// The next stream. What has arrived is read as its heads are taken, and no faster.
-async fn accept(connection: &mut Connection, flood: &Flood, turn: &mut Turn) -> Option<Result<Incoming, h2::Error>> {
+async fn accept(connection: &mut Connection, flood: &Flood, turn: &RefCell<Turn>) -> Option<Result<Incoming, h2::Error>> {
     std::future::poll_fn(|cx| {
-        if turn.pause.lasts(cx) {
+        let turn = &mut *turn.borrow_mut();
+        // The refusals first: no more is read before they are told.
+        if turn.pause.lasts(cx) || flood.unseen().has_many() {
             return Poll::Pending;
         }
         let Poll::Ready(accepted) = connection.poll_accept(cx) else {

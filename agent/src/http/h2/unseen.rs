@@ -109,6 +109,11 @@ impl Unseen {
         self.tell(usize::MAX)
     }
 
+    /// Whether there is more than a turn of them.
+    pub(super) fn has_many(&self) -> bool {
+        self.0.state.borrow().refused.len() >= TURN
+    }
+
     fn tell(&self, most: usize) -> Vec<Refusal> {
         let refused = &mut self.0.state.borrow_mut().refused;
         let most = most.min(refused.len());
