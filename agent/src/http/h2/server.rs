@@ -77,6 +77,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     let mut exhausted = std::pin::pin!(flood.exhausted());
     let (bounds, turn) = (Rc::new(limits.clone()), RefCell::<Turn>::default());
     let heads = Heads::new(limits.heads);
+    let tell_rest = || flood.unseen().rest().into_iter().for_each(|refusal| drop(service.refuse(refusal)));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -88,9 +89,13 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 connection.graceful_shutdown();
                 continue;
             }
-            () = &mut head_stalls => return,
-            () = &mut write_stalls => return near.reset(),
+            () = &mut head_stalls => return tell_rest(),
+            () = &mut write_stalls => {
+                near.reset();
+                return tell_rest();
+            }
             why = &mut exhausted => {
+                tell_rest();
                 drop(service.refuse(Refusal::new(Reason::ControlFlood, why)));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
@@ -99,7 +104,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
             }
             () = &mut deadline => {
                 if closing {
-                    return;
+                    return tell_rest();
                 }
                 if last.elapsed() < limits.idle {
                     deadline.as_mut().reset(last + limits.idle);
@@ -149,10 +154,10 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 });
             }
             Some(Err(error)) => {
-                flood.unseen().rest().into_iter().for_each(|refusal| drop(service.refuse(refusal)));
+                tell_rest();
                 return broke_the_rules(&*service, &error);
             }
-            None => return flood.unseen().rest().into_iter().for_each(|refusal| drop(service.refuse(refusal))),
+            None => return tell_rest(),
         }
     }
 }
