@@ -172,7 +172,8 @@ impl Flooded {
         let before = self.memory("VmRSS:");
         // From here on the most it ever held is the most since now (proc(5)).
         let marked = std::fs::write(format!("/proc/{}/clear_refs", self.orders.process.id()), "5").is_ok();
-        let ((closed, frames), waited) = self.meanwhile(self.send(flood, way, pace)).await;
+        let ((closed, frames), mut waited) = self.meanwhile(self.send(flood, way, pace)).await;
+        self.ask("the neighbour", self.plain, &mut waited.neighbour, &Cell::new(true)).await;
         let most = self.memory(if marked { "VmHWM:" } else { "VmRSS:" });
         Ridden { closed, frames, grown: most.saturating_sub(before), waited }
     }

@@ -10,6 +10,9 @@ use crate::{
 /// Between two floods of one attacker.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Most that is taken for the program's, in microseconds: what slows it down more may be the agent.
+const PROGRAMS: u64 = 10_000;
+
 /// How much of it.
 #[derive(Clone, Debug)]
 pub struct FloodPlan {
@@ -44,6 +47,9 @@ pub struct FloodSeen {
     pub direct_before: [u64; 2],
     /// The same with the flood.
     pub direct_during: [u64; 2],
+    /// How much longer the neighbour waited with the flood than before, without what the program took longer, but no more of that than
+    /// [`PROGRAMS`]: the median of the rounds.
+    pub longer: [u64; 2],
 }
 
 /// Runs all of them. `tell` hears of each one.
@@ -96,7 +102,18 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> Fl
         during: of(&during, |waited| &waited.neighbour),
         direct_before: of(&before, |waited| &waited.direct),
         direct_during: of(&during, |waited| &waited.direct),
+        longer: middle(&before.iter().zip(&during).map(|(before, during)| longer(before, during)).collect::<Vec<_>>()),
     }
+}
+
+/// What the agent takes longer in a round.
+fn longer(before: &Waited, during: &Waited) -> [u64; 2] {
+    let of = |waited: &Waited| (percentiles(waited.neighbour.clone()), percentiles(waited.direct.clone()));
+    let ((before, direct_before), (during, direct_during)) = (of(before), of(during));
+    [0, 1].map(|at| {
+        let programs = direct_during[at].saturating_sub(direct_before[at]).min(PROGRAMS);
+        during[at].saturating_sub(before[at]).saturating_sub(programs)
+    })
 }
 
 /// Median and 99th percentile, in microseconds.

@@ -321,8 +321,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guarded<I> {
         if self.ended {
             return Poll::Pending;
         }
-        if self.flood.0.ahead.get() >= AHEAD {
-            // Whoever takes heads polls again.
+        if self.flood.0.ahead.get() >= AHEAD || self.flood.unseen().has_many() {
+            // Whoever takes heads, and tells refusals, polls again.
             self.flood.0.paused.set(true);
             return Poll::Pending;
         }

@@ -95,10 +95,10 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
                 return tell_rest();
             }
             why = &mut exhausted => {
-                tell_rest();
                 drop(service.refuse(Refusal::new(Reason::ControlFlood, why)));
                 connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 let _ = tokio::time::timeout(FAREWELL, std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
+                tell_rest();
                 let _ = tokio::time::timeout(FAREWELL, discard(near)).await;
                 return;
             }
@@ -199,13 +199,12 @@ struct Turn {
 async fn accept(connection: &mut Connection, flood: &Flood, turn: &RefCell<Turn>) -> Option<Result<Incoming, h2::Error>> {
     std::future::poll_fn(|cx| {
         let turn = &mut *turn.borrow_mut();
-        // The refusals first: no more is read before they are told.
-        if turn.pause.lasts(cx) || flood.unseen().has_many() {
+        if turn.pause.lasts(cx) {
             return Poll::Pending;
         }
         let Poll::Ready(accepted) = connection.poll_accept(cx) else {
-            if flood.all_taken() {
-                // What the library refuses by itself it would refuse without an end.
+            // What the library refuses by itself it would refuse without an end; and when there are many, it is their turn now.
+            if flood.all_taken() && !flood.unseen().has_many() {
                 turn.pause.begin(cx);
             }
             return Poll::Pending;

@@ -109,7 +109,7 @@ impl Unseen {
         self.tell(usize::MAX)
     }
 
-    /// Whether there is more than a turn of them.
+    /// Whether there is a turn of them: then they are told before more is read.
     pub(super) fn has_many(&self) -> bool {
         self.0.state.borrow().refused.len() >= TURN
     }
