@@ -51,15 +51,16 @@ impl Pause {
 
     /// Whether there is one, which is not over. Then the task is woken when it is.
     pub(crate) fn lasts(&mut self, cx: &Context<'_>) -> bool {
-        let Some(over) = self.0.take_if(|over| over.is_over.load(Ordering::Acquire) || !over.task.will_wake(cx.waker())) else {
-            return self.0.is_some();
-        };
-        let is_over = over.is_over.load(Ordering::Acquire);
-        if !is_over {
+        let Some(over) = &self.0 else { return false };
+        if over.is_over.load(Ordering::Acquire) {
+            self.0 = None;
+            return false;
+        }
+        if !over.task.will_wake(cx.waker()) {
             // Another task goes on with it.
             self.begin(cx);
         }
-        !is_over
+        true
     }
 }
 

@@ -205,7 +205,9 @@ impl Flooded {
                     () = tell.closed() => None,
                 }
             });
-            sent.and_then(|sent| tell.send(sent).err());
+            if let Some(sent) = sent {
+                let _ = tell.send(sent);
+            }
         });
         told.await.expect("the flood was sent")
     }

@@ -3,7 +3,7 @@
 
 use outrider_agent::mesh::frame::{Kind, put};
 
-use crate::h2_block;
+use crate::{h2_block, h2_frame as frame, h2_opening as opening};
 
 /// How often a flood sends what it sends.
 pub const TIMES: usize = 1500;
@@ -22,16 +22,6 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// Most bytes of a frame.
 const MOST: usize = 16 << 10;
-
-fn frame(kind: u8, flags: u8, stream: usize, payload: &[u8]) -> Vec<u8> {
-    let [_, length @ ..] = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
-    let stream = u32::try_from(stream).expect("a stream").to_be_bytes();
-    [&length[..], &[kind, flags], &stream, payload].concat()
-}
-
-fn opening() -> Vec<u8> {
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()
-}
 
 fn pseudo(method: &str) -> Vec<u8> {
     h2_block(&[(":method", method), (":scheme", "http"), (":authority", "orders.shop"), (":path", "/slow")])

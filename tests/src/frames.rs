@@ -36,12 +36,14 @@ pub enum H2Answer {
     Closed,
 }
 
-fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+///
+/// # Panics
+/// When the payload or the number of the stream is too large for one.
+pub fn h2_frame(kind: u8, flags: u8, stream: usize, payload: &[u8]) -> Vec<u8> {
     let [_, length @ ..] = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
-    let mut bytes = length.to_vec();
-    bytes.extend_from_slice(&[kind, flags, 0, 0, 0, 1]);
-    bytes.extend_from_slice(payload);
-    bytes
+    let stream = u32::try_from(stream).expect("a stream").to_be_bytes();
+    [&length[..], &[kind, flags], &stream, payload].concat()
 }
 
 fn end_stream(ends: Ends) -> u8 {
@@ -79,7 +81,7 @@ pub fn h2_block(fields: &[(&str, &str)]) -> Vec<u8> {
 
 /// A HEADERS frame with this block.
 pub fn h2_head(block: &[u8], ends: Ends) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | end_stream(ends), block)
+    h2_frame(HEADERS, END_HEADERS | end_stream(ends), 1, block)
 }
 
 /// A HEADERS frame with these fields to the letter.
@@ -89,7 +91,7 @@ pub fn h2_headers(fields: &[(&str, &str)], ends: Ends) -> Vec<u8> {
 
 /// A DATA frame.
 pub fn h2_data(data: &str, ends: Ends) -> Vec<u8> {
-    frame(DATA, end_stream(ends), data.as_bytes())
+    h2_frame(DATA, end_stream(ends), 1, data.as_bytes())
 }
 
 /// All that a client says to make a request without body.

@@ -214,18 +214,18 @@ mod tests {
 
     use super::*;
 
+    /// Counts jobs that have ended.
+    async fn count(inbox: Inbox<Receiver<()>>, ended: Rc<Cell<usize>>) {
+        loop {
+            let _ = inbox.next().await.await;
+            ended.set(ended.get() + 1);
+        }
+    }
+
     #[tokio::test]
     async fn each_job_ends_by_itself_and_rooms_are_used_again() {
         let ended = Rc::new(Cell::new(0));
-        let mut running = Running::new(|inbox: Inbox<Receiver<()>>| {
-            let ended = ended.clone();
-            async move {
-                loop {
-                    let _ = inbox.next().await.await;
-                    ended.set(ended.get() + 1);
-                }
-            }
-        });
+        let mut running = Running::new(|inbox| count(inbox, ended.clone()));
         for round in 0..3 {
             let mut ends = Vec::new();
             for _ in 0..5 {
@@ -346,15 +346,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_is_woken_in_a_pause_has_its_turn_after_it() {
         let ended = Rc::new(Cell::new(0));
-        let mut running = Running::new(|inbox: Inbox<Receiver<()>>| {
-            let ended = ended.clone();
-            async move {
-                loop {
-                    let _ = inbox.next().await.await;
-                    ended.set(ended.get() + 1);
-                }
-            }
-        });
+        let mut running = Running::new(|inbox| count(inbox, ended.clone()));
         let (late, waits) = channel();
         running.start(waits);
         running.run(&mut Context::from_waker(Waker::noop()));

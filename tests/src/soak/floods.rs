@@ -77,7 +77,7 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> Fl
     let mut ended = slow.closed;
     let (mut before, mut during, mut times) = (Vec::new(), Vec::new(), 1);
     for _ in 0..plan.rounds {
-        before.push(flooded.quiet(plan.window).await);
+        before.push(Percentiles::of(flooded.quiet(plan.window).await));
         let (mut waited, began) = (Waited::default(), Instant::now());
         while began.elapsed() < plan.window {
             let ridden = flooded.ride(flood, way).await;
@@ -85,12 +85,9 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> Fl
             waited.extend(flooded.quiet(PAUSE).await);
             (ended, grown, times) = (ended && ridden.closed, grown.max(ridden.grown), times + 1);
         }
-        during.push(waited);
+        during.push(Percentiles::of(waited));
     }
     let is_bounded = flood.end == End::Bounded;
-    let of = |rounds: &[Waited], whose: fn(&Waited) -> &Vec<Duration>| {
-        middle(&rounds.iter().map(|round| percentiles(whose(round).clone())).collect::<Vec<_>>())
-    };
     FloodSeen {
         name: flood.name,
         way: way.as_str(),
@@ -98,22 +95,32 @@ async fn one(flooded: &Flooded, flood: &Flood, way: Way, plan: &FloodPlan) -> Fl
         ended: ended || is_bounded,
         times,
         grown,
-        before: of(&before, |waited| &waited.neighbour),
-        during: of(&during, |waited| &waited.neighbour),
-        direct_before: of(&before, |waited| &waited.direct),
-        direct_during: of(&during, |waited| &waited.direct),
-        longer: middle(&before.iter().zip(&during).map(|(before, during)| longer(before, during)).collect::<Vec<_>>()),
+        before: middle(before.iter().map(|round| round.neighbour)),
+        during: middle(during.iter().map(|round| round.neighbour)),
+        direct_before: middle(before.iter().map(|round| round.direct)),
+        direct_during: middle(during.iter().map(|round| round.direct)),
+        longer: middle(before.iter().zip(&during).map(|(before, during)| during.longer(before))),
     }
 }
 
-/// What the agent takes longer in a round.
-fn longer(before: &Waited, during: &Waited) -> [u64; 2] {
-    let of = |waited: &Waited| (percentiles(waited.neighbour.clone()), percentiles(waited.direct.clone()));
-    let ((before, direct_before), (during, direct_during)) = (of(before), of(during));
-    [0, 1].map(|at| {
-        let programs = direct_during[at].saturating_sub(direct_before[at]).min(PROGRAMS);
-        during[at].saturating_sub(before[at]).saturating_sub(programs)
-    })
+/// What others waited in a round: median and 99th percentile, in microseconds.
+struct Percentiles {
+    neighbour: [u64; 2],
+    direct: [u64; 2],
+}
+
+impl Percentiles {
+    fn of(waited: Waited) -> Self {
+        Self { neighbour: percentiles(waited.neighbour), direct: percentiles(waited.direct) }
+    }
+
+    /// What the agent takes longer than before.
+    fn longer(&self, before: &Self) -> [u64; 2] {
+        [0, 1].map(|at| {
+            let programs = self.direct[at].saturating_sub(before.direct[at]).min(PROGRAMS);
+            self.neighbour[at].saturating_sub(before.neighbour[at]).saturating_sub(programs)
+        })
+    }
 }
 
 /// Median and 99th percentile, in microseconds.
@@ -126,7 +133,8 @@ fn percentiles(mut waited: Vec<Duration>) -> [u64; 2] {
 }
 
 /// The median of each over the rounds.
-fn middle(rounds: &[[u64; 2]]) -> [u64; 2] {
+fn middle(rounds: impl Iterator<Item = [u64; 2]>) -> [u64; 2] {
+    let rounds: Vec<_> = rounds.collect();
     [0, 1].map(|which| {
         let mut each: Vec<u64> = rounds.iter().map(|round| round[which]).collect();
         each.sort_unstable();

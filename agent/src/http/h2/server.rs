@@ -37,10 +37,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const UNSENT: usize = 32 << 10;
 /// Bytes of a flood that are read and dropped while its sender is told to go.
 const DISCARD: usize = 1 << 20;
-
-type Connection = h2::server::Connection<Gathered<Guarded<SharedIo>>, Bytes>;
 /// Bytes of a head that count as one more stream of a turn.
 const LARGE: usize = 4 << 10;
+
+type Connection = h2::server::Connection<Gathered<Guarded<SharedIo>>, Bytes>;
 
 /// A stream, and what its head weighs.
 type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>, usize);
@@ -162,23 +162,6 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     }
 }
 
-/// Refusals of the library, a turn of them at a time.
-async fn refused(flood: &Flood, turn: &RefCell<Turn>) -> Vec<Refusal> {
-    let mut refused = std::pin::pin!(flood.unseen().refused());
-    std::future::poll_fn(|cx| {
-        let turn = &mut *turn.borrow_mut();
-        if turn.pause.lasts(cx) {
-            return Poll::Pending;
-        }
-        let refused = refused.as_mut().poll(cx);
-        if refused.is_ready() {
-            turn.pause.begin(cx);
-        }
-        refused
-    })
-    .await
-}
-
 /// Records why a connection ended, if the library ended it: no stream tells of frames that are none of HTTP/2.
 fn broke_the_rules(service: &impl Service, error: &h2::Error) {
     if error.is_library() {
@@ -220,6 +203,23 @@ async fn accept(connection: &mut Connection, flood: &Flood, turn: &RefCell<Turn>
             }
             Ok((request, respond, weight))
         }))
+    })
+    .await
+}
+
+/// Refusals of the library, a turn of them at a time.
+async fn refused(flood: &Flood, turn: &RefCell<Turn>) -> Vec<Refusal> {
+    let mut refused = std::pin::pin!(flood.unseen().refused());
+    std::future::poll_fn(|cx| {
+        let turn = &mut *turn.borrow_mut();
+        if turn.pause.lasts(cx) {
+            return Poll::Pending;
+        }
+        let refused = refused.as_mut().poll(cx);
+        if refused.is_ready() {
+            turn.pause.begin(cx);
+        }
+        refused
     })
     .await
 }
