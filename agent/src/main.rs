@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser;
 use outrider_agent::{Agent, Config, Settings, capture::command::CaptureCommand};
-use outrider_runtime::{Drain, Drained, Tasks, config::layered, drain, telemetry};
+use outrider_runtime::{Drain, Drained, Tasks, aside, config::layered, drain, telemetry};
 
 /// The Outrider agent: identity, mutual TLS and policy beside one program.
 #[derive(Debug, Parser)]
@@ -30,11 +30,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Some(Verb::Capture(capture)) = args.verb {
-        return capture.run();
-    }
-    match run(args) {
+    match run() {
         Ok(code) => code,
         Err(error) => {
             #[expect(clippy::print_stderr, reason = "the last word of the program, with or without logging")]
@@ -46,12 +42,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> anyhow::Result<ExitCode> {
-    outrider_runtime::allocator::settle();
-    let settings = layered(args.config.as_deref(), args.settings)?;
-    let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
-    telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
-    let config = Config::try_from(settings)?;
+fn run() -> anyhow::Result<ExitCode> {
+    let config = match aside(prepare).context("starting a thread")?? {
+        Start::Agent(config) => *config,
+        Start::Verb(verb) => {
+            let Verb::Capture(capture) = *verb;
+            return Ok(capture.run());
+        }
+    };
     outrider_runtime::descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
@@ -74,4 +72,25 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A successor that still starts is not waited for.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ended
+}
+
+/// What the command line asks for.
+enum Start {
+    /// An agent with these settings.
+    Agent(Box<Config>),
+    /// Something else.
+    Verb(Box<Verb>),
+}
+
+/// Reads the command line and the settings, and begins to log.
+fn prepare() -> anyhow::Result<Start> {
+    let args = Args::parse();
+    if let Some(verb) = args.verb {
+        return Ok(Start::Verb(Box::new(verb)));
+    }
+    outrider_runtime::allocator::settle();
+    let settings = layered(args.config.as_deref(), args.settings)?;
+    let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
+    telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
+    Ok(Start::Agent(Box::new(Config::try_from(settings)?)))
 }

@@ -3,6 +3,7 @@
 //! Nothing here knows about the mesh.
 
 pub mod allocator;
+mod aside;
 pub mod config;
 pub mod descriptors;
 pub mod drain;
@@ -12,6 +13,7 @@ pub mod tasks;
 pub mod telemetry;
 pub mod unix_socket;
 
+pub use aside::aside;
 pub use drain::{Drain, Drained};
 pub use readiness::{Gate, Readiness};
 pub use tasks::{TaskFailed, Tasks};

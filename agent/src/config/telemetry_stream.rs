@@ -19,6 +19,8 @@ const BATCH: usize = 500;
 const BYTES: usize = 1 << 20;
 /// How often a batch is offered to a control plane that says no to it.
 const OFFERS: u32 = 3;
+/// How long records are gathered before a batch leaves: to send one, and to store it, costs as much as a hundred records.
+const GATHER: Duration = Duration::from_millis(100);
 /// Time for the last records when the agent leaves.
 const LAST: Duration = Duration::from_secs(1);
 /// Time for the control plane to take a batch.
@@ -126,6 +128,20 @@ impl Reporter {
         }
     }
 
+    /// Takes records from the queue, as many as a batch holds. Whoever waits for them is not woken by each: after the first
+    /// one others may come for a while, unless there were many already or it is `urgent`. None when no more will come.
+    async fn receive(&mut self, urgent: bool) -> usize {
+        let first = self.records.recv_many(&mut self.pending, BATCH).await;
+        if first == 0 || first == BATCH || urgent {
+            return first;
+        }
+        tokio::time::sleep(GATHER).await;
+        if !self.records.is_empty() {
+            self.records.recv_many(&mut self.pending, BATCH - first).await;
+        }
+        self.pending.len()
+    }
+
     /// Sends records on one stream; with `once` only those that there are.
     async fn stream(&mut self, once: bool) -> Result<End, Broken> {
         let mut renewals = self.control_plane.renewals();
@@ -140,7 +156,7 @@ impl Reporter {
                     return Ok(End::Done);
                 }
                 tokio::select! {
-                    received = self.records.recv_many(&mut self.pending, BATCH) => if received == 0 { return Ok(End::Done) },
+                    received = self.receive(once) => if received == 0 { return Ok(End::Done) },
                     Ok(()) = renewals.changed() => return Ok(End::Renewed),
                     ended = answers.message() => return Err(ended.map_or_else(Broken::Refused, |_| closed())),
                 }

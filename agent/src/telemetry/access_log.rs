@@ -9,6 +9,7 @@ use std::{
         Arc,
         mpsc::{SyncSender, sync_channel},
     },
+    time::Duration,
 };
 
 use outrider_runtime::Tasks;
@@ -19,8 +20,11 @@ use super::log_file::LogFile;
 
 /// Blocks that may wait for the writer.
 const BLOCKS: usize = 64;
-/// Size at which a worker hands a block over. Waking the writer costs as much as writing hundreds of lines.
+/// Size at which a worker hands a block over.
 const BLOCK: usize = 64 << 10;
+/// How long the writer sleeps once it has written all there is, although blocks may come: to be woken for each costs as much as
+/// writing hundreds of lines. Blocks that wait meanwhile are a small part of those that may.
+const REST: Duration = Duration::from_millis(10);
 
 /// Where lines go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,9 +83,13 @@ impl AccessLog {
         let (sender, blocks) = sync_channel::<Vec<u8>>(BLOCKS);
         let (done, written) = oneshot::channel::<()>();
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            for block in blocks {
-                // A full disk must not stop the service; the gap shows in the log itself.
-                let _ = output.write_all(&block).and_then(|()| output.flush());
+            // It waits for the first block only.
+            while let Ok(first) = blocks.recv() {
+                for block in std::iter::once(first).chain(blocks.try_iter()) {
+                    // A full disk must not stop the service; the gap shows in the log itself.
+                    let _ = output.write_all(&block).and_then(|()| output.flush());
+                }
+                std::thread::sleep(REST);
             }
             drop(done);
         })?;
