@@ -1,6 +1,6 @@
 //! The client's side of an HTTP/2 connection: many exchanges at a time.
 
-use std::{cell::Cell, rc::Rc, task::Poll, time::Duration};
+use std::{cell::Cell, pin::Pin, rc::Rc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -19,6 +19,10 @@ use crate::{
 /// How often, and after how long, a connection is asked again whether its peer's settings have come.
 const FIRST_FRAME_TRIES: u32 = 50;
 const FIRST_FRAME_PAUSE: Duration = Duration::from_millis(10);
+
+/// Bytes of a body that the library is handed before the peer takes any: a stream is not open before the connection's task has run,
+/// and a body that waited for that would need a task of its own.
+const AHEAD: usize = 16 << 10;
 
 /// An HTTP/2 connection to an upstream. Clones are the same connection.
 #[derive(Clone, Debug)]
@@ -55,20 +59,26 @@ impl H2Client {
     /// # Errors
     /// When the peer does not speak HTTP/2.
     pub async fn open(io: SharedIo, tenure: Tenure, limits: &Limits, tasks: &Tasks) -> Result<Self, Refusal> {
+        let io = Gathered::new(io);
         let handshake = h2::client::Builder::new()
             .enable_push(false)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .handshake::<_, Bytes>(Gathered::new(io));
-        let (send, connection) = tokio::time::timeout(limits.handshake, handshake)
+            .handshake::<_, Bytes>(io.clone());
+        let (send, mut connection) = tokio::time::timeout(limits.handshake, handshake)
             .await
             .map_err(|_| Refusal::new(Reason::ConnectFailed, "HTTP/2 preface timed out"))?
             .map_err(|error| Refusal::caused(Reason::ConnectFailed, &error))?;
         let closed = Rc::new(Cell::new(false));
         let ended = closed.clone();
         tasks.spawn_scoped_local(async move {
-            if let Err(error) = connection.await {
+            let driven = std::future::poll_fn(|cx| {
+                let ended = Pin::new(&mut connection).poll(cx);
+                io.send(cx);
+                ended
+            });
+            if let Err(error) = driven.await {
                 tracing::debug!(%error, "HTTP/2 connection to an upstream ended");
             }
             ended.set(true);
@@ -240,8 +250,20 @@ async fn send_body(mut body: Body, mut stream: h2::SendStream<Bytes>) -> Option<
 
 async fn pump(body: &mut Body, stream: &mut h2::SendStream<Bytes>) -> Result<(), BodyError> {
     let broken = |error: &dyn ToString| BodyError::Broken(error.to_string());
+    let mut ahead = AHEAD;
     loop {
         match body.frame().await? {
+            Some(Frame::Data(data)) if data.len() <= ahead => {
+                ahead -= data.len();
+                let ends = body.is_end();
+                if data.is_empty() && !ends {
+                    continue;
+                }
+                stream.send_data(data, ends).map_err(|error| broken(&error))?;
+                if ends {
+                    return Ok(());
+                }
+            }
             Some(Frame::Data(data)) => {
                 if send_data(stream, data, body.is_end()).await.map_err(|error| broken(&error))? {
                     return Ok(());

@@ -1,6 +1,11 @@
 //! The server's side of an HTTP/2 connection.
 
-use std::{cell::RefCell, rc::Rc, task::Poll, time::Duration};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
@@ -40,7 +45,8 @@ const DISCARD: usize = 1 << 20;
 /// Bytes of a head that count as one more stream of a turn.
 const LARGE: usize = 4 << 10;
 
-type Connection = h2::server::Connection<Gathered<Guarded<SharedIo>>, Bytes>;
+type Transport = Gathered<Guarded<SharedIo>>;
+type Connection = h2::server::Connection<Transport, Bytes>;
 
 /// A stream, and what its head weighs.
 type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>, usize);
@@ -49,6 +55,7 @@ type Incoming = (http::Request<RecvStream>, SendResponse<Bytes>, usize);
 pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &Limits, tasks: &Tasks) {
     let near = io.clone();
     let (io, flood) = Guarded::new(io, limits);
+    let io = Gathered::new(io);
     let handshake = h2::server::Builder::new()
         .enable_connect_protocol()
         .max_concurrent_streams(limits.streams)
@@ -58,7 +65,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
         .max_concurrent_reset_streams(50)
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .handshake::<_, Bytes>(Gathered::new(io));
+        .handshake::<_, Bytes>(io.clone());
     let mut connection = match tokio::time::timeout(limits.handshake, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return broke_the_rules(&*service, &error),
@@ -81,7 +88,7 @@ pub async fn serve<S: Service + 'static>(io: SharedIo, service: Rc<S>, limits: &
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = accept(&mut connection, &flood, &turn) => accepted,
+            accepted = accept(&mut connection, &io, &flood, &turn) => accepted,
             () = &mut leaving, if !closing => {
                 closing = true;
                 let idle = Rc::strong_count(&open) == 1;
@@ -178,17 +185,37 @@ struct Turn {
     pause: Pause,
 }
 
-/// The next stream. What has arrived is read as its heads are taken, and no faster.
-async fn accept(connection: &mut Connection, flood: &Flood, turn: &RefCell<Turn>) -> Option<Result<Incoming, h2::Error>> {
+/// The next stream. What has arrived is read as its heads are taken, and no faster; what is to be sent leaves when there is no other.
+async fn accept(
+    connection: &mut Connection,
+    io: &Transport,
+    flood: &Flood,
+    turn: &RefCell<Turn>,
+) -> Option<Result<Incoming, h2::Error>> {
     std::future::poll_fn(|cx| {
-        let turn = &mut *turn.borrow_mut();
-        if turn.pause.lasts(cx) {
+        let accepted = turn.borrow_mut().poll_accept(connection, flood, cx);
+        if accepted.is_pending() {
+            io.send(cx);
+        }
+        accepted
+    })
+    .await
+}
+
+impl Turn {
+    fn poll_accept(
+        &mut self,
+        connection: &mut Connection,
+        flood: &Flood,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Incoming, h2::Error>>> {
+        if self.pause.lasts(cx) {
             return Poll::Pending;
         }
         let Poll::Ready(accepted) = connection.poll_accept(cx) else {
             // What the library refuses by itself it would refuse without an end; and when there are many, it is their turn now.
             if flood.all_taken() && !flood.unseen().has_many() {
-                turn.pause.begin(cx);
+                self.pause.begin(cx);
             }
             return Poll::Pending;
         };
@@ -196,15 +223,14 @@ async fn accept(connection: &mut Connection, flood: &Flood, turn: &RefCell<Turn>
         Poll::Ready(accepted.map(|accepted| {
             let (request, respond) = accepted?;
             let weight = weight(&request);
-            turn.taken += 1 + weight / LARGE;
-            if turn.taken >= TURN {
-                turn.taken = 0;
-                turn.pause.begin(cx);
+            self.taken += 1 + weight / LARGE;
+            if self.taken >= TURN {
+                self.taken = 0;
+                self.pause.begin(cx);
             }
             Ok((request, respond, weight))
         }))
-    })
-    .await
+    }
 }
 
 /// Refusals of the library, a turn of them at a time.
