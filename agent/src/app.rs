@@ -189,7 +189,7 @@ impl Agent {
             drain: drain.clone(),
         };
         let subscription = restore(subscription);
-        let log = AccessLog::start(&config.access_log, metrics.log_dropped.clone(), tasks)
+        let log = AccessLog::start(&config.access_log, config.workers, metrics.log_dropped.clone(), tasks)
             .map_err(|reason| StartError::AccessLog { target: config.access_log.to_string(), reason })?;
         let (mesh, outbound) = (listeners.mesh.address, listeners.outbound.address);
         if before.is_some() && !readiness.is_ready() {

@@ -43,13 +43,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<ExitCode> {
-    let config = match aside(prepare).context("starting a thread")?? {
-        Start::Agent(config) => *config,
-        Start::Verb(verb) => {
-            let Verb::Capture(capture) = *verb;
-            return Ok(capture.run());
-        }
-    };
+    let args = aside(Args::parse).context("starting a thread")?;
+    if let Some(Verb::Capture(capture)) = args.verb {
+        return Ok(capture.run());
+    }
+    // On the main thread, which keeps what the system was told of this process: that it ends with its parent, for one.
+    outrider_runtime::allocator::settle();
+    let config = aside(|| prepare(args)).context("starting a thread")??;
     outrider_runtime::descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
@@ -74,23 +74,10 @@ fn run() -> anyhow::Result<ExitCode> {
     ended
 }
 
-/// What the command line asks for.
-enum Start {
-    /// An agent with these settings.
-    Agent(Box<Config>),
-    /// Something else.
-    Verb(Box<Verb>),
-}
-
-/// Reads the command line and the settings, and begins to log.
-fn prepare() -> anyhow::Result<Start> {
-    let args = Args::parse();
-    if let Some(verb) = args.verb {
-        return Ok(Start::Verb(Box::new(verb)));
-    }
-    outrider_runtime::allocator::settle();
+/// Reads the settings, and begins to log.
+fn prepare(args: Args) -> anyhow::Result<Config> {
     let settings = layered(args.config.as_deref(), args.settings)?;
     let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
     telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
-    Ok(Start::Agent(Box::new(Config::try_from(settings)?)))
+    Ok(Config::try_from(settings)?)
 }

@@ -56,7 +56,7 @@ async fn faulty(protocol: MeshProtocol, log: &Path) -> Result<SharedIo, Box<dyn 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let tasks = Tasks::new();
-    let log = AccessLog::start(&AccessLogTarget::File(log.to_owned()), Arc::default(), &tasks)?;
+    let log = AccessLog::start(&AccessLogTarget::File(log.to_owned()), 1, Arc::default(), &tasks)?;
     let ((reports, _), sampler) = (report_queue(0.0, Arc::default()), Sampler::new(false, 0.0, 0));
     let metrics = Metrics::new(&mut Default::default());
     let observer = Observer::new(log, metrics, reports, SpanQueue::off(), sampler, orders.svids.clone(), Drain::new());

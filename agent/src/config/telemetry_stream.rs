@@ -19,8 +19,11 @@ const BATCH: usize = 500;
 const BYTES: usize = 1 << 20;
 /// How often a batch is offered to a control plane that says no to it.
 const OFFERS: u32 = 3;
-/// How long records are gathered before a batch leaves: to send one, and to store it, costs as much as a hundred records.
+/// How long records are gathered before a batch leaves, unless there are enough for one: to send one, and to store it, costs as much as
+/// a hundred records.
 const GATHER: Duration = Duration::from_millis(100);
+/// How often it is looked whether there are enough, in that time.
+const LOOKS: u32 = 4;
 /// Time for the last records when the agent leaves.
 const LAST: Duration = Duration::from_secs(1);
 /// Time for the control plane to take a batch.
@@ -135,7 +138,11 @@ impl Reporter {
         if first == 0 || first == BATCH || urgent {
             return first;
         }
-        tokio::time::sleep(GATHER).await;
+        for _ in 0..LOOKS {
+            if first + self.records.len() < BATCH {
+                tokio::time::sleep(GATHER / LOOKS).await;
+            }
+        }
         if !self.records.is_empty() {
             self.records.recv_many(&mut self.pending, BATCH - first).await;
         }

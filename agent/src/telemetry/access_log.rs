@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::log_file::LogFile;
 
-/// Blocks that may wait for the writer.
+/// Blocks that may wait for the writer: so many, and two for each worker, since all hand over what they have at the same time.
 const BLOCKS: usize = 64;
 /// Size at which a worker hands a block over.
 const BLOCK: usize = 64 << 10;
@@ -70,17 +70,17 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// Starts the writer, which `tasks` waits for: the last lines are written before the agent ends. Returns a worker's end.
+    /// Starts the writer for so many workers, which `tasks` waits for: the last lines are written before the agent ends. Returns a worker's end.
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn start(target: &AccessLogTarget, dropped: Arc<Counter>, tasks: &Tasks) -> std::io::Result<Self> {
+    pub fn start(target: &AccessLogTarget, workers: usize, dropped: Arc<Counter>, tasks: &Tasks) -> std::io::Result<Self> {
         let mut output: Box<dyn Write + Send> = match target {
             AccessLogTarget::Off => return Ok(Self::over(None, dropped)),
             AccessLogTarget::Stdout => Box::new(std::io::stdout()),
             AccessLogTarget::File(path) => Box::new(LogFile::open(path)?),
         };
-        let (sender, blocks) = sync_channel::<Vec<u8>>(BLOCKS);
+        let (sender, blocks) = sync_channel::<Vec<u8>>(BLOCKS.max(2 * workers));
         let (done, written) = oneshot::channel::<()>();
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             // It waits for the first block only.

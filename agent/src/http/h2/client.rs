@@ -20,9 +20,11 @@ use crate::{
 const FIRST_FRAME_TRIES: u32 = 50;
 const FIRST_FRAME_PAUSE: Duration = Duration::from_millis(10);
 
-/// Bytes of a body that the library is handed before the peer takes any: a stream is not open before the connection's task has run,
-/// and a body that waited for that would need a task of its own.
+/// What the library is handed of a body before the peer takes any: a stream is not open before the connection's task has run, and a
+/// body that waited for that would need a task of its own.
 const AHEAD: usize = 16 << 10;
+/// What a piece of a body takes in the library, beside its bytes.
+const PIECE: usize = 2 << 10;
 
 /// An HTTP/2 connection to an upstream. Clones are the same connection.
 #[derive(Clone, Debug)]
@@ -253,8 +255,8 @@ async fn pump(body: &mut Body, stream: &mut h2::SendStream<Bytes>) -> Result<(),
     let mut ahead = AHEAD;
     loop {
         match body.frame().await? {
-            Some(Frame::Data(data)) if data.len() <= ahead => {
-                ahead -= data.len();
+            Some(Frame::Data(data)) if data.len() + PIECE <= ahead => {
+                ahead -= data.len() + PIECE;
                 let ends = body.is_end();
                 if data.is_empty() && !ends {
                     continue;

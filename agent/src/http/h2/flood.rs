@@ -155,13 +155,10 @@ impl Flood {
     }
 
     /// Notes whether the peer takes what we say.
-    fn takes(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn takes<T>(&self, said: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let stuck = &self.0.stuck;
-        stuck.set(if written.is_pending() { stuck.get().or_else(|| Some(Instant::now())) } else { None });
-        if let Poll::Ready(Ok(bytes)) = written {
-            self.wrote(bytes);
-        }
-        written
+        stuck.set(if said.is_pending() { stuck.get().or_else(|| Some(Instant::now())) } else { None });
+        said
     }
 }
 
@@ -343,12 +340,14 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guarded<I> {
         if let Poll::Ready(Ok(count)) = written {
             let Self { written, flood, .. } = &mut *self;
             written.look(buf.get(..count).unwrap_or_default(), &flood.0.unseen);
+            flood.wrote(count);
         }
         self.flood.takes(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.flood.takes(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

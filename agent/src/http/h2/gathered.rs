@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::spare;
 
 /// Bytes that are gathered before they are sent.
-const GATHERED: usize = 64 << 10;
+const GATHERED: usize = 32 << 10;
 
 /// Gathers what is written. An idle one holds no buffer. Clones are the same transport: one is the library's, and whoever drives its
 /// connection sends by the other when the library has no more to say; until it does so once, a flush sends.
@@ -27,6 +27,8 @@ struct Transport<I> {
     buffer: Vec<u8>,
     /// Bytes of `buffer` that were sent.
     sent: usize,
+    /// Whether the transport may hold bytes that it took: TLS does.
+    held: bool,
     /// Whether the one who drives the connection sends.
     driven: bool,
     /// Why sending failed, which the library has not heard.
@@ -41,7 +43,7 @@ impl<I> Clone for Gathered<I> {
 
 impl<I: AsyncWrite + Unpin> Gathered<I> {
     pub(super) fn new(io: I) -> Self {
-        Self(Rc::new(RefCell::new(Transport { io, buffer: Vec::new(), sent: 0, driven: false, failed: None })))
+        Self(Rc::new(RefCell::new(Transport { io, buffer: Vec::new(), sent: 0, held: false, driven: false, failed: None })))
     }
 
     /// Sends what was gathered, as far as the transport takes it now; the task is woken when it takes more, and when sending
@@ -49,7 +51,7 @@ impl<I: AsyncWrite + Unpin> Gathered<I> {
     pub(super) fn send(&self, cx: &mut Context<'_>) {
         let mut transport = self.0.borrow_mut();
         transport.driven = true;
-        if let Poll::Ready(Err(error)) = transport.poll_drain(cx) {
+        if let Poll::Ready(Err(error)) = transport.poll_send(cx) {
             transport.failed = Some(error);
             cx.waker().wake_by_ref();
         }
@@ -66,9 +68,19 @@ impl<I: AsyncWrite + Unpin> Transport<I> {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent += count,
             }
+            self.held = true;
         }
         self.sent = 0;
         spare::give(std::mem::take(&mut self.buffer));
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        if self.held {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.held = false;
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -83,6 +95,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gathered<I> {
             transport.buffer = spare::take();
         }
         let count = bytes.len().min(GATHERED);
+        let room = (transport.buffer.len() + count).next_power_of_two().saturating_sub(transport.buffer.len());
+        transport.buffer.reserve_exact(room);
         transport.buffer.extend_from_slice(bytes.get(..count).unwrap_or_default());
         Poll::Ready(Ok(count))
     }
@@ -92,8 +106,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Gathered<I> {
         if transport.driven && transport.failed.is_none() {
             return Poll::Ready(Ok(()));
         }
-        ready!(transport.poll_drain(cx))?;
-        Pin::new(&mut transport.io).poll_flush(cx)
+        transport.poll_send(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -136,6 +149,25 @@ mod tests {
         );
         assert_eq!(sent.unwrap(), 0, "nothing is held");
         assert!(got.unwrap() == [b"head".as_slice(), &large].concat());
+    }
+
+    #[tokio::test]
+    async fn what_the_transport_took_and_holds_leaves_when_there_is_nothing_more_to_say() {
+        let (near, mut far) = tokio::io::duplex(10);
+        let mut gathered = Gathered::new(tokio::io::BufWriter::new(near));
+        let driver = gathered.clone();
+        std::future::poll_fn(|cx| Poll::Ready(driver.send(cx))).await;
+        gathered.write_all(&[b'x'; 50]).await.unwrap();
+        let driving = std::future::poll_fn(|cx| {
+            driver.send(cx);
+            Poll::<()>::Pending
+        });
+        tokio::select! {
+            read = tokio::time::timeout(std::time::Duration::from_secs(10), far.read_exact(&mut [0; 50])) => {
+                read.expect("the last bytes stay").unwrap();
+            }
+            () = driving => {}
+        }
     }
 
     #[tokio::test]
