@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use outrider_tests::{AgentOptions, AgentProcess, Mesh, MeshOptions, Outcome, allow, free_port};
+use outrider_tests::{AgentOptions, AgentProcess, Mesh, MeshOptions, Outcome, allow, free_port, until};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel},
@@ -482,8 +482,11 @@ async fn no_call_fails_when_an_agent_leaves_under_load() -> Outcome {
     while let Some(ended) = callers.join_next().await {
         ended?.map_err(|status| format!("a call failed: {status:?}"))?;
     }
-    let by_both = [first.state_dir.clone(), second.state_dir.clone()]
-        .map(|dir| std::fs::read_to_string(dir.with_extension("access.log")).unwrap_or_default().lines().count());
+    let lines =
+        |dir: &std::path::Path| std::fs::read_to_string(dir.with_extension("access.log")).unwrap_or_default().lines().count();
+    // The one that goes on writes its lines a moment later.
+    until("lines of the second agent", || lines(&second.state_dir) > 10).await;
+    let by_both = [&first.state_dir, &second.state_dir].map(|dir| lines(dir));
     assert!(by_both.iter().all(|lines| *lines > 10), "each had its part: {by_both:?}");
     Ok(())
 }

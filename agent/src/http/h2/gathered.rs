@@ -153,7 +153,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_transport_took_and_holds_leaves_when_there_is_nothing_more_to_say() {
-        let (near, mut far) = tokio::io::duplex(10);
+        let ((near, mut far), mut got) = (tokio::io::duplex(10), [0; 50]);
         let mut gathered = Gathered::new(tokio::io::BufWriter::new(near));
         let driver = gathered.clone();
         std::future::poll_fn(|cx| Poll::Ready(driver.send(cx))).await;
@@ -163,7 +163,7 @@ mod tests {
             Poll::<()>::Pending
         });
         tokio::select! {
-            read = tokio::time::timeout(std::time::Duration::from_secs(10), far.read_exact(&mut [0; 50])) => {
+            read = tokio::time::timeout(std::time::Duration::from_secs(10), far.read_exact(&mut got)) => {
                 read.expect("the last bytes stay").unwrap();
             }
             () = driving => {}
