@@ -73,6 +73,13 @@ async fn attack(address: SocketAddr, begin: &'static [u8]) -> std::io::Result<Du
 const HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: orders.shop\r\nx-a: ";
 const BODY: &[u8] = b"POST /body HTTP/1.1\r\nhost: orders.shop\r\ncontent-length: 1000000\r\n\r\n";
 
+/// The beginning of HTTP/2 with windows as wide as they get.
+const WIDE: [&[u8]; 3] = [
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff],
+    &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0],
+];
+
 /// A program with large answers, for as long as the set is there.
 async fn program() -> std::io::Result<(SocketAddr, JoinSet<()>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -178,14 +185,9 @@ async fn who_never_opens_the_window_of_http2_or_takes_nothing_at_all_is_let_go()
     }
     assert!(began.elapsed() > Duration::from_secs(3), "it had its time");
 
-    // Windows as wide as they get, and nobody reads: the connection itself is stuck.
-    let wide = [
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(),
-        &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff],
-        &[0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0],
-    ];
+    // And nobody reads: the connection itself is stuck.
     let mut stuck = narrow(scene.plain).await?;
-    stuck.write_all(&[wide.concat(), h2_headers(&pseudo, Ends::Yes)].concat()).await?;
+    stuck.write_all(&[WIDE.concat(), h2_headers(&pseudo, Ends::Yes)].concat()).await?;
     let began = Instant::now();
     while stuck.take_error()?.is_none() {
         assert!(began.elapsed() < Duration::from_secs(30), "it is still there");
@@ -306,6 +308,61 @@ async fn a_member_that_opens_no_window_or_reads_nothing_is_let_go() -> Outcome {
     drop((closed, stuck));
     let log = scene.orders.access_log().await;
     assert_eq!(log.iter().filter(|line| line["reason"] == "slow_caller").count(), 65, "{log:#?}");
+    Ok(())
+}
+
+/// A program whose answers are as long as the path says.
+async fn sized(listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut head).await {
+                let text = String::from_utf8_lossy(&head[..count]).into_owned();
+                let length = text.split([' ', '/']).nth(2).and_then(|length| length.parse().ok()).unwrap_or(0);
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{}", "x".repeat(length));
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn who_reads_after_a_while_over_http2_and_tls_gets_the_end_of_the_answer_too() -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let _program = tokio::spawn(sized(listener));
+    let scene = Scene::set(address, &[]).await;
+    let peer = MeshPeer::join(&scene.mesh, "shop/web").await;
+    let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
+    // Whatever fits into the buffers of either system, of TLS and of the agent.
+    for length in (1..=24_usize).map(|part| part * (32 << 10) + 1000) {
+        let connected = peer.connect(scene.orders.mesh, "shop/orders", 80, MeshProtocol::Http2, expected).await;
+        let mut io = connected.map_err(std::io::Error::other)?;
+        let path = format!("/{length}");
+        let pseudo = [(":method", "GET"), (":scheme", "http"), (":authority", "orders.shop"), (":path", path.as_str())];
+        io.write_all(&[WIDE.concat(), h2_headers(&pseudo, Ends::Yes)].concat()).await?;
+        io.flush().await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let whole = async {
+            let mut body = 0;
+            loop {
+                let mut head = [0; 9];
+                io.read_exact(&mut head).await?;
+                let [high, middle, low, kind, flags, ..] = head;
+                let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+                io.read_exact(&mut payload).await?;
+                if kind == 0 {
+                    body += payload.len();
+                    if flags & 1 == 1 {
+                        return Ok::<_, std::io::Error>(body);
+                    }
+                }
+            }
+        };
+        let whole = tokio::time::timeout(Duration::from_secs(10), whole).await;
+        assert_eq!(whole.map_err(|_| format!("the end of {length} bytes does not come"))??, length);
+    }
     Ok(())
 }
 
