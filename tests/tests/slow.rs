@@ -318,7 +318,7 @@ async fn sized(listener: TcpListener) {
         connections.spawn(async move {
             let mut head = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut head).await {
-                let text = String::from_utf8_lossy(&head[..count]).into_owned();
+                let text = String::from_utf8_lossy(head.get(..count).unwrap_or_default()).into_owned();
                 let length = text.split([' ', '/']).nth(2).and_then(|length| length.parse().ok()).unwrap_or(0);
                 let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{}", "x".repeat(length));
                 let _ = stream.write_all(answer.as_bytes()).await;
@@ -331,7 +331,8 @@ async fn sized(listener: TcpListener) {
 async fn who_reads_after_a_while_over_http2_and_tls_gets_the_end_of_the_answer_too() -> Outcome {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let _program = tokio::spawn(sized(listener));
+    let mut program = JoinSet::new();
+    program.spawn(sized(listener));
     let scene = Scene::set(address, &[]).await;
     let peer = MeshPeer::join(&scene.mesh, "shop/web").await;
     let expected = "spiffe://mesh.internal/ns/shop/sa/orders";

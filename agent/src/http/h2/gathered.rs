@@ -128,6 +128,14 @@ mod tests {
 
     use super::*;
 
+    async fn send(driver: &Gathered<impl AsyncWrite + Unpin>) {
+        std::future::poll_fn(|cx| {
+            driver.send(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     #[tokio::test]
     async fn what_is_written_arrives_at_the_flush_whole_and_in_order() {
         let (near, mut far) = tokio::io::duplex(1000);
@@ -156,7 +164,7 @@ mod tests {
         let ((near, mut far), mut got) = (tokio::io::duplex(10), [0; 50]);
         let mut gathered = Gathered::new(tokio::io::BufWriter::new(near));
         let driver = gathered.clone();
-        std::future::poll_fn(|cx| Poll::Ready(driver.send(cx))).await;
+        send(&driver).await;
         gathered.write_all(&[b'x'; 50]).await.unwrap();
         let driving = std::future::poll_fn(|cx| {
             driver.send(cx);
@@ -178,32 +186,31 @@ mod tests {
         gathered.write_all(b"preface").await.unwrap();
         gathered.flush().await.unwrap();
         assert_eq!(far.read(&mut got).await.unwrap(), 7, "nobody drives it yet");
-        std::future::poll_fn(|cx| Poll::Ready(driver.send(cx))).await;
+        send(&driver).await;
         for frame in ["one", "two"] {
             gathered.write_all(frame.as_bytes()).await.unwrap();
             gathered.flush().await.unwrap();
         }
         assert!(futures_util::poll!(std::pin::pin!(far.read(&mut got))).is_pending(), "there may be more");
-        std::future::poll_fn(|cx| Poll::Ready(driver.send(cx))).await;
+        send(&driver).await;
         assert_eq!(far.read(&mut got).await.unwrap(), 6);
         // What the transport does not take at once it takes when it can.
         gathered.write_all(&[b'x'; 150]).await.unwrap();
-        let driving = tokio::spawn(async move {
+        let reading = async {
             let (mut read, mut piece) = (0, [0; 100]);
             while read < 150 {
                 read += far.read(&mut piece).await.unwrap();
             }
-            far
-        });
+        };
         let all_sent = std::future::poll_fn(|cx| {
             driver.send(cx);
             if driver.0.borrow().buffer.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         });
-        all_sent.await;
+        tokio::join!(reading, all_sent);
         // The library hears that nobody reads any more.
-        drop(driving.await.unwrap());
+        drop(far);
         gathered.write_all(b"late").await.unwrap();
-        std::future::poll_fn(|cx| Poll::Ready(driver.send(cx))).await;
+        send(&driver).await;
         assert!(gathered.flush().await.is_err());
     }
 }
