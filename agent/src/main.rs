@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser;
 use outrider_agent::{Agent, Config, Settings, capture::command::CaptureCommand};
-use outrider_runtime::{Drain, Drained, Tasks, aside, config::layered, drain, telemetry};
+use outrider_runtime::{Drain, Drained, Tasks, config::layered, drain, telemetry};
 
 /// The Outrider agent: identity, mutual TLS and policy beside one program.
 #[derive(Debug, Parser)]
@@ -30,7 +30,11 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let args = Args::parse();
+    if let Some(Verb::Capture(capture)) = args.verb {
+        return capture.run();
+    }
+    match run(args) {
         Ok(code) => code,
         Err(error) => {
             #[expect(clippy::print_stderr, reason = "the last word of the program, with or without logging")]
@@ -42,14 +46,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<ExitCode> {
-    let args = aside(Args::parse).context("starting a thread")?;
-    if let Some(Verb::Capture(capture)) = args.verb {
-        return Ok(capture.run());
-    }
-    // On the main thread, which keeps what the system was told of this process: that it ends with its parent, for one.
+fn run(args: Args) -> anyhow::Result<ExitCode> {
     outrider_runtime::allocator::settle();
-    let config = aside(|| prepare(args)).context("starting a thread")??;
+    let settings = layered(args.config.as_deref(), args.settings)?;
+    let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
+    telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
+    let config = Config::try_from(settings)?;
     outrider_runtime::descriptors::raise_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(async {
@@ -72,12 +74,4 @@ fn run() -> anyhow::Result<ExitCode> {
     // A successor that still starts is not waited for.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ended
-}
-
-/// Reads the settings, and begins to log.
-fn prepare(args: Args) -> anyhow::Result<Config> {
-    let settings = layered(args.config.as_deref(), args.settings)?;
-    let filter = settings.log.clone().unwrap_or_else(|| "info".to_owned());
-    telemetry::init(settings.log_format.unwrap_or_default(), &filter).map_err(anyhow::Error::msg)?;
-    Ok(Config::try_from(settings)?)
 }

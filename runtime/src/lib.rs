@@ -3,7 +3,6 @@
 //! Nothing here knows about the mesh.
 
 pub mod allocator;
-mod aside;
 pub mod config;
 pub mod descriptors;
 pub mod drain;
@@ -13,7 +12,6 @@ pub mod tasks;
 pub mod telemetry;
 pub mod unix_socket;
 
-pub use aside::aside;
 pub use drain::{Drain, Drained};
 pub use readiness::{Gate, Readiness};
 pub use tasks::{TaskFailed, Tasks};

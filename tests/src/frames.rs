@@ -107,15 +107,45 @@ pub async fn h2_answer(io: &mut (impl AsyncRead + Unpin)) -> io::Result<H2Answer
     tokio::time::timeout(PATIENCE, answer(io)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
+/// Reads a body to the end of its stream, and returns its length.
+///
+/// # Errors
+/// When the connection ends before.
+pub async fn h2_body(io: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
+    let mut length = 0;
+    while let Some(frame) = next(io).await? {
+        if frame.kind == DATA {
+            length += frame.payload.len();
+            if frame.flags & END_STREAM != 0 {
+                return Ok(length);
+            }
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u8,
+    payload: Vec<u8>,
+}
+
+/// The next frame; `None` when the connection has ended.
+async fn next(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
+    let mut head = [0; 9];
+    if io.read_exact(&mut head).await.is_err() {
+        return Ok(None);
+    }
+    let [high, middle, low, kind, flags, _, _, _, stream] = head;
+    let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+    io.read_exact(&mut payload).await?;
+    Ok(Some(Frame { kind, flags, stream, payload }))
+}
+
 async fn answer(io: &mut (impl AsyncRead + Unpin)) -> io::Result<H2Answer> {
     loop {
-        let mut head = [0; 9];
-        if io.read_exact(&mut head).await.is_err() {
-            return Ok(H2Answer::Closed);
-        }
-        let [high, middle, low, kind, _, _, _, _, stream] = head;
-        let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
-        io.read_exact(&mut payload).await?;
+        let Some(Frame { kind, stream, payload, .. }) = next(io).await? else { return Ok(H2Answer::Closed) };
         let code = |at: usize| payload.get(at..at + 4).and_then(|code| code.try_into().ok()).map(u32::from_be_bytes);
         let found = match (kind, stream) {
             (HEADERS, 1) => status(&payload).map(H2Answer::Status),

@@ -16,8 +16,8 @@ const PIECE: usize = 16 << 10;
 /// Between two events.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// Answers every GET, those for `/large` with much and those for `/events` with two words a while apart, and waits for the whole of a
-/// body.
+/// Answers every GET, those for `/large` with much, those for a number with so many bytes and those for `/events` with two words a while
+/// apart, and waits for the whole of a body.
 pub async fn large(listener: TcpListener) {
     let mut connections = JoinSet::new();
     while let Ok((mut stream, _)) = listener.accept().await {
@@ -35,7 +35,7 @@ pub async fn large(listener: TcpListener) {
                     let _ = stream.write_all(b"second").await;
                     return;
                 }
-                let mut left = if head.starts_with(b"GET /large") { LARGE } else { 2 };
+                let mut left = length(head);
                 let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n").as_bytes()).await;
                 while left > 0 {
                     let piece = [b'x'; PIECE];
@@ -44,5 +44,15 @@ pub async fn large(listener: TcpListener) {
                 }
             }
         });
+    }
+}
+
+/// Bytes of the answer.
+fn length(head: &[u8]) -> usize {
+    let path = head.strip_prefix(b"GET /").unwrap_or_default().split(|byte| *byte == b' ').next().unwrap_or_default();
+    match std::str::from_utf8(path) {
+        Ok("large") => LARGE,
+        Ok(number) => number.parse().unwrap_or(2),
+        Err(_) => 2,
     }
 }

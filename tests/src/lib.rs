@@ -35,7 +35,7 @@ pub use collector::{CollectedSpan, Collector};
 pub use eager::{Eager, Heard};
 pub use files::{free_port, program};
 pub use flooded::{Flooded, Ridden, Waited, Way};
-pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_data, h2_frame, h2_head, h2_headers, h2_opening, h2_request};
+pub use frames::{Ends, H2Answer, h2_answer, h2_block, h2_body, h2_data, h2_frame, h2_head, h2_headers, h2_opening, h2_request};
 pub use image::Image;
 pub use join::{join, join_over, to_control_plane};
 pub use large::large;

@@ -278,9 +278,12 @@ async fn whatever_the_library_refuses_leaves_one_record() -> Outcome {
         (0..40).flat_map(|at| [h2_frame(1, 4, 2 * at + 1, &head), h2_frame(0, 1, 2 * at + 1, b"ab")].concat()).collect();
     scene.refuses("many longer bodies", &[h2_opening(), burst].concat(), Reset(PROTOCOL_ERROR)).await;
     scene.works().await;
-    while scene.orders.access_log().await.len() < before + 41 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    let recorded = async {
+        while scene.orders.access_log().await.len() < before + 41 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), recorded).await.expect("each broken call is recorded");
     scene.works().await;
     assert_eq!(scene.orders.access_log().await.len(), before + 42, "forty broken calls, and the good ones");
     before += 42;

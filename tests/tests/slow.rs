@@ -12,8 +12,8 @@ use outrider_agent::{
     tls::MeshProtocol,
 };
 use outrider_tests::{
-    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, MeshPeer, Outcome, allow, exchange, free_port, h2_headers,
-    h2_opening, large, through_proxy,
+    AgentOptions, AgentProcess, Backend, Ends, Mesh, MeshOptions, MeshPeer, Outcome, allow, exchange, free_port, h2_body,
+    h2_headers, h2_opening, large, through_proxy,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -311,28 +311,9 @@ async fn a_member_that_opens_no_window_or_reads_nothing_is_let_go() -> Outcome {
     Ok(())
 }
 
-/// A program whose answers are as long as the path says.
-async fn sized(listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut head = [0; 4096];
-            while let Ok(count @ 1..) = stream.read(&mut head).await {
-                let text = String::from_utf8_lossy(head.get(..count).unwrap_or_default()).into_owned();
-                let length = text.split([' ', '/']).nth(2).and_then(|length| length.parse().ok()).unwrap_or(0);
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{}", "x".repeat(length));
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-    }
-}
-
 #[tokio::test]
 async fn who_reads_after_a_while_over_http2_and_tls_gets_the_end_of_the_answer_too() -> Outcome {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let mut program = JoinSet::new();
-    program.spawn(sized(listener));
+    let (address, _program) = program().await?;
     let scene = Scene::set(address, &[]).await;
     let peer = MeshPeer::join(&scene.mesh, "shop/web").await;
     let expected = "spiffe://mesh.internal/ns/shop/sa/orders";
@@ -345,23 +326,7 @@ async fn who_reads_after_a_while_over_http2_and_tls_gets_the_end_of_the_answer_t
         io.write_all(&[WIDE.concat(), h2_headers(&pseudo, Ends::Yes)].concat()).await?;
         io.flush().await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let whole = async {
-            let mut body = 0;
-            loop {
-                let mut head = [0; 9];
-                io.read_exact(&mut head).await?;
-                let [high, middle, low, kind, flags, ..] = head;
-                let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
-                io.read_exact(&mut payload).await?;
-                if kind == 0 {
-                    body += payload.len();
-                    if flags & 1 == 1 {
-                        return Ok::<_, std::io::Error>(body);
-                    }
-                }
-            }
-        };
-        let whole = tokio::time::timeout(Duration::from_secs(10), whole).await;
+        let whole = tokio::time::timeout(Duration::from_secs(10), h2_body(&mut io)).await;
         assert_eq!(whole.map_err(|_| format!("the end of {length} bytes does not come"))??, length);
     }
     Ok(())

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::log_file::LogFile;
 
-/// Blocks that may wait for the writer: so many, and two for each worker, since all hand over what they have at the same time.
+/// Blocks that may wait for the writer; two for each worker if that is more, since all hand over what they have at the same time.
 const BLOCKS: usize = 64;
 /// Size at which a worker hands a block over.
 const BLOCK: usize = 64 << 10;
